@@ -1,0 +1,157 @@
+"""How many requests a second does a gateway take? A lean HTTP/1.1 load generator on raw sockets.
+
+It costs a few microseconds a request, so that the gateway is what is measured:
+
+    python -m benchmarks.load --port 8420 --connections 32 --requests 20000
+    python -m benchmarks.load --port 8420 --follow --requests 300      (submit to terminal, one at a time, over SSE)
+
+The second needs a worker that serves the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+
+LENGTH = b"content-length: "
+TERMINAL = (b"event: task.succeeded", b"event: task.dead_lettered", b"event: task.cancelled", b"event: task.expired")
+ECHO = json.dumps({"kind": "echo", "model": "echo", "params": {"message": "hello"}}).encode()
+
+
+class RefusedError(Exception):
+    """The server answered with another status than 2xx."""
+
+
+async def post_many(host: str, port: int, path: str, body: bytes, connections: int, requests: int) -> list[float]:
+    """Send the same POST many times over keep-alive connections, one in flight on each; returns each one's seconds.
+
+    Raises:
+        RefusedError: an answer is not 2xx.
+    """
+    request = post(host, port, path, body)
+    shares = [requests // connections + (index < requests % connections) for index in range(connections)]
+    lists = await asyncio.gather(*[_Connection.run(host, port, request, share) for share in shares if share])
+    return [latency for latencies in lists for latency in latencies]
+
+
+async def follow_one(host: str, port: int, path: str, body: bytes) -> float:
+    """Submit a task on a new connection and follow its events in the same answer; returns the seconds to its end."""
+    started = time.perf_counter()
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(post(host, port, path, body, ("Accept: text/event-stream",)))
+    async for line in reader:
+        if line.startswith(TERMINAL):
+            break
+    else:
+        raise RefusedError("the stream ended without a terminal event")
+    ended = time.perf_counter()
+    writer.close()
+    await writer.wait_closed()
+    return ended - started
+
+
+def post(host: str, port: int, path: str, body: bytes, headers: Sequence[str] = ()) -> bytes:
+    """Return a request's bytes."""
+    own = (f"POST {path} HTTP/1.1", f"Host: {host}:{port}", "Content-Type: application/json")
+    return "\r\n".join([*own, *headers, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def summary(latencies: Sequence[float], elapsed_s: float) -> dict[str, object]:
+    """Return the figures of a run."""
+    ranked = sorted(latencies)
+    return {
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "requests": len(ranked),
+        "per_second": round(len(ranked) / elapsed_s),
+        "median_ms": round(statistics.median(ranked) * 1000, 3),
+        "p99_ms": round(ranked[int(len(ranked) * 0.99)] * 1000, 3),
+        "max_ms": round(ranked[-1] * 1000, 3),
+    }
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection: the next request goes out as soon as the answer to the last one is whole."""
+
+    def __init__(self, request: bytes, count: int) -> None:
+        self._request = request
+        self._left = count
+        self._buffer = b""
+        self._sent_at = 0.0
+        self.latencies: list[float] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def run(cls, host: str, port: int, request: bytes, count: int) -> list[float]:
+        loop = asyncio.get_running_loop()
+        transport, connection = await loop.create_connection(lambda: cls(request, count), host, port)
+        try:
+            await connection.done
+        finally:
+            transport.close()
+        return connection.latencies
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self._buffer[:end].lower()
+        at = head.index(LENGTH) + len(LENGTH)
+        size = int(head[at:].partition(b"\r\n")[0])
+        if len(self._buffer) >= end + 4 + size:
+            self._answered(head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or ConnectionError("the server closed the connection"))
+
+    def _send(self) -> None:
+        self._left -= 1
+        self._buffer = b""
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._request)
+
+    def _answered(self, head: bytes) -> None:
+        self.latencies.append(time.perf_counter() - self._sent_at)
+        if not head.startswith(b"http/1.1 2"):
+            self.done.set_exception(RefusedError(self._buffer.decode(errors="replace")))
+        elif self._left:
+            self._send()
+        else:
+            self.done.set_result(None)
+
+
+async def _main(asked: argparse.Namespace) -> None:
+    body = asked.body.encode()
+    started = time.perf_counter()
+    if asked.follow:
+        latencies = [await follow_one(asked.host, asked.port, asked.path, body) for _ in range(asked.requests)]
+    else:
+        latencies = await post_many(asked.host, asked.port, asked.path, body, asked.connections, asked.requests)
+    print(json.dumps(summary(latencies, time.perf_counter() - started)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8420)
+    parser.add_argument("--path", default="/v1/tasks")
+    parser.add_argument("--body", default=ECHO.decode())
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--follow", action="store_true", help="follow each task to its end, one at a time")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(_arguments()))

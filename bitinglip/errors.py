@@ -1,0 +1,389 @@
+"""The error tree, declared as data: stable code, HTTP status, exit code, message template, remedy.
+
+Four branches, by who can act: the caller (`Rejected`), the key's owner (`Denied`), time (`Unavailable`),
+us (`Defect`). The gateway turns an error into RFC 9457 problem details, the CLI into a line and an exit code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(eq=False, kw_only=True)
+class BitingLipError(Exception):
+    """Root of every error that BitingLip raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 70
+    template: ClassVar[str] = "Something went wrong."
+    remedy: ClassVar[str] = "Look at the log for the cause."
+
+    def __str__(self) -> str:
+        """Say what happened: the template, filled with this error's fields."""
+        return self.template.format(**self.details())
+
+    def details(self) -> dict[str, Any]:
+        """Return the typed fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+# --- Rejected: the caller can act -------------------------------------------------------------------------------------
+
+
+class Rejected(BitingLipError):
+    """The request is not one we can take; the caller can mend it."""
+
+    code, status, exit_code = "rejected", 400, 2
+    template = "The request was rejected."
+    remedy = "Mend the request and send it again."
+
+
+@dataclass(eq=False, kw_only=True)
+class InvalidInput(Rejected):
+    """A field of the request has a value that we refuse."""
+
+    code, status = "invalid_input", 422
+    template = "{field}: {problem}"
+    remedy = "Mend the named field and send the request again."
+    field: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class MalformedBody(Rejected):
+    """The request's body is not JSON in UTF-8."""
+
+    code = "malformed_body"
+    template = "The body is not valid JSON in UTF-8: {problem}"
+    remedy = "Send a JSON object encoded as UTF-8, with 'Content-Type: application/json'."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class UnsupportedMediaType(Rejected):
+    """The request's body has a media type that we do not read."""
+
+    code, status = "unsupported_media_type", 415
+    template = "The content type {media_type!r} is not accepted here."
+    remedy = "Send 'Content-Type: application/json'."
+    media_type: str
+
+
+@dataclass(eq=False, kw_only=True)
+class PayloadTooLarge(Rejected):
+    """What was sent is over a size limit."""
+
+    code, status = "payload_too_large", 413
+    template = "{what} is larger than the limit of {limit_bytes} bytes."
+    remedy = "Send less, or raise the limit (`bitinglip config show` names it)."
+    what: str
+    limit_bytes: int
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownModel(Rejected):
+    """No worker has ever registered the model that the task names."""
+
+    code, status = "unknown_model", 422
+    template = "model: no worker serves {model!r} as {kind!r}. Served as {kind!r}: {known}."
+    remedy = "Name a served model, or start a worker for this one: `bitinglip worker --model REFERENCE`."
+    model: str
+    kind: str
+    known: str
+
+
+@dataclass(eq=False, kw_only=True)
+class InvalidReference(Rejected):
+    """A model reference that is not `org/name[@revision]`."""
+
+    code, status = "invalid_reference", 422
+    template = "model: {reference!r} is not a model reference: {problem}."
+    remedy = "Write a model as 'name', 'org/name' or 'org/name@revision'."
+    reference: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelNotFound(Rejected):
+    """A model that should be served is not on this machine."""
+
+    code, status = "model_not_found", 404
+    template = "The model {reference!r} is not on this machine (looked in {looked_in})."
+    remedy = "Give its folder (`--model NAME=PATH`), or put it into the models directory or the hub's cache."
+    reference: str
+    looked_in: str
+
+
+@dataclass(eq=False, kw_only=True)
+class TaskNotFound(Rejected):
+    """No task of this id is in the log."""
+
+    code, status = "task_not_found", 404
+    template = "There is no task {task_id}."
+    remedy = "Look at the id; `bitinglip task list` lists the tasks."
+    task_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ArtifactNotFound(Rejected):
+    """No artifact of this digest is in the object store."""
+
+    code, status = "artifact_not_found", 404
+    template = "There is no artifact {digest}."
+    remedy = "Take the digest from the task's result; artifacts older than their lifetime are gone."
+    digest: str
+
+
+@dataclass(eq=False, kw_only=True)
+class IllegalTransition(Rejected):
+    """The task's state does not allow the command."""
+
+    code, status = "illegal_transition", 409
+    template = "Task {task_id} is {state}: it cannot {action}."
+    remedy = "Look at the task's state first: `bitinglip task get ID`."
+    task_id: str
+    state: str
+    action: str
+
+
+@dataclass(eq=False, kw_only=True)
+class IdempotencyMismatch(Rejected):
+    """An idempotency key was used again with another request."""
+
+    code, status = "idempotency_mismatch", 422
+    template = "Idempotency-Key: {key!r} was already used for another request (task {task_id})."
+    remedy = "Use a new key for a new request; a key repeats only the very same one."
+    key: str
+    task_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class QueryRefused(Rejected):
+    """The SQL is not one read-only statement, or DuckDB refused it."""
+
+    code, status = "query_refused", 422
+    template = "The query was refused: {problem}"
+    remedy = "Send one SELECT over the documented tables (`bitinglip query --schema`)."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class QueryTimeout(Rejected):
+    """The SQL ran longer than its limit."""
+
+    code, status = "query_timeout", 422
+    template = "The query ran longer than {limit_s} s and was stopped."
+    remedy = "Narrow the query, or raise `projections.query_timeout_s`."
+    limit_s: float
+
+
+@dataclass(eq=False, kw_only=True)
+class RouteNotFound(Rejected):
+    """There is nothing at this path."""
+
+    code, status = "not_found", 404
+    template = "There is nothing at {path}."
+    remedy = "`/openapi.json` lists the paths."
+    path: str
+
+
+@dataclass(eq=False, kw_only=True)
+class MethodNotAllowed(Rejected):
+    """The path exists, but not with this method."""
+
+    code, status = "method_not_allowed", 405
+    template = "{method} is not allowed at {path}."
+    remedy = "`/openapi.json` lists the methods of each path."
+    method: str
+    path: str
+
+
+@dataclass(eq=False, kw_only=True)
+class InvalidConfig(Rejected):
+    """A setting has a value that we refuse."""
+
+    code, status = "invalid_config", 400
+    template = "Configuration: {problem}"
+    remedy = "`bitinglip config show` lists every setting with its meaning and where its value came from."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class IncompatibleStream(Rejected):
+    """A stream or consumer exists with settings that cannot be changed in place."""
+
+    code, status = "incompatible_stream", 409
+    template = "{name} on the NATS server has {setting} that cannot be changed to what this version needs: {problem}"
+    remedy = "Use a server of its own for BitingLip, or move the old data aside (docs/operations.md)."
+    name: str
+    setting: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ServerTooOld(Rejected):
+    """The nats-server lacks what the log needs."""
+
+    code, status = "server_too_old", 400
+    template = "The nats-server is version {version}; at least {least} is needed."
+    remedy = "Upgrade it, or let `bitinglip up` start its own."
+    version: str
+    least: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ServerBinaryMissing(Rejected):
+    """No nats-server binary was found on this machine."""
+
+    code, status = "server_binary_missing", 400
+    template = "No usable nats-server binary was found ({looked_in})."
+    remedy = "Run `make nats-server`, set BITINGLIP_NATS_SERVER to its path, or use --nats-url."
+    looked_in: str
+
+
+# --- Denied: the key's owner can act ----------------------------------------------------------------------------------
+
+
+class Denied(BitingLipError):
+    """The caller may not do this."""
+
+    code, status, exit_code = "denied", 403, 3
+    template = "This is not allowed."
+    remedy = "Use a key that allows it."
+
+
+class KeyMissing(Denied):
+    """No valid API key came with the request."""
+
+    code, status = "key_missing", 401
+    template = "This gateway needs an API key, and none that it knows was sent."
+    remedy = "Send 'Authorization: Bearer KEY', or set BITINGLIP_GATEWAY_API_KEY for the CLI."
+
+
+@dataclass(eq=False, kw_only=True)
+class HostRefused(Denied):
+    """The Host header names another site: a page elsewhere is reaching for this machine's loopback."""
+
+    code = "host_refused"
+    template = "The host {host!r} is not this gateway."
+    remedy = "Use 127.0.0.1 or localhost, or bind the gateway to the address that you use and set a key."
+    host: str
+
+
+# --- Unavailable: time can act ----------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, kw_only=True)
+class Unavailable(BitingLipError):
+    """Not now; the same request may work later."""
+
+    code, status, exit_code = "unavailable", 503, 4
+    template = "The service is not available right now."
+    remedy = "Try again in a moment."
+    retry_after_s: int = 1
+
+
+@dataclass(eq=False, kw_only=True)
+class NoServer(Unavailable):
+    """The NATS server does not answer."""
+
+    code = "no_server"
+    template = "The event log cannot be reached: {problem}"
+    remedy = "Look whether nats-server runs (`bitinglip doctor`); the request can be sent again as it is."
+    problem: str
+    retry_after_s: int = 2
+
+
+@dataclass(eq=False, kw_only=True)
+class StreamFull(Unavailable):
+    """The stream has reached one of its limits; nothing was accepted."""
+
+    code = "stream_full"
+    template = "The event log is full: {problem}"
+    remedy = "Give the server more room (`nats.max_store_bytes`), or let the log's window be archived."
+    problem: str
+    retry_after_s: int = 30
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionBehind(Unavailable):
+    """The read model has not yet seen an event that the answer must contain."""
+
+    code = "projection_behind"
+    template = "The read model has not reached sequence {sequence} yet (it is at {applied})."
+    sequence: int
+    applied: int
+
+
+@dataclass(eq=False, kw_only=True)
+class GatewayUnreachable(Unavailable):
+    """The CLI found no gateway."""
+
+    code = "gateway_unreachable"
+    template = "No gateway answers at {url}: {problem}"
+    remedy = "Start one with `bitinglip up`, or name another with --url or BITINGLIP_GATEWAY_URL."
+    url: str
+    problem: str
+
+
+# --- Defect: we must act ----------------------------------------------------------------------------------------------
+
+
+class Defect(BitingLipError):
+    """Ours to mend; logged with its context."""
+
+    code = "defect"
+
+
+class InternalError(Defect):
+    """An unexpected error, the cause of which is in the gateway's log."""
+
+    code = "internal_error"
+    template = "The gateway met an unexpected error. It is in the gateway's log."
+    remedy = "Send the request again; if it repeats, report it with the log's lines."
+
+
+@dataclass(eq=False, kw_only=True)
+class Conflict(Defect):
+    """Another writer was faster: the subject's last sequence is not the expected one.
+
+    Command handlers read again and decide again; it reaches a caller only when that failed many times over.
+    """
+
+    code, status = "conflict", 409
+    template = "The log moved on at {subject}: sequence {expected} was expected to be its last."
+    remedy = "Send the request again."
+    subject: str
+    expected: int
+
+
+@dataclass(eq=False, kw_only=True)
+class CorruptEvent(Defect):
+    """Bytes in the log that are not an event we know how to read."""
+
+    code = "corrupt_event"
+    template = "The message at {where} is not a readable event: {problem}"
+    where: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class AppendRefused(Defect):
+    """The server refused an append for a reason that should not occur."""
+
+    code = "append_refused"
+    template = "The server refused an event on {subject}: {problem}"
+    problem: str
+    subject: str
+
+
+@dataclass(eq=False, kw_only=True)
+class EngineDied(Defect):
+    """The engine process ended or broke its protocol."""
+
+    code = "engine_died"
+    template = "The engine process died: {problem}"
+    remedy = "The worker replaces it by itself; the attempt is retried."
+    problem: str

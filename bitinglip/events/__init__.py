@@ -1,0 +1,1 @@
+"""The log: envelope, event types, subjects, streams, append, read and tail."""

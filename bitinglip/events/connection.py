@@ -1,0 +1,156 @@
+"""One connection to the NATS server: published messages and their acks, requests, live subscriptions.
+
+All answers of a connection come to one inbox, told apart by a number: an append costs a dictionary entry and a future,
+not a subscription.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from bitinglip.errors import NoServer
+from bitinglip.events.streams import check_server
+from bitinglip.settings import Nats
+
+log = logging.getLogger(__name__)
+
+RECONNECT_WAIT_S = 0.25
+Handler = Callable[[Msg], Awaitable[None]]
+
+
+class Connection:
+    """A connection that comes back by itself; while it is away, publishing fails at once instead of piling up."""
+
+    def __init__(self, client: Client, settings: Nats) -> None:
+        self.client = client
+        self.js = client.jetstream()
+        self.settings = settings
+        self._inbox = client.new_inbox()
+        self._answers: dict[str, Callable[[Msg], None]] = {}
+        self._next = 0
+        self._listeners: list[Callable[[], None]] = []
+
+    @classmethod
+    async def open(cls, settings: Nats, name: str) -> Connection:
+        """Connect to `settings.url`.
+
+        Raises:
+            NoServer: nothing answers in time.
+            ServerTooOld: it is older than the log needs.
+        """
+        client = Client()
+        holder: list[Connection] = []
+
+        async def reconnected() -> None:
+            holder[0]._came_back()
+
+        try:
+            await asyncio.wait_for(
+                client.connect(
+                    servers=(settings.url or "nats://127.0.0.1:4222").split(","),
+                    name=name,
+                    error_cb=_report,
+                    disconnected_cb=_disconnected,
+                    reconnected_cb=reconnected,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RECONNECT_WAIT_S,  # pyright: ignore[reportArgumentType]  (a float works)
+                    connect_timeout=settings.connect_timeout_s,  # pyright: ignore[reportArgumentType]
+                    ping_interval=20,
+                    pending_size=0,
+                    allow_reconnect=True,
+                ),
+                settings.connect_timeout_s,
+            )
+        except (OSError, NatsError, TimeoutError) as error:
+            with suppress(Exception):
+                await client.close()
+            raise NoServer(problem=f"{settings.url}: {error or type(error).__name__}") from error
+        version = client.connected_server_version
+        check_server(version.major, version.minor, version.patch)
+        connection = cls(client, settings)
+        holder.append(connection)
+        await client.subscribe(f"{connection._inbox}.*", cb=connection._answered, pending_msgs_limit=0)
+        return connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server is there right now."""
+        return self.client.is_connected
+
+    def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call the listener each time the connection has come back; returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Publish a message; its delivery is confirmed, if at all, by an answer to `reply`.
+
+        Raises:
+            NoServer: the connection is away.
+        """
+        try:
+            await self.client.publish(subject, payload, reply=reply, headers=dict(headers) if headers else None)
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=f"not connected ({type(error).__name__})") from error
+
+    def expect(self, handler: Callable[[Msg], None]) -> str:
+        """Return a fresh reply subject, the answers to which go to the handler until `forget`."""
+        self._next += 1
+        token = str(self._next)
+        self._answers[token] = handler
+        return f"{self._inbox}.{token}"
+
+    def forget(self, reply: str) -> None:
+        """Stop expecting answers to this reply subject."""
+        self._answers.pop(reply.rpartition(".")[2], None)
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        """Subscribe to live messages; none is dropped for being slow (the handler bounds its own memory)."""
+        try:
+            return await self.client.subscribe(subject, cb=handler, pending_msgs_limit=0, pending_bytes_limit=0)
+        except NatsError as error:
+            raise NoServer(problem=f"not connected ({type(error).__name__})") from error
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; one that is already gone with its connection is fine."""
+        with suppress(NatsError):
+            await subscription.unsubscribe()
+
+    async def close(self) -> None:
+        """Send what is pending and disconnect."""
+        if self.client.is_connected:
+            with suppress(NatsError, asyncio.TimeoutError):
+                await self.client.flush(timeout=2)
+        await self.client.close()
+
+    async def _answered(self, msg: Msg) -> None:
+        handler = self._answers.get(msg.subject.rpartition(".")[2])
+        if handler is not None:
+            handler(msg)
+
+    def _came_back(self) -> None:
+        log.info("the connection to the NATS server is back")
+        for listener in list(self._listeners):
+            listener()
+
+
+async def _report(error: Exception) -> None:
+    if isinstance(error, OSError | nats.errors.NoServersError | nats.errors.UnexpectedEOF):
+        log.debug("NATS: %s", error or type(error).__name__)
+        return
+    log.warning("NATS: %s: %s", type(error).__name__, error)
+
+
+async def _disconnected() -> None:
+    log.warning("the connection to the NATS server is gone; trying to get it back")

@@ -1,0 +1,88 @@
+"""Reads by direct get (ADR-31): answered from the stream's index, by any replica, without a consumer."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from nats.aio.msg import Msg
+
+from bitinglip.errors import NoServer
+from bitinglip.events.connection import Connection
+from bitinglip.events.envelope import RawMessage
+
+BATCH = 1000
+TIMEOUT_S = 5.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def get_last(connection: Connection, stream: str, subject: str) -> RawMessage | None:
+    """Return the last message on a subject (wildcards allowed); none if there is none.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    found, _ = await _request(connection, stream, {"last_by_subj": subject}, batched=False)
+    return found[0] if found else None
+
+
+async def get_after(connection: Connection, stream: str, subject: str, after: int) -> list[RawMessage]:
+    """Return all messages on a subject (wildcards allowed) after a sequence, in order.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    found: list[RawMessage] = []
+    more = True
+    while more:
+        start = (found[-1].sequence if found else after) + 1
+        request = {"seq": start, "next_by_subj": subject, "batch": BATCH}
+        batch, more = await _request(connection, stream, request, batched=True)
+        found += batch
+    return found
+
+
+async def _request(
+    connection: Connection, stream: str, request: dict[str, Any], *, batched: bool
+) -> tuple[list[RawMessage], bool]:
+    found: list[RawMessage] = []
+    done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def answered(msg: Msg) -> None:
+        if done.done():
+            return
+        status = (msg.headers or {}).get("Status")
+        if status is None:
+            found.append(raw_from_headers(msg))
+            if not batched:
+                done.set_result(False)
+        elif status in {"204", "404"}:
+            done.set_result(len(found) == request.get("batch"))
+        else:
+            done.set_exception(NoServer(problem=f"direct get: status {status}"))
+
+    reply = connection.expect(answered)
+    try:
+        await connection.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(request), reply=reply)
+        return found, await asyncio.wait_for(done, TIMEOUT_S)
+    except TimeoutError as error:
+        raise NoServer(problem="direct get: no answer in time") from error
+    finally:
+        connection.forget(reply)
+
+
+def raw_from_headers(msg: Msg) -> RawMessage:
+    """Read a message whose place in its stream is told by headers: a direct get's answer, or a republished one."""
+    headers = msg.headers or {}
+    return RawMessage(
+        int(headers["Nats-Sequence"]), _nanoseconds(headers["Nats-Time-Stamp"]), headers["Nats-Subject"], msg.data
+    )
+
+
+def _nanoseconds(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    delta = moment - _EPOCH
+    fraction = text.rstrip("Z").partition(".")[2][:9].ljust(9, "0")
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000_000 + int(fraction)

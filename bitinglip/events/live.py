@@ -1,0 +1,91 @@
+"""One task's events, history and live, joined without gap or repeat.
+
+Live messages come from the republished subject, which bears each one's sequence. It is plain NATS: what passes while the
+connection is away is gone there, so after a reconnect, after an overflow, and once in a while when it is quiet, the history
+is read on from the last sequence seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from nats.aio.msg import Msg
+
+from bitinglip.errors import NoServer
+from bitinglip.events import subjects
+from bitinglip.events.connection import Connection
+from bitinglip.events.direct import get_after, raw_from_headers
+from bitinglip.events.envelope import RawMessage
+from bitinglip.events.streams import TASKS
+from bitinglip.ids import TaskId
+
+BUFFER_MOST = 10_000
+CATCH_UP_S = 15.0
+RETRY_S = 0.25
+
+
+class LiveEvents:
+    """A reader of one task's events."""
+
+    def __init__(self, connection: Connection, task_id: TaskId) -> None:
+        self._connection = connection
+        self._task_id = task_id
+        self._arrived: list[RawMessage] = []
+        self._wake = asyncio.Event()
+        self._gap = True  # the history has not been read yet
+
+    async def batches(self, after: int) -> AsyncIterator[list[RawMessage]]:
+        """Yield the events after a sequence; never ends. While the server is away it is waited for.
+
+        Raises:
+            NoServer: the connection is away at the start.
+        """
+        subscription = await self._connection.subscribe(subjects.live_task_events(self._task_id), self._received)
+        forget = self._connection.on_reconnect(self._reconnected)
+        try:
+            while True:
+                batch = [message for message in await self._next(after) if message.sequence > after]
+                if batch:
+                    after = batch[-1].sequence
+                    yield batch
+                await self._wait()
+        finally:
+            forget()
+            await self._connection.unsubscribe(subscription)
+
+    async def _next(self, after: int) -> list[RawMessage]:
+        if self._gap:
+            return await self._read_on(after)
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    async def _read_on(self, after: int) -> list[RawMessage]:
+        self._gap = False
+        self._arrived.clear()
+        try:
+            return await get_after(self._connection, TASKS, subjects.task_events(self._task_id), after)
+        except NoServer:
+            self._gap = True
+            await asyncio.sleep(RETRY_S)
+            self._wake.set()
+            return []
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await self._wake.wait()
+        except TimeoutError:
+            self._gap = self._connection.connected
+        self._wake.clear()
+
+    async def _received(self, msg: Msg) -> None:
+        if len(self._arrived) >= BUFFER_MOST:
+            self._gap = True
+        else:
+            self._arrived.append(raw_from_headers(msg))
+        self._wake.set()
+
+    def _reconnected(self) -> None:
+        self._gap = True
+        self._wake.set()

@@ -1,0 +1,335 @@
+"""The log: append with an expected sequence, read one task, tail a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence as Seq
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
+from bitinglip.events import subjects
+from bitinglip.events.connection import Connection
+from bitinglip.events.direct import get_after, get_last
+from bitinglip.events.envelope import RawMessage, Recorded, decode, encode
+from bitinglip.events.live import LiveEvents
+from bitinglip.events.registry import Event
+from bitinglip.events.streams import MODELS, TASKS, WORKERS, ensure_streams
+from bitinglip.events.tail import tail
+from bitinglip.events.task import TaskEvent
+from bitinglip.ids import Sequence, TaskId, Ulids
+from bitinglip.settings import Nats
+
+CONFLICT_CODES = frozenset({10071, 10164})
+FULL_CODES = frozenset({10023, 10047, 10077, 10110, 10122})
+TOO_LARGE_CODES = frozenset({10054, 10055})
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
+TTL = "Nats-TTL"
+SCHEDULE = "Nats-Schedule"
+SCHEDULE_TARGET = "Nats-Schedule-Target"
+
+Ids = Callable[[], str]
+Clock = Callable[[], datetime]
+
+
+def system_clock() -> datetime:
+    """Return the time now, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One event on its way into a stream."""
+
+    subject: str
+    id: str
+    payload: bytes
+    headers: dict[str, str]
+    scope: str
+    """Filter over which `expected` holds."""
+    expected: int | None
+
+    @property
+    def conflict(self) -> Conflict:
+        """The error if another writer was faster."""
+        return Conflict(subject=self.scope, expected=self.expected or 0)
+
+
+class EventLog:
+    """The event log of one process. `source` names the process in every event that it appends."""
+
+    def __init__(self, connection: Connection, source: str, ids: Ids | None = None, clock: Clock = system_clock) -> None:
+        self.connection = connection
+        self.source = source
+        self.clock = clock
+        self.ids = ids or Ulids()
+        self._settings = connection.settings
+        self._slots = asyncio.Semaphore(self._settings.in_flight)
+
+    @classmethod
+    async def connect(cls, settings: Nats, source: str, ids: Ids | None = None, clock: Clock = system_clock) -> EventLog:
+        """Connect, and make or update the streams.
+
+        Raises:
+            NoServer, ServerTooOld, IncompatibleStream: see there.
+        """
+        connection = await Connection.open(settings, name=source)
+        try:
+            await ensure_streams(connection.js, settings)
+        except BaseException:
+            await connection.close()
+            raise
+        return cls(connection, source, ids, clock)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.connection.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server is there right now."""
+        return self.connection.connected
+
+    # --- append -------------------------------------------------------------------------------------------------------
+
+    def task_append(
+        self,
+        event: TaskEvent,
+        expected: int,
+        *,
+        route: tuple[str, str] | None = None,
+        causation: str | None = None,
+        ttl_s: int | None = None,
+    ) -> Append:
+        """Prepare an event of a task, to be stored only if `expected` is the sequence of the task's last event.
+
+        `route` (lane, queue) is for events that make the task ready to run; `ttl_s` for ticks.
+        """
+        task_id = event.task_id
+        subject = str(subjects.TaskSubject(task_id, event.type.removeprefix("task."), *(route or ())))
+        scope = subjects.task_events(task_id)
+        headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope}
+        if ttl_s is not None:
+            headers[TTL] = f"{ttl_s}s"
+        return self._append(event, subject, task_id, headers, scope, expected, causation)
+
+    def timer_append(self, event: TaskEvent, attempt: int, at: datetime, route: tuple[str, str]) -> Append:
+        """Prepare a timer: at its time the server itself stores the event as the task's `queued`.
+
+        The timer of an attempt is set at most once; setting it again is a conflict.
+        """
+        subject = subjects.timer(event.task_id, attempt)
+        target = subjects.TaskSubject(event.task_id, event.type.removeprefix("task."), *route)
+        headers = {
+            SCHEDULE: f"@at {at.astimezone(UTC).isoformat(timespec='microseconds').replace('+00:00', 'Z')}",
+            SCHEDULE_TARGET: str(target),
+            EXPECTED: "0",
+        }
+        return self._append(event, subject, event.task_id, headers, subject, 0, None)
+
+    def fact_append(self, event: Event, subject: str, about: str, *, ttl_s: int | None = None) -> Append:
+        """Prepare an event that needs no expected sequence: facts about workers and models."""
+        headers = {TTL: f"{ttl_s}s"} if ttl_s is not None else {}
+        return self._append(event, subject, about, headers, subject, None, None)
+
+    async def append(self, append: Append) -> Sequence:
+        """Store one event; returns when the server has it.
+
+        An append whose ack does not come is sent again, and recognised if it was stored after all.
+
+        Raises:
+            Conflict: the last event is not the expected one.
+            NoServer: the server did not answer in `append_timeout_s`, sent again included. The event may be stored.
+            StreamFull, PayloadTooLarge: the server refused it for good.
+        """
+        outcome = (await self.append_all([append]))[0]
+        if isinstance(outcome, BitingLipError):
+            raise outcome
+        return outcome
+
+    async def append_all(self, appends: Seq[Append]) -> list[Sequence | BitingLipError]:
+        """Store many events, all in flight at once (bounded); returns each one's sequence or error, in order."""
+        waiting: list[asyncio.Future[Sequence] | BitingLipError] = []
+        for append in appends:
+            await self._slots.acquire()
+            waiting.append(await self._send(append))
+        return [await self._settle(append, sent) for append, sent in zip(appends, waiting, strict=True)]
+
+    async def _send(self, append: Append) -> asyncio.Future[Sequence] | BitingLipError:
+        acked: asyncio.Future[Sequence] = asyncio.get_running_loop().create_future()
+
+        def answered(msg: Msg) -> None:
+            if not acked.done():
+                _read_ack(msg, append, acked)
+
+        reply = self.connection.expect(answered)
+
+        def done(_: object) -> None:
+            self.connection.forget(reply)
+            self._slots.release()
+
+        acked.add_done_callback(done)
+        try:
+            await self.connection.publish(append.subject, append.payload, append.headers, reply)
+        except NoServer as error:
+            acked.cancel()
+            return error
+        return acked
+
+    async def _settle(self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError) -> Sequence | BitingLipError:
+        deadline = time.monotonic() + self._settings.append_timeout_s
+        patience = self._settings.append_timeout_s / 4
+        retried = False
+        while True:
+            outcome = sent if isinstance(sent, BitingLipError) else await _outcome(sent, patience)
+            if isinstance(outcome, Conflict) and retried:
+                return await self._find(append) or outcome
+            if not isinstance(outcome, NoServer) or time.monotonic() >= deadline:
+                return outcome
+            retried = retried or not isinstance(sent, BitingLipError)
+            await asyncio.sleep(min(0.1, patience))
+            await self._slots.acquire()
+            sent = await self._send(append)
+
+    async def _find(self, append: Append) -> Sequence | None:
+        """Return where an append of ours is that was sent twice: the conflict may be with itself."""
+        for message in await get_after(self.connection, _stream_of(append.scope), append.scope, append.expected or 0):
+            if orjson.loads(message.payload).get("id") == append.id:
+                return Sequence(message.sequence)
+        return None
+
+    def _append(
+        self,
+        event: Event,
+        subject: str,
+        about: str,
+        headers: dict[str, str],
+        scope: str,
+        expected: int | None,
+        causation: str | None,
+    ) -> Append:
+        event_id = self.ids()
+        payload = encode(event, id=event_id, source=self.source, time=self.clock(), about=about, causation=causation)
+        return Append(subject, event_id, payload, headers, scope, expected)
+
+    # --- read ---------------------------------------------------------------------------------------------------------
+
+    async def read_task(self, task_id: TaskId, after: int = 0) -> list[Recorded]:
+        """Return a task's events after a sequence, in order, ticks included; none if there is no such task.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        messages = await get_after(self.connection, TASKS, subjects.task_events(task_id), after)
+        return [decode(message, TASKS) for message in messages]
+
+    async def read_last(self, stream: str, subject: str) -> Recorded | None:
+        """Return the last event on a subject (wildcards allowed); none if there is none."""
+        message = await get_last(self.connection, stream, subject)
+        return None if message is None else decode(message, stream)
+
+    async def last_sequence(self, stream: str) -> Sequence:
+        """Return the sequence of a stream's last event; 0 for an empty stream."""
+        return (await self._bounds(stream))[1]
+
+    async def first_sequence(self, stream: str) -> Sequence:
+        """Return the sequence of the first event that a stream still holds; last + 1 when it is empty."""
+        return (await self._bounds(stream))[0]
+
+    async def queue_depths(self) -> dict[str, int]:
+        """Return how many work messages wait or run, by subject `bl.queue.<lane>.<queue>.<task_id>`'s lane and queue."""
+        try:
+            infos = await self.connection.js.consumers_info("QUEUE")
+        except NatsError as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return {info.name: (info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos}
+
+    def tail(
+        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 20_000
+    ) -> AsyncIterator[list[RawMessage]]:
+        """Yield a stream's messages after a sequence, in order, without gap or repeat, over reconnects.
+
+        Each list is what has arrived, 1 to `most` messages. It waits for more and never ends: close it.
+        """
+        chosen = filters or STREAM_FILTERS[stream]
+        return tail(self.connection, stream, after, chosen, most)
+
+    async def follow_task(self, task_id: TaskId, after: int = 0) -> AsyncIterator[list[Recorded]]:
+        """Yield a task's events after a sequence: its history, then live, joined without gap or repeat. Never ends."""
+        async with aclosing(LiveEvents(self.connection, task_id).batches(after)) as batches:
+            async for batch in batches:
+                yield [decode(message, TASKS) for message in batch]
+
+    async def purge_queued(self, lane: str, queue: str, task_id: TaskId) -> None:
+        """Take a task's work message out of its queue; the log itself is never purged."""
+        try:
+            await self.connection.js.purge_stream("QUEUE", subject=subjects.queue_subject(lane, queue, task_id))
+        except NatsError as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+
+    async def _bounds(self, stream: str) -> tuple[Sequence, Sequence]:
+        try:
+            state = (await self.connection.js.stream_info(stream)).state
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return Sequence(state.first_seq), Sequence(state.last_seq)
+
+
+STREAM_FILTERS: dict[str, tuple[str, ...]] = {
+    TASKS: (subjects.TASKS,),
+    WORKERS: subjects.WORKERS,
+    MODELS: (subjects.MODELS,),
+}
+"""The events of each stream: timers, which lie in TASKS as well, are none."""
+
+
+def _stream_of(subject: str) -> str:
+    return {"task": TASKS, "timer": TASKS, "worker": WORKERS, "node": WORKERS, "model": MODELS}[subject.split(".")[1]]
+
+
+async def _outcome(acked: asyncio.Future[Sequence], timeout_s: float) -> Sequence | BitingLipError:
+    if not acked.done():
+        await asyncio.wait([acked], timeout=timeout_s)
+    if not acked.done():
+        acked.cancel()
+        return NoServer(problem="no ack in time")
+    error = acked.exception()
+    if error is None:
+        return acked.result()
+    if isinstance(error, BitingLipError):
+        return error
+    raise error
+
+
+def _read_ack(msg: Msg, append: Append, acked: asyncio.Future[Sequence]) -> None:
+    if not msg.data:
+        acked.set_exception(NoServer(problem="no stream takes this subject right now"))
+        return
+    answer: dict[str, Any] = orjson.loads(msg.data)
+    error = answer.get("error")
+    if error is None:
+        acked.set_result(Sequence(answer["seq"]))
+    else:
+        acked.set_exception(_refusal(error, append))
+
+
+def _refusal(error: dict[str, Any], append: Append) -> BitingLipError:
+    code, text = error.get("err_code", 0), str(error.get("description", error))
+    if code in CONFLICT_CODES:
+        return append.conflict
+    if code in FULL_CODES:
+        return StreamFull(problem=text)
+    if code in TOO_LARGE_CODES:
+        return PayloadTooLarge(what="The event", limit_bytes=len(append.payload))
+    if error.get("code") == 503:
+        return NoServer(problem=text)
+    return AppendRefused(problem=f"{text} (code {code})", subject=append.subject)

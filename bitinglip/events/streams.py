@@ -1,0 +1,174 @@
+"""Stream and consumer declarations, and applying them: create or update, and refuse what cannot be changed in place.
+
+Least server version: 2.12 (message schedules, ADR-51; per-message TTL, ADR-43; direct batch get, ADR-31).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nats.errors import Error as NatsError
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StoreCompression,
+    StreamConfig,
+    StreamSource,
+    SubjectTransform,
+)
+from nats.js.client import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
+
+from bitinglip.errors import IncompatibleStream, NoServer, ServerTooOld
+from bitinglip.events import subjects
+from bitinglip.settings import Nats
+
+TASKS = "TASKS"
+QUEUE = "QUEUE"
+WORKERS = "WORKERS"
+MODELS = "MODELS"
+ARTIFACTS_BUCKET = "artifacts"
+
+LEAST_SERVER = (2, 12)
+FIXED = ("retention", "storage")
+"""What the server refuses to change on a stream that exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the work for one model in one lane waits."""
+
+    lane: str
+    queue: str
+
+    @property
+    def consumer(self) -> str:
+        """Name of the durable consumer."""
+        return subjects.consumer_name(self.lane, self.queue)
+
+
+def declarations(settings: Nats) -> list[StreamConfig]:
+    """Return the streams, in the order in which they must be made."""
+    common: dict[str, Any] = {
+        "storage": StorageType.FILE,
+        "num_replicas": settings.replicas,
+        "compression": StoreCompression.S2,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+    }
+    kept: dict[str, Any] = common | {"retention": RetentionPolicy.LIMITS, "deny_delete": True}
+    return [
+        StreamConfig(
+            name=TASKS,
+            description="Every fact about every task: the truth.",
+            subjects=[subjects.TASKS, subjects.TIMERS],
+            republish=RePublish(src=subjects.TASKS, dest=subjects.LIVE_TASKS),
+            allow_msg_schedules=True,  # with this the server clears `deny_purge`: see docs/decisions/0002
+            allow_atomic=True,
+            **kept,
+        ),
+        StreamConfig(
+            name=QUEUE,
+            description="Work that is ready to run, copied from TASKS by the server.",
+            sources=[_ready_work()],
+            **common | {"retention": RetentionPolicy.WORK_QUEUE},
+        ),
+        StreamConfig(
+            name=WORKERS,
+            description="Facts about workers and nodes.",
+            subjects=list(subjects.WORKERS),
+            deny_purge=True,
+            **kept,
+        ),
+        StreamConfig(
+            name=MODELS, description="Facts about models.", subjects=[subjects.MODELS], deny_purge=True, **kept
+        ),
+    ]
+
+
+def consumer(route: Route, lease_s: float) -> ConsumerConfig:
+    """Return the durable pull consumer of a route; its ack wait is the lease."""
+    return ConsumerConfig(
+        durable_name=route.consumer,
+        filter_subject=subjects.queue_filter(route.lane, route.queue),
+        ack_policy=AckPolicy.EXPLICIT,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_wait=lease_s,
+        max_deliver=-1,
+        max_ack_pending=65_536,
+        max_waiting=4096,
+    )
+
+
+async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
+    """Make the streams, or bring those that exist up to date; calling it again changes nothing.
+
+    Raises:
+        IncompatibleStream: one exists with settings that cannot be changed in place.
+    """
+    for declared in declarations(settings):
+        try:
+            await _ensure_stream(js, declared)
+        except APIError as error:
+            raise IncompatibleStream(
+                name=f"The stream {declared.name}", setting="settings", problem=error.description or str(error)
+            ) from error
+        except NatsError as error:
+            raise NoServer(problem=f"declaring {declared.name}: {error or type(error).__name__}") from error
+
+
+async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) -> None:
+    """Make a route's durable consumer, or bring it up to date.
+
+    Raises:
+        IncompatibleStream: it exists with settings that cannot be changed in place.
+        NoServer: the server does not answer.
+    """
+    try:
+        await js.add_consumer(QUEUE, config=consumer(route, lease_s))
+    except APIError as error:
+        raise IncompatibleStream(
+            name=f"The consumer {route.consumer}", setting="settings", problem=error.description or str(error)
+        ) from error
+    except NatsError as error:
+        raise NoServer(problem=f"declaring {route.consumer}: {error or type(error).__name__}") from error
+
+
+def check_server(*version: int) -> None:
+    """Refuse a server that lacks what the log needs.
+
+    Raises:
+        ServerTooOld: it is older than 2.12.
+    """
+    if version < LEAST_SERVER:
+        raise ServerTooOld(version=".".join(map(str, version)), least=".".join(map(str, LEAST_SERVER)))
+
+
+async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:
+    assert declared.name is not None
+    try:
+        existing = (await js.stream_info(declared.name)).config
+    except NotFoundError:
+        await js.add_stream(declared)
+        return
+    for setting in FIXED:
+        if (found := getattr(existing, setting)) != getattr(declared, setting):
+            raise IncompatibleStream(
+                name=f"The stream {declared.name}", setting=f"{setting} = {found}", problem="it was made by something else"
+            )
+    await js.update_stream(declared)
+
+
+def _ready_work() -> StreamSource:
+    destination = "bl.queue.{{wildcard(2)}}.{{wildcard(3)}}.{{wildcard(1)}}"
+    return StreamSource(
+        name=TASKS,
+        subject_transforms=[
+            SubjectTransform(src=f"bl.task.*.{event}.*.*", dest=destination) for event in ("submitted", "queued")
+        ],
+    )

@@ -1,0 +1,137 @@
+"""The subject grammar, pure, both ways.
+
+    bl.task.<task_id>.<event>[.<lane>.<queue>]      stream TASKS
+    bl.queue.<lane>.<queue>.<task_id>               stream QUEUE, sourced from TASKS by the server
+    bl.timer.<task_id>.<attempt>                    stream TASKS: schedules, each the `queued` of a coming attempt
+    bl.worker.<worker_id>.<event>                   stream WORKERS
+    bl.node.<node_id>.<event>                       stream WORKERS
+    bl.model.<queue>.<event>                        stream MODELS
+    bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
+
+`<queue>` is a model's reference as one token: letters, digits, `-` and `_` stand for themselves, every other byte of its
+UTF-8 is `=` and two hex digits. It holds no wildcard, dot or space, so it can name a consumer as well.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from bitinglip.ids import TaskId, is_ulid
+
+TASKS = "bl.task.>"
+TIMERS = "bl.timer.>"
+WORKERS = ("bl.worker.>", "bl.node.>")
+MODELS = "bl.model.>"
+LIVE_PREFIX = "bl.live."
+LIVE_TASKS = "bl.live.task.>"
+
+_PLAIN = re.compile(rb"[A-Za-z0-9_-]")
+_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
+_ROUTED = frozenset({"submitted", "queued"})
+
+
+class TaskSubject(NamedTuple):
+    """A subject of the TASKS stream, in parts; `lane` and `queue` come together, on routed events alone."""
+
+    task_id: TaskId
+    event: str
+    lane: str | None = None
+    queue: str | None = None
+
+    def __str__(self) -> str:
+        """Write the subject."""
+        route = f".{self.lane}.{self.queue}" if self.lane is not None else ""
+        return f"bl.task.{self.task_id}.{self.event}{route}"
+
+
+def parse_task_subject(subject: str) -> TaskSubject:
+    """Read a subject of the TASKS stream.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    parts = subject.split(".")
+    if len(parts) not in (4, 6) or parts[:2] != ["bl", "task"] or not is_ulid(parts[2]):
+        raise ValueError(f"not a task subject: {subject!r}")
+    if len(parts) == 6 and (parts[3] not in _ROUTED or _TOKEN.fullmatch(parts[5]) is None):
+        raise ValueError(f"not a routed task subject: {subject!r}")
+    return TaskSubject(TaskId(parts[2]), *parts[3:])
+
+
+def task_events(task_id: TaskId) -> str:
+    """Return the filter of all events of one task."""
+    return f"bl.task.{task_id}.>"
+
+
+def live_task_events(task_id: TaskId) -> str:
+    """Return the subject on which a task's events are republished as they are stored."""
+    return f"bl.live.task.{task_id}.>"
+
+
+def live_of(subject: str) -> str:
+    """Return the subject on which messages of this subject are republished."""
+    return LIVE_PREFIX + subject.removeprefix("bl.")
+
+
+def stored_of(live_subject: str) -> str:
+    """Return the stored subject of a republished message."""
+    return "bl." + live_subject.removeprefix(LIVE_PREFIX)
+
+
+LIVE_CANCEL_REQUESTS = "bl.live.task.*.cancel_requested"
+
+
+def timer(task_id: TaskId, attempt: int) -> str:
+    """Return the subject of the timer of a coming attempt: the scheduled message that becomes its `queued`."""
+    return f"bl.timer.{task_id}.{attempt}"
+
+
+def queue_filter(lane: str, queue: str) -> str:
+    """Return the filter of the work for one model in one lane."""
+    return f"bl.queue.{lane}.{queue}.*"
+
+
+def queue_subject(lane: str, queue: str, task_id: TaskId) -> str:
+    """Return the subject of one task's work message."""
+    return f"bl.queue.{lane}.{queue}.{task_id}"
+
+
+def consumer_name(lane: str, queue: str) -> str:
+    """Return the durable consumer's name for one model in one lane."""
+    return f"{lane}-{queue}"
+
+
+def worker_subject(worker_id: str, event: str) -> str:
+    """Return the subject of a worker's event."""
+    return f"bl.worker.{worker_id}.{event}"
+
+
+def model_subject(reference: str, event: str) -> str:
+    """Return the subject of a model's event."""
+    return f"bl.model.{encode_token(reference)}.{event}"
+
+
+def encode_token(text: str) -> str:
+    """Encode any non-empty text as one subject token.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    if not text:
+        raise ValueError("an empty text has no subject token")
+    return "".join(chr(byte) if _PLAIN.match(bytes([byte])) else f"={byte:02X}" for byte in text.encode())
+
+
+def decode_token(token: str) -> str:
+    """Decode a subject token into the text that it stands for.
+
+    Raises:
+        ValueError: it is not a token that `encode_token` writes.
+    """
+    if _TOKEN.fullmatch(token) is None:
+        raise ValueError(f"not an encoded token: {token!r}")
+    text = re.sub(r"=([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), token).encode("latin-1").decode()
+    if encode_token(text) != token:
+        raise ValueError(f"not the canonical token of {text!r}: {token!r}")
+    return text

@@ -1,0 +1,145 @@
+"""A stream from a sequence on, in order, without gap or repeat: an ordered push consumer (ADR-17).
+
+The consumer is ephemeral and its state is ours: the last sequence seen. Whatever goes wrong (a gap in the consumer's own
+count, heartbeats that stay away, a reconnect) is mended in one way, by a new consumer from the sequence after that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence as Seq
+from contextlib import aclosing, suppress
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from bitinglip.errors import NoServer
+from bitinglip.events.connection import Connection
+from bitinglip.events.envelope import RawMessage
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+BUFFER_BATCHES = 2
+"""Batches that may wait here before the server is told to hold back (it waits for our flow-control answer)."""
+BACKOFF_S = (0.05, 0.25, 1.0)
+
+
+class _BrokenError(Exception):
+    """The consumer lost its thread; the text says how."""
+
+
+async def tail(
+    connection: Connection, stream: str, after: int, filters: Seq[str], most: int
+) -> AsyncIterator[list[RawMessage]]:
+    """Yield the stream's messages after a sequence, as they arrive, 1 to `most` at a time; never ends."""
+    failures = 0
+    while True:
+        try:
+            async with aclosing(_Consumer(connection, stream, filters, most).batches(after)) as batches:
+                async for batch in batches:
+                    failures = 0
+                    after = batch[-1].sequence
+                    yield batch
+        except (_BrokenError, NoServer, NatsError) as error:
+            log.debug("the tail of %s starts again after %d: %s", stream, after, error)
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            failures += 1
+
+
+class _Consumer:
+    """One ephemeral consumer, from its making to its first trouble."""
+
+    def __init__(self, connection: Connection, stream: str, filters: Seq[str], most: int) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._filters = list(filters)
+        self._most = most
+        self._arrived: list[RawMessage] = []
+        self._count = 0
+        self._broken: str | None = None
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def batches(self, after: int) -> AsyncIterator[list[RawMessage]]:
+        inbox = self._connection.client.new_inbox()
+        forget = self._connection.on_reconnect(lambda: self._break("reconnected"))
+        subscription = await self._connection.subscribe(inbox, self._received)
+        name: str | None = None
+        try:
+            name = (await self._connection.js.add_consumer(self._stream, config=self._config(inbox, after))).name
+            while True:
+                yield await self._next()
+        finally:
+            forget()
+            self._room.set()
+            await self._connection.unsubscribe(subscription)
+            if name is not None and self._connection.connected:
+                with suppress(NatsError):
+                    await self._connection.js.delete_consumer(self._stream, name)
+
+    def _config(self, inbox: str, after: int) -> ConsumerConfig:
+        return ConsumerConfig(
+            deliver_subject=inbox,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=after + 1,
+            filter_subjects=self._filters,
+            ack_policy=AckPolicy.NONE,
+            max_deliver=1,
+            flow_control=True,
+            idle_heartbeat=HEARTBEAT_S,
+            inactive_threshold=30.0,
+            mem_storage=True,
+            num_replicas=1,
+        )
+
+    async def _next(self) -> list[RawMessage]:
+        while not self._arrived:
+            if self._broken is not None:
+                raise _BrokenError(self._broken)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(3 * HEARTBEAT_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._break("no heartbeat")
+        batch, self._arrived = self._arrived[: self._most], self._arrived[self._most :]
+        self._room.set()
+        return batch
+
+    async def _received(self, msg: Msg) -> None:
+        if msg.headers and "Status" in msg.headers and not msg.data:
+            await self._control(msg)
+            return
+        if len(self._arrived) >= self._most * BUFFER_BATCHES:
+            self._room.clear()
+            await self._room.wait()
+        parts = msg.reply.split(".")
+        base = 5 if len(parts) == 9 else 7
+        self._count += 1
+        if int(parts[base + 1]) != self._count:
+            self._break("a gap in the consumer's count")
+        elif self._broken is None:
+            self._arrived.append(RawMessage(int(parts[base]), int(parts[base + 2]), msg.subject, msg.data))
+            self._wake.set()
+
+    async def _control(self, msg: Msg) -> None:
+        headers = msg.headers or {}
+        if headers["Status"] != "100":
+            self._break(f"status {headers['Status']} {headers.get('Description', '')}")
+            return
+        answer_to = msg.reply or headers.get("Nats-Consumer-Stalled")
+        if answer_to:
+            with suppress(NoServer):
+                await self._connection.publish(answer_to, b"")
+        elif int(headers.get("Nats-Last-Consumer", self._count)) != self._count:
+            self._break("a gap before a heartbeat")
+        else:
+            self._wake.set()
+
+    def _break(self, why: str) -> None:
+        self._broken = self._broken or why
+        self._wake.set()

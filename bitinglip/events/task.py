@@ -1,0 +1,246 @@
+"""Facts about tasks: from `task.submitted` to one of the terminal events."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bitinglip.events.registry import Event, event
+from bitinglip.ids import TaskId
+
+Lane = Literal["interactive", "normal", "batch"]
+LANES: tuple[Lane, ...] = ("interactive", "normal", "batch")
+
+FailureKind = Literal[
+    "bad_input", "out_of_memory", "load_failed", "engine_crashed", "engine_error", "timed_out", "lost_lease", "worker_stopped"
+]
+Attempt = Annotated[int, Field(ge=1)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ArtifactRef(_Value):
+    """Bytes in the object store, by their digest."""
+
+    sha256: str
+    size_bytes: int
+    media_type: str
+
+
+class Failure(_Value):
+    """Why an attempt failed: a value, so that the retry rule is a pure function of it."""
+
+    kind: FailureKind
+    message: str
+    retryable: bool
+
+
+class Usage(_Value):
+    """What a task consumed."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class RetryPolicy(_Value):
+    """How often, and how soon, a failed attempt is followed by another."""
+
+    max_attempts: int = Field(3, ge=1, le=100, description="Attempts in all, the first one included.")
+    base_ms: int = Field(1_000, ge=0, le=3_600_000, description="Wait before the second attempt, in milliseconds.")
+    max_ms: int = Field(60_000, ge=0, le=86_400_000, description="Longest wait between two attempts, in milliseconds.")
+
+
+class TaskEvent(Event):
+    """Base of the facts about one task."""
+
+    task_id: TaskId
+
+
+@event
+class TaskSubmitted(TaskEvent):
+    """A task was accepted; from here on it is never lost."""
+
+    type = "task.submitted"
+    example = {
+        "task_id": "01JZ0000000000000000000000",
+        "kind": "text-generation",
+        "model": "openai-community/gpt2",
+        "lane": "normal",
+        "params": {"prompt": "Once"},
+        "request_sha256": "0" * 64,
+    }
+
+    kind: str
+    model: str
+    lane: Lane
+    params: dict[str, Any] | None = None
+    """The parameters; none when they are in an artifact."""
+    params_ref: ArtifactRef | None = None
+    request_sha256: str
+    """Digest of the request, by which a repeat with the same idempotency key is told from another request."""
+    idempotency_key: str | None = None
+    key_id: str | None = None
+    """API key that asked for it; none on a gateway without keys."""
+    metadata: dict[str, str] = {}
+    retry: RetryPolicy = RetryPolicy.model_construct()
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    timeout_ms: int | None = None
+    """Longest that an attempt may run, in milliseconds."""
+
+
+@event
+class TaskQueued(TaskEvent):
+    """A task that waited for its time is ready to run: a delayed start, or the next attempt after a failure."""
+
+    type = "task.queued"
+    example = {"task_id": "01JZ0000000000000000000000", "attempt": 2, "reason": "retry"}
+
+    attempt: Attempt
+    """Number that the coming attempt will have."""
+    reason: Literal["scheduled", "retry"]
+
+
+@event
+class TaskAssigned(TaskEvent):
+    """A worker took the lease of an attempt."""
+
+    type = "task.assigned"
+    example = {
+        "task_id": "01JZ0000000000000000000000",
+        "attempt": 1,
+        "worker_id": "rig-1-0",
+        "node_id": "rig-1",
+        "device": "cuda:0",
+        "revision": None,
+        "wait_ms": 12,
+        "batch_size": 1,
+    }
+
+    attempt: Attempt
+    worker_id: str
+    node_id: str
+    device: str
+    revision: str | None
+    """Revision of the model that this attempt runs on; none for a model without one."""
+    wait_ms: int
+    """Milliseconds from being ready to run to the assignment."""
+    batch_size: int
+    """Tasks that run together in this batch."""
+
+
+@event
+class TaskProgressed(TaskEvent):
+    """A tick: step k of n, and what was added to the answer's text; it leaves the log after its time to live."""
+
+    type = "task.progressed"
+    example = {"task_id": "01JZ0000000000000000000000", "attempt": 1, "step": 7, "total": 64, "unit": "token", "text": " a"}
+
+    attempt: Attempt
+    step: int
+    total: int | None = None
+    unit: str = "step"
+    text: str | None = None
+
+
+@event
+class TaskSucceeded(TaskEvent):
+    """Terminal: the task has its result."""
+
+    type = "task.succeeded"
+    example = {
+        "task_id": "01JZ0000000000000000000000",
+        "attempt": 1,
+        "worker_id": "rig-1-0",
+        "result": {"text": "upon a time", "finish_reason": "stop"},
+        "run_ms": 41.5,
+    }
+
+    attempt: Attempt
+    worker_id: str
+    result: dict[str, Any] | None = None
+    """The result; none when it is in an artifact."""
+    result_ref: ArtifactRef | None = None
+    usage: Usage = Usage.model_construct()
+    run_ms: float
+    """Milliseconds on the device."""
+    load_ms: float = 0.0
+    """Milliseconds that this attempt waited for its model to load."""
+    versions: dict[str, str] = {}
+
+
+@event
+class TaskFailed(TaskEvent):
+    """An attempt failed. With `retry_at` another one follows; without, the failure is the task's end (terminal)."""
+
+    type = "task.failed"
+    example = {
+        "task_id": "01JZ0000000000000000000000",
+        "attempt": 1,
+        "worker_id": "rig-1-0",
+        "failure": {"kind": "engine_crashed", "message": "killed by signal 9", "retryable": True},
+        "retry_at": "2026-01-01T00:00:01Z",
+    }
+
+    attempt: Attempt
+    worker_id: str
+    failure: Failure
+    retry_at: datetime | None = None
+    run_ms: float = 0.0
+
+
+@event
+class TaskCancelRequested(TaskEvent):
+    """Somebody asked for a running task to stop; its worker answers with `task.cancelled`, or with the result if that was faster."""
+
+    type = "task.cancel_requested"
+    example = {"task_id": "01JZ0000000000000000000000", "by": None, "reason": "changed my mind"}
+
+    by: str | None = None
+    """API key of the one who asked."""
+    reason: str | None = None
+
+
+@event
+class TaskCancelled(TaskEvent):
+    """Terminal: the task was stopped, or taken out of its queue."""
+
+    type = "task.cancelled"
+    example = {"task_id": "01JZ0000000000000000000000", "attempt": None, "by": None, "reason": None}
+
+    attempt: Attempt | None = None
+    """The attempt that was stopped; none if none ran."""
+    by: str | None = None
+    reason: str | None = None
+
+
+@event
+class TaskExpired(TaskEvent):
+    """Terminal: the task was not started before its `expires_at`."""
+
+    type = "task.expired"
+    example = {"task_id": "01JZ0000000000000000000000", "expires_at": "2026-01-01T00:00:00Z"}
+
+    expires_at: datetime
+
+
+@event
+class TaskDeadLettered(TaskEvent):
+    """Terminal: the last allowed attempt failed; kept for a person to look at."""
+
+    type = "task.dead_lettered"
+    example = {
+        "task_id": "01JZ0000000000000000000000",
+        "attempt": 3,
+        "worker_id": "rig-1-0",
+        "failure": {"kind": "engine_crashed", "message": "killed by signal 9", "retryable": True},
+    }
+
+    attempt: Attempt
+    worker_id: str
+    failure: Failure
+    run_ms: float = 0.0

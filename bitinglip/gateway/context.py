@@ -1,0 +1,109 @@
+"""What a gateway is made of, opened together and handed to every request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from bitinglip.errors import TaskNotFound
+from bitinglip.events import subjects
+from bitinglip.events.log import EventLog
+from bitinglip.events.streams import TASKS
+from bitinglip.gateway.catalogue import Catalogue
+from bitinglip.gateway.metrics import Metrics
+from bitinglip.ids import TaskId, Ulids
+from bitinglip.projections.readmodel import ReadModel, TaskRow
+from bitinglip.settings import Settings
+from bitinglip.tasks.inbox import Inbox
+
+RECENT_MOST = 20_000
+"""Tasks whose last sequence a gateway remembers, to let their readers read their writes."""
+
+
+class Recent:
+    """The last sequence that this gateway published for each of the latest tasks; bounded."""
+
+    def __init__(self, most: int = RECENT_MOST) -> None:
+        self._most = most
+        self._sequences: OrderedDict[str, int] = OrderedDict()
+
+    def note(self, task_id: str, sequence: int) -> None:
+        """Remember that the task reached this sequence."""
+        self._sequences[task_id] = max(sequence, self._sequences.pop(task_id, 0))
+        if len(self._sequences) > self._most:
+            self._sequences.popitem(last=False)
+
+    def of(self, task_id: str) -> int:
+        """Return the sequence that an answer about the task must contain; 0 if any answer will do."""
+        return self._sequences.get(task_id, 0)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts of one gateway."""
+
+    settings: Settings
+    log: EventLog
+    inbox: Inbox
+    readmodel: ReadModel
+    catalogue: Catalogue
+    metrics: Metrics
+    key_id: str | None
+    """Name of the key that callers use; none on a gateway without one."""
+    closing: asyncio.Event
+    """Set when the gateway shuts down: whoever waits for events stops waiting."""
+    recent: Recent = field(default_factory=Recent)
+
+    async def task(self, task_id: TaskId) -> TaskRow:
+        """Return a task as the read model has it, with everything that this gateway published about it.
+
+        Raises:
+            TaskNotFound: the log has no such task.
+            ProjectionBehind: the read model is too far behind.
+            NoServer: the read model does not have it, and the log cannot be asked.
+        """
+        if sequence := self.recent.of(task_id):
+            await self.readmodel.wait(TASKS, sequence)
+        row = await self.readmodel.queries.task(task_id)
+        return row if row is not None else await self._task_from_elsewhere(task_id)
+
+    async def _task_from_elsewhere(self, task_id: TaskId) -> TaskRow:
+        """Return a task that came through another gateway a moment ago."""
+        last = await self.log.read_last(TASKS, subjects.task_events(task_id))
+        if last is not None:
+            await self.readmodel.wait(TASKS, last.sequence)
+            row = await self.readmodel.queries.task(task_id)
+            if row is not None:
+                return row
+        raise TaskNotFound(task_id=task_id)
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, metrics: Metrics, key_id: str | None, closing: asyncio.Event
+) -> AsyncIterator[Gateway]:
+    """Open the parts, and close them in the opposite order.
+
+    Raises:
+        NoServer: the event log cannot be reached.
+    """
+    async with AsyncExitStack() as stack:
+        log = await EventLog.connect(settings.nats, source=f"/gateway/{Ulids()().lower()}")
+        stack.push_async_callback(log.close)
+        readmodel = await ReadModel.open(settings.projections, settings.projections_path, log)
+        stack.push_async_callback(readmodel.close)
+        catalogue = await Catalogue.open(log)
+        stack.push_async_callback(catalogue.close)
+        inbox = Inbox(log, settings.log.inline_max_bytes)
+        stack.callback(closing.set)
+        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, key_id, closing)
+
+
+def gateway_of(request: Request) -> Gateway:
+    """Return the gateway that serves this request."""
+    return request.app.state.gateway

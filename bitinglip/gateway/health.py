@@ -1,0 +1,47 @@
+"""Health: is the process alive, can it serve, and how is it doing."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.errors import BitingLipError, NoServer, ProjectionBehind
+from bitinglip.gateway import metrics
+from bitinglip.gateway.cluster import queue_depths
+from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.responses import json
+
+
+async def healthz(_: Request) -> Response:
+    """Answer `GET /healthz`: the process lives."""
+    return json({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Answer `GET /readyz`: the log is connected and the read model has caught up once, or which of them is not so."""
+    gateway = gateway_of(request)
+    if not gateway.log.connected:
+        raise NoServer(problem="the connection is away; it comes back by itself")
+    if not gateway.readmodel.ready:
+        raise ProjectionBehind(sequence=0, applied=0)
+    return json({"status": "ready", "log": "connected", "read_model": "ready"})
+
+
+async def prometheus(request: Request) -> Response:
+    """Answer `GET /metrics`; what cannot be asked just now is left out."""
+    gateway = gateway_of(request)
+    await _collect(gateway)
+    return Response(gateway.metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+async def _collect(gateway: Gateway) -> None:
+    found = gateway.metrics
+    found.connected.set(gateway.log.connected)
+    found.queue_depth.clear()
+    try:
+        for (lane, model), depth in (await queue_depths(gateway.log)).items():
+            found.queue_depth.labels(lane, model).set(depth)
+        for state, count in (await gateway.readmodel.queries.counts()).items():
+            found.tasks.labels(state).set(count)
+    except BitingLipError:
+        return

@@ -1,0 +1,109 @@
+"""Events on their way out: server-sent events (https://html.spec.whatwg.org/#server-sent-events) and JSON.
+
+The `id` of an event is its sequence in the stream, its `event` the type, and its `data` the CloudEvent as the log holds
+it: the bytes are passed on, not decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, suppress
+from typing import TypeVar, cast
+
+import orjson
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+from starlette.responses import Response
+
+from bitinglip.errors import NoServer
+from bitinglip.events.envelope import RawMessage
+from bitinglip.gateway.context import Gateway
+
+MEDIA_TYPE = "text/event-stream"
+GONE = b": the event log cannot be reached; connect again with Last-Event-ID\n\n"
+_T = TypeVar("_T")
+
+
+def stream(
+    gateway: Gateway, batches: AsyncIterator[list[RawMessage]], headers: Mapping[str, str] | None = None
+) -> EventSourceResponse:
+    """Answer with these events, until they end, the caller leaves or the gateway closes."""
+    return EventSourceResponse(
+        _frames(gateway, batches),
+        headers=headers,
+        ping=gateway.settings.gateway.sse_heartbeat_s,
+        ping_message_factory=_heartbeat,
+        sep="\n",
+    )
+
+
+def nothing_more() -> Response:
+    """Answer that there is nothing after that event: an EventSource stops connecting again (status 204)."""
+    return Response(status_code=204)
+
+
+def frame(message: RawMessage) -> bytes:
+    """Write one event."""
+    head = f"id: {message.sequence}\nevent: {type_of(message)}\ndata: ".encode()
+    return head + one_line(message.payload) + b"\n\n"
+
+
+def json_list(messages: Iterable[RawMessage]) -> Response:
+    """Answer with the events as a JSON array; each has its sequence as the CloudEvents attribute `sequence`."""
+    events = (b'{"sequence":"%d",%b' % (message.sequence, one_line(message.payload)[1:]) for message in messages)
+    return Response(b"[" + b",".join(events) + b"]", media_type="application/json")
+
+
+def type_of(message: RawMessage) -> str:
+    """Return the event's type, which its subject tells: `bl.<what>.<id>.<event>[...]`."""
+    parts = message.subject.split(".", 4)
+    return f"{parts[1]}.{parts[3]}"
+
+
+def one_line(payload: bytes) -> bytes:
+    """Return JSON on one line; what BitingLip writes is on one already."""
+    return orjson.dumps(orjson.loads(payload)) if b"\n" in payload or b"\r" in payload else payload
+
+
+async def until_closed(source: AsyncIterator[_T], closing: asyncio.Event) -> AsyncGenerator[_T]:
+    """Yield what the source yields, until it ends or the gateway closes."""
+    closed = asyncio.ensure_future(closing.wait())
+    following: asyncio.Future[_T | None] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(_next(source))
+            await asyncio.wait((following, closed), return_when=asyncio.FIRST_COMPLETED)
+            item = following.result() if following.done() else None
+            if item is None:
+                return
+            yield item
+    finally:
+        closed.cancel()
+        await _stop(following)
+        await cast("AsyncGenerator[_T]", source).aclose()
+
+
+async def _frames(gateway: Gateway, batches: AsyncIterator[list[RawMessage]]) -> AsyncGenerator[bytes]:
+    with gateway.metrics.sse_clients.track_inprogress():
+        async with aclosing(until_closed(batches, gateway.closing)) as source:
+            try:
+                async for batch in source:
+                    yield b"".join(map(frame, batch))
+            except NoServer:
+                yield GONE
+
+
+async def _next(source: AsyncIterator[_T]) -> _T | None:
+    return await anext(source, None)
+
+
+async def _stop(following: asyncio.Future[_T | None] | None) -> None:
+    if following is not None and not following.done():
+        following.cancel()
+        with suppress(asyncio.CancelledError, NoServer):
+            await following
+
+
+def _heartbeat() -> ServerSentEvent:
+    return ServerSentEvent(comment="heartbeat", sep="\n")

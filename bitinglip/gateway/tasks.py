@@ -1,0 +1,109 @@
+"""Tasks: submit, look at, cancel."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.errors import InvalidInput
+from bitinglip.gateway import events, requests, sse
+from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.responses import json
+from bitinglip.ids import TaskId
+from bitinglip.tasks.commands import CancelTask, SubmitTask
+from bitinglip.tasks.inbox import Accepted
+
+KEY_MOST = 255
+REASON_MOST = 512
+
+
+async def submit(request: Request) -> Response:
+    """Answer `POST /v1/tasks`: put a task into the log; if asked for, wait for its end or stream its events."""
+    gateway = gateway_of(request)
+    requests.only(request)
+    key = _idempotency_key(request)
+    command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    await gateway.catalogue.require(command.model, command.kind)
+    accepted = await _append(gateway, command, key, request)
+    headers = _headers(accepted)
+    if requests.wants(request, sse.MEDIA_TYPE):
+        return sse.stream(gateway, events.follow(gateway, accepted.task_id, _before(accepted)), headers)
+    wait_s = requests.preferred_wait(request)
+    if wait_s:
+        return await _wait(gateway, accepted, wait_s, headers)
+    return json(_accepted(accepted), 202, headers)
+
+
+async def get_task(request: Request) -> Response:
+    """Answer `GET /v1/tasks/{task_id}`."""
+    requests.only(request)
+    return json(await gateway_of(request).task(requests.task_id_of(request)))
+
+
+async def cancel(request: Request) -> Response:
+    """Answer `DELETE /v1/tasks/{task_id}`: 200 if the task has ended by that, 202 if its worker was asked to stop."""
+    gateway = gateway_of(request)
+    requests.only(request, ("reason",))
+    reason = requests.one(request, "reason")
+    if reason is not None and len(reason) > REASON_MOST:
+        raise InvalidInput(field="reason", problem=f"has more than {REASON_MOST} characters")
+    task_id = requests.task_id_of(request)
+    task = await gateway.inbox.cancel(task_id, CancelTask(by=gateway.key_id, reason=reason))
+    gateway.recent.note(task_id, task.sequence)
+    content = {"task_id": task_id, "state": task.state, "cancel_requested": not task.ended, "links": links(task_id)}
+    return json(content, 200 if task.ended else 202)
+
+
+def links(task_id: TaskId) -> dict[str, str]:
+    """Return where a task and its events are."""
+    return {"self": f"/v1/tasks/{task_id}", "events": f"/v1/tasks/{task_id}/events"}
+
+
+async def _append(gateway: Gateway, command: SubmitTask, key: str | None, request: Request) -> Accepted:
+    started = time.perf_counter()
+    accepted = await gateway.inbox.submit(
+        command, key_id=gateway.key_id, idempotency_key=key, request_id=request.scope["request_id"]
+    )
+    gateway.recent.note(accepted.task_id, accepted.sequence)
+    if accepted.created:
+        gateway.metrics.observe_submit(command.kind, command.lane, time.perf_counter() - started)
+    return accepted
+
+
+async def _wait(gateway: Gateway, accepted: Accepted, wait_s: int, headers: dict[str, str]) -> Response:
+    granted_s = min(float(wait_s), gateway.settings.gateway.wait_max_s)
+    headers["Preference-Applied"] = f"wait={granted_s:g}"
+    sequence = await events.terminal(gateway, accepted.task_id, _before(accepted), granted_s)
+    if sequence is None:
+        return json(_accepted(accepted), 202, headers)
+    gateway.recent.note(accepted.task_id, sequence)
+    return json(await gateway.task(accepted.task_id), 200, headers)
+
+
+def _accepted(accepted: Accepted) -> dict[str, Any]:
+    return {
+        "task_id": accepted.task_id,
+        "state": "queued",
+        "sequence": accepted.sequence,
+        "links": links(accepted.task_id),
+    }
+
+
+def _headers(accepted: Accepted) -> dict[str, str]:
+    headers = {"Location": links(accepted.task_id)["self"]}
+    return headers if accepted.created else headers | {"Idempotency-Replayed": "true"}
+
+
+def _before(accepted: Accepted) -> int:
+    """Return the sequence after which all of the task's events lie."""
+    return accepted.sequence - 1 if accepted.created else 0
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= KEY_MOST and key.isascii() and key.isprintable()):
+        raise InvalidInput(field="Idempotency-Key", problem=f"must be 1 to {KEY_MOST} printable ASCII characters")
+    return key

@@ -1,0 +1,66 @@
+"""Identifiers: ULIDs (https://github.com/ulid/spec) in Crockford base 32, from an injected clock and random source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import NewType
+
+TaskId = NewType("TaskId", str)
+EventId = NewType("EventId", str)
+WorkerId = NewType("WorkerId", str)
+NodeId = NewType("NodeId", str)
+KeyId = NewType("KeyId", str)
+Sequence = NewType("Sequence", int)
+"""Position of an event in its stream, from 1; 0 stands for "before the first"."""
+
+ULID_PATTERN = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
+NAME_PATTERN = "[a-z0-9][a-z0-9_-]{0,62}"
+"""Worker and node ids: one subject token, at most 63 characters."""
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+_ULID = re.compile(ULID_PATTERN)
+
+
+def is_ulid(text: str) -> bool:
+    """Tell whether the text is a ULID in its canonical (upper case) form."""
+    return _ULID.fullmatch(text) is not None
+
+
+def encode_ulid(value: int) -> str:
+    """Encode a number of 128 bits as the 26 characters of a ULID."""
+    head = _ALPHABET[value >> 125] + _ALPHABET[(value >> 120) & 31]
+    return head + "".join([_PAIRS[(value >> shift) & 1023] for shift in range(110, -1, -10)])
+
+
+def system_random() -> int:
+    """Return 80 random bits from the operating system."""
+    return int.from_bytes(os.urandom(10), "big")
+
+
+class Ulids:
+    """A source of ULIDs.
+
+    `clock` returns seconds since 1970, `random` 80 bits. Both can be replaced by fixed ones in a test.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time, random: Callable[[], int] = system_random) -> None:
+        self._clock = clock
+        self._random = random
+
+    def __call__(self) -> str:
+        """Return a new ULID."""
+        return encode_ulid((int(self._clock() * 1000) << 80) | self._random())
+
+
+def task_id_for_key(key_id: str, idempotency_key: str) -> TaskId:
+    """Return the one task id that belongs to this caller's idempotency key.
+
+    The same key always makes the same id, so that the log itself refuses the second task: nothing else is stored.
+    """
+    digest = hashlib.sha256(f"{key_id}\0{idempotency_key}".encode()).digest()
+    return TaskId(encode_ulid(int.from_bytes(digest[:16], "big")))

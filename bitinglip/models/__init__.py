@@ -1,0 +1,1 @@
+"""The weights: references, the local store, the registry."""

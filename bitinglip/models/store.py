@@ -1,0 +1,141 @@
+"""What is on this machine: folders of local models, and snapshots in the hub's cache. Reads, never writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from bitinglip.errors import InvalidReference, ModelNotFound
+from bitinglip.models.reference import Reference, parse_reference
+
+SMALL_FILE_BYTES = 1 << 20
+"""A local folder's revision covers the whole content of files up to this size, and the head and size of larger ones."""
+
+ECHO = "echo"
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A model that this machine can run."""
+
+    reference: str
+    kind: str
+    revision: str | None = None
+    """The hub's commit, or for a local folder `sha256:` and a digest of what is in it."""
+    path: Path | None = None
+    """Folder of the snapshot; none for the built-in `echo`."""
+    architecture: str | None = None
+    size_bytes: int | None = None
+    """Size of the weights."""
+    context_tokens: int | None = None
+
+
+def find_models(wanted: Iterable[str], models_dir: Path, hub_cache: Path | None) -> list[StoredModel]:
+    """Return the models that a worker is to serve: those named, or `echo` and all in the models directory.
+
+    A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`.
+
+    Raises:
+        ModelNotFound: a named model is not there.
+        InvalidReference: a name cannot be read, or the folder's kind is unknown.
+    """
+    names = list(wanted)
+    if names:
+        return [_find(name, models_dir, hub_cache or default_hub_cache()) for name in names]
+    return [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir)]
+
+
+def default_hub_cache() -> Path:
+    """Return where huggingface_hub keeps its cache, by the same variables that it reads itself."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def inspect(reference: str, path: Path, revision: str | None = None) -> StoredModel:
+    """Read a snapshot's metadata from its configuration and file sizes; loads no weights.
+
+    Raises:
+        ModelNotFound: the folder has no readable `config.json`.
+        InvalidReference: it is of an architecture that no engine takes.
+    """
+    config = _config(reference, path)
+    architectures = cast("list[str]", config.get("architectures") or [])
+    architecture = architectures[0] if architectures else None
+    kind = _kind(path, architecture)
+    if kind is None:
+        raise InvalidReference(reference=reference, problem=f"no engine takes the architecture {architecture}")
+    return StoredModel(
+        reference=reference,
+        kind=kind,
+        revision=revision or _digest(path),
+        path=path,
+        architecture=architecture,
+        size_bytes=sum(file.stat().st_size for file in path.rglob("*.safetensors")),
+        context_tokens=next((config[field] for field in CONTEXT_FIELDS if isinstance(config.get(field), int)), None),
+    )
+
+
+def _find(name: str, models_dir: Path, hub_cache: Path) -> StoredModel:
+    text, equals, folder = name.partition("=")
+    if text == ECHO:
+        return StoredModel(reference=ECHO, kind=ECHO)
+    reference = parse_reference(text)
+    if equals:
+        return inspect(text, Path(folder).expanduser().resolve())
+    local = models_dir / reference.name
+    if reference.revision is None and (local / "config.json").is_file():
+        return inspect(text, local.resolve())
+    snapshot = _hub_snapshot(reference, hub_cache)
+    if snapshot is None:
+        raise ModelNotFound(reference=text, looked_in=f"{models_dir} and {hub_cache}")
+    return inspect(text, snapshot, revision=snapshot.name)
+
+
+def _all_in(models_dir: Path) -> list[StoredModel]:
+    configs = sorted([*models_dir.glob("*/config.json"), *models_dir.glob("*/*/config.json")])
+    return [inspect(config.parent.relative_to(models_dir).as_posix(), config.parent.resolve()) for config in configs]
+
+
+def _hub_snapshot(reference: Reference, hub_cache: Path) -> Path | None:
+    """Resolve a branch, tag or commit in the cache's layout: `models--org--name/{refs,snapshots}`."""
+    repo = hub_cache / f"models--{reference.name.replace('/', '--')}"
+    revision = reference.revision or "main"
+    ref = repo / "refs" / revision
+    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    snapshot = repo / "snapshots" / commit
+    return snapshot if (snapshot / "config.json").is_file() else None
+
+
+def _config(reference: str, path: Path) -> dict[str, Any]:
+    try:
+        return cast("dict[str, Any]", orjson.loads((path / "config.json").read_bytes()))
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ModelNotFound(reference=reference, looked_in=f"{path}: no readable config.json") from error
+
+
+def _kind(path: Path, architecture: str | None) -> str | None:
+    if (path / "modules.json").is_file() or (path / "1_Pooling").is_dir():
+        return "embedding"
+    if architecture is None:
+        return None
+    if architecture.endswith(_CAUSAL_SUFFIXES):
+        return "text-generation"
+    return "embedding" if architecture.endswith(("Model", "ForMaskedLM")) else None
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(SMALL_FILE_BYTES)
+        total.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode() + hashlib.sha256(head).digest())
+    return f"sha256:{total.hexdigest()[:32]}"

@@ -1,0 +1,32 @@
+-- The batch: one row per message that the projector was handed, its fields taken out of the JSON in one parse.
+-- Every projection is applied to this table, inside the same transaction.
+--
+-- `incoming` is the Arrow table (sequence, time_ns, payload); $stream is the stream's name. Times are UTC. The last three
+-- columns come from `data`, because more than one projection asks for them.
+
+-- name: stage
+create or replace temp table batch as
+select
+    sequence,
+    make_timestamp(time_ns // 1000) as recorded_at,
+    field[1] as id,
+    field[2] as type,
+    split_part(field[3], ':', -1)::usmallint as version,
+    field[4] as source,
+    field[5] as about,
+    if(suffix(field[6], 'Z'), field[6]::timestamp, field[6]::timestamptz::timestamp) as time,
+    field[7] as causation,
+    field[8] as data,
+    try_cast(field[9] as integer) as attempt,
+    coalesce(field[10], field[11]) is not null as delayed,
+    field[12] as failure_kind
+from (
+    select
+        sequence,
+        time_ns,
+        json_extract_string(payload, [
+            '$.id', '$.type', '$.dataschema', '$.source', '$.subject', '$.time', '$.causationid', '$.data',
+            '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.failure.kind'
+        ]) as field
+    from incoming
+);

@@ -1,0 +1,237 @@
+"""Every setting, with its default and its meaning; nothing else reads the environment.
+
+Precedence: command line flag, then environment (`BITINGLIP_<SECTION>_<NAME>`, as in `BITINGLIP_NATS_URL`; two
+underscores between section and name do as well), then the TOML file, then the default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from bitinglip.errors import InvalidConfig
+
+PREFIX = "BITINGLIP_"
+CONFIG_FILE_VARIABLE = "BITINGLIP_CONFIG"
+
+Origin = Literal["flag", "environment", "file", "default"]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Nats(_Section):
+    """The event log's server."""
+
+    url: str | None = Field(None, description="Server to use; none: `bitinglip up` starts a private one.")
+    server: Path | None = Field(None, description="Path of the nats-server binary; none: PATH, then the cache.")
+    port: Port = Field(0, description="Port of the private server on loopback; 0: a free one.")
+    replicas: int = Field(1, ge=1, le=5, description="Copies of each stream (3 on a three-node cluster).")
+    sync_always: bool = Field(
+        False, description="The private server syncs each write to disk before its ack (about 40 times slower)."
+    )
+    max_store_bytes: int = Field(
+        20 * 2**30, ge=2**20, description="Most bytes that the private server keeps on disk, all streams together."
+    )
+    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for the first connection.")
+    append_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for an append's ack before it is retried.")
+    in_flight: int = Field(4096, ge=1, description="Most appends that one process has unacknowledged at a time.")
+
+
+class Log(_Section):
+    """What the log keeps, and what a process prints."""
+
+    tick_ttl_s: int = Field(86_400, ge=1, description="Seconds that progress events stay in the log.")
+    heartbeat_ttl_s: int = Field(3_600, ge=1, description="Seconds that worker heartbeats stay in the log.")
+    inline_max_bytes: int = Field(
+        65_536, ge=1024, le=512 * 1024, description="Inputs and results over this many bytes become artifacts."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is printed.")
+    format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
+
+
+class Gateway(_Section):
+    """The HTTP door."""
+
+    host: str = Field("127.0.0.1", description="Address to bind; any but loopback needs an API key.")
+    port: Port = Field(8420, description="Port to bind; 0: a free one.")
+    url: str = Field("http://127.0.0.1:8420", description="Gateway that the command line speaks to.")
+    api_key: SecretStr | None = Field(None, min_length=16, description="Key that callers send as a bearer token.")
+    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body.")
+    wait_max_s: float = Field(60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds.")
+    sse_heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
+    drain_s: float = Field(5.0, ge=0, description="Seconds that open requests get to end on shutdown.")
+
+
+class Worker(_Section):
+    """One card's process."""
+
+    id: str | None = Field(None, description="Stable name of the worker; none: made from the node and the process.")
+    node: str | None = Field(None, description="Name of this machine; none: its host name.")
+    models: tuple[str, ...] = Field(
+        (), description="Models to serve (`REFERENCE` or `REFERENCE=PATH`); none: `echo` and all in `models.dir`."
+    )
+    device: str = Field("auto", description="Device to run on: auto, cpu, cuda:0, xpu:0, mps.")
+    lease_s: float = Field(30.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost.")
+    heartbeat_s: float = Field(10.0, gt=0, description="Seconds between a worker's heartbeat events.")
+    max_batch: int = Field(64, ge=1, le=4096, description="Most tasks that are pulled and run together.")
+    grace_s: float = Field(20.0, ge=0, description="Seconds that running tasks get to end when a worker is stopped.")
+    load_timeout_s: float = Field(1800.0, gt=0, description="Seconds that a model may take to load.")
+    max_loaded: int = Field(2, ge=1, description="Most models that an engine process keeps loaded.")
+    ticks_per_s: float = Field(20.0, gt=0, le=100, description="Most progress events a second for one task.")
+    threads: int = Field(0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
+
+
+class Models(_Section):
+    """The weights on this machine."""
+
+    dir: Path | None = Field(None, description="Folder of local models, `<org>/<name>`; none: `<data_dir>/models`.")
+    hub_cache: Path | None = Field(None, description="The hub's cache; none: huggingface_hub's own place.")
+
+
+class Projections(_Section):
+    """The DuckDB read models of a gateway."""
+
+    path: Path | None = Field(None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
+    flush_ms: float = Field(5.0, ge=0, description="Milliseconds that a quiet projector waits to gather a batch.")
+    batch_max: int = Field(20_000, ge=1, description="Most events in one transaction.")
+    memory_limit: str = Field("512MB", description="DuckDB's memory limit.")
+    threads: int = Field(2, ge=1, description="DuckDB's threads.")
+    read_wait_s: float = Field(5.0, ge=0, description="Longest wait of a read for its own writes, in seconds.")
+    query_timeout_s: float = Field(30.0, gt=0, description="Longest run of a query that a caller sends, in seconds.")
+    query_max_rows: int = Field(10_000, ge=1, description="Most rows in the answer to a query that a caller sends.")
+
+
+class Settings(_Section):
+    """The whole configuration, built once in a `main` and handed down by section."""
+
+    data_dir: Path = Field(
+        default_factory=lambda: _default_data_dir(), description="Where BitingLip keeps what must survive a restart."
+    )
+    nats: Nats = Nats.model_construct()
+    log: Log = Log.model_construct()
+    gateway: Gateway = Gateway.model_construct()
+    worker: Worker = Worker.model_construct()
+    models: Models = Models.model_construct()
+    projections: Projections = Projections.model_construct()
+
+    @property
+    def models_dir(self) -> Path:
+        """The folder of local models."""
+        return self.models.dir or self.data_dir / "models"
+
+    @property
+    def projections_path(self) -> Path:
+        """The gateway's DuckDB file."""
+        return self.projections.path or self.data_dir / "projections.duckdb"
+
+
+def load(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+) -> tuple[Settings, dict[str, Origin]]:
+    """Build the settings from flags (dotted names, None = not given), environment, file and defaults.
+
+    Returns the settings and, for each dotted name, where its value came from.
+
+    Raises:
+        InvalidConfig: a value, a name or the file itself is refused.
+    """
+    layers: list[tuple[Origin, dict[str, Any]]] = [
+        ("file", _read_file(environ)),
+        ("environment", _read_environment(environ)),
+        ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
+    ]
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = dict.fromkeys(setting_names(), "default")
+    for origin, layer in layers:
+        values |= layer
+        origins |= dict.fromkeys(layer, origin)
+    return _validate(values), origins
+
+
+def setting_names() -> list[str]:
+    """Return every setting's dotted name, in the order of declaration."""
+    return [name for name, _ in iter_fields()]
+
+
+def iter_fields() -> list[tuple[str, Any]]:
+    """Return every setting's dotted name with its pydantic field, in the order of declaration."""
+    found: list[tuple[str, Any]] = []
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, _Section):
+            found += [(f"{name}.{inner}", inner_field) for inner, inner_field in section.model_fields.items()]
+        else:
+            found.append((name, field))
+    return found
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """Return the value of a setting by its dotted name."""
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def environment_name(name: str) -> str:
+    """Return the environment variable that sets this dotted name."""
+    return PREFIX + name.replace(".", "_").upper()
+
+
+def _validate(values: Mapping[str, Any]) -> Settings:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, inner = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[inner] = value
+    try:
+        return Settings.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidConfig(problem=f"{where}: {first['msg']}") from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    names = {environment_name(name): name for name in setting_names()}
+    found: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == CONFIG_FILE_VARIABLE:
+            continue
+        name = names.get(variable.replace("__", "_"))
+        if name is None:
+            raise InvalidConfig(problem=f"the environment variable {variable} names no setting")
+        found[name] = tuple(text.split(",")) if name == "worker.models" else text
+    return found
+
+
+def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
+    path = environ.get(CONFIG_FILE_VARIABLE)
+    if path is None:
+        return {}
+    try:
+        document = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidConfig(problem=f"cannot read the file {path}: {error}") from error
+    return _flatten(document, path)
+
+
+def _flatten(document: Mapping[str, Any], path: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        inner = cast("dict[str, Any]", value) if isinstance(value, dict) else None
+        found |= {name: value} if inner is None else {f"{name}.{key}": item for key, item in inner.items()}
+    if unknown := found.keys() - set(setting_names()):
+        raise InvalidConfig(problem=f"{path}: unknown setting {min(unknown)}")
+    return found
+
+
+def _default_data_dir() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "bitinglip"

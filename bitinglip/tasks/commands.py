@@ -1,0 +1,180 @@
+"""What can be asked of a task: frozen, validated values. What comes of them is decided in `state.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+import orjson
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bitinglip.errors import InvalidInput, MalformedBody
+from bitinglip.events.task import Failure, Lane, RetryPolicy, Usage
+from bitinglip.tasks.parameters import KINDS, PARAMETERS
+
+_MODEL = re.compile(r"[^\s\x00-\x1f]+")
+_METADATA_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Retry(RetryPolicy):
+    """The retry policy as a caller gives it; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SubmitTask(BaseModel):
+    """Ask for a task: the body of `POST /v1/tasks`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(description="Kind of task: " + ", ".join(KINDS) + ".")
+    model: str = Field(min_length=1, max_length=200, description="Model reference: `org/name` or `org/name@revision`.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the kind.")
+    lane: Lane = Field("normal", description="How urgent it is.")
+    retry: Retry = Field(default_factory=Retry, description="What follows a failed attempt.")
+    metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=32, description="The caller's own labels; kept, and can be filtered by."
+    )
+    expires_at: AwareDatetime | None = Field(None, description="Not started by then: the task expires.")
+    timeout_s: float | None = Field(None, gt=0, le=604_800, description="Longest that one attempt may run, in seconds.")
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        if kind not in PARAMETERS:
+            raise ValueError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        return kind
+
+    @field_validator("model")
+    @classmethod
+    def _one_word(cls, model: str) -> str:
+        if _MODEL.fullmatch(model) is None:
+            raise ValueError("a model reference has no spaces or control characters")
+        return model
+
+    @field_validator("metadata")
+    @classmethod
+    def _plain_keys(cls, metadata: dict[str, str]) -> dict[str, str]:
+        for key in metadata:
+            if _METADATA_KEY.fullmatch(key) is None:
+                raise ValueError(f"the key {key!r} is not made of 1 to 64 letters, digits, '.', '_' and '-'")
+        return metadata
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Self:
+        """Read a request's body, its kind's parameters included.
+
+        Raises:
+            MalformedBody: it is not JSON in UTF-8.
+            InvalidInput: a field is refused; the error names it.
+        """
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise MalformedBody(problem=str(error)) from error
+        try:
+            command = cls.model_validate(document)
+        except ValidationError as error:
+            raise invalid_input(error) from error
+        command.checked_params()
+        return command
+
+    def checked_params(self) -> BaseModel:
+        """Return the parameters as the kind's own model.
+
+        Raises:
+            InvalidInput: a parameter is refused; the error names it.
+        """
+        try:
+            return PARAMETERS[self.kind].model_validate(self.params)
+        except ValidationError as error:
+            raise invalid_input(error, "params") from error
+
+    def sha256(self) -> str:
+        """Return the digest of what is asked, by which a repeat is told from another request."""
+        canonical = orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(canonical).hexdigest()
+
+
+def invalid_input(error: ValidationError, prefix: str = "") -> InvalidInput:
+    """Turn pydantic's first complaint into our error, naming the field by its path."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join([prefix, *[str(part) for part in first["loc"]]]).strip(".")
+    problem = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    return InvalidInput(field=path or "body", problem=problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTask:
+    """Ask for a task to end without a result."""
+
+    by: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignAttempt:
+    """A worker holds the task's work message and wants to run the next attempt."""
+
+    ready_sequence: int
+    """Sequence in TASKS of the event that the work message is a copy of: tells a stale message from the current one."""
+    worker_id: str
+    node_id: str
+    device: str
+    revision: str | None
+    batch_size: int
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressAttempt:
+    """The running attempt took a step."""
+
+    attempt: int
+    worker_id: str
+    step: int
+    total: int | None = None
+    unit: str = "step"
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SucceedAttempt:
+    """The running attempt has a result, inline or as an artifact."""
+
+    attempt: int
+    worker_id: str
+    result: dict[str, Any] | None
+    result_ref: Any = None
+    usage: Usage
+    run_ms: float
+    load_ms: float = 0.0
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailAttempt:
+    """The running attempt failed."""
+
+    attempt: int
+    worker_id: str
+    failure: Failure
+    run_ms: float
+    now: datetime
+    jitter: float
+    """A random number from 0 to 1, drawn by the caller: the core has no randomness of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAttempt:
+    """The running attempt has stopped because its task was cancelled."""
+
+    attempt: int
+    worker_id: str
+
+
+AttemptCommand = ProgressAttempt | SucceedAttempt | FailAttempt | StopAttempt
+TaskCommand = CancelTask | AssignAttempt | AttemptCommand

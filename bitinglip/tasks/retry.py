@@ -1,0 +1,57 @@
+"""What follows a failed attempt: a pure function of the policy, the failure and how many came before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bitinglip.events.task import Failure, RetryPolicy
+
+IMMEDIATE = frozenset({"lost_lease", "worker_stopped"})
+"""Not the task's own doing, and known late already: no back-off."""
+
+UNCOUNTED = frozenset({"worker_stopped"})
+"""An operator's doing: it uses up no attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAt:
+    """Another attempt follows, not before this time."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The failure is the caller's to mend: another attempt would fail the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """The attempts are used up."""
+
+
+RetryDecision = RetryAt | GiveUp | DeadLetter
+
+
+def decide_retry(policy: RetryPolicy, failure: Failure, failures: int, now: datetime, jitter: float) -> RetryDecision:
+    """Decide what follows a failure; `failures` counts this one, `jitter` is from 0 to 1."""
+    if not failure.retryable:
+        return GiveUp()
+    if failure.kind not in UNCOUNTED and failures >= policy.max_attempts:
+        return DeadLetter()
+    if failure.kind in IMMEDIATE:
+        return RetryAt(now)
+    return RetryAt(now + backoff(policy, failures, jitter))
+
+
+def backoff(policy: RetryPolicy, failures: int, jitter: float) -> timedelta:
+    """Return the wait after so many failures: exponential, its upper half by chance.
+
+    >>> backoff(RetryPolicy(base_ms=1000, max_ms=60000), 3, 1.0)
+    datetime.timedelta(seconds=4)
+    >>> backoff(RetryPolicy(base_ms=1000, max_ms=60000), 3, 0.0)
+    datetime.timedelta(seconds=2)
+    """
+    longest = min(policy.base_ms * 2 ** min(failures - 1, 40), policy.max_ms)
+    return timedelta(milliseconds=longest * (0.5 + 0.5 * jitter))

@@ -1,0 +1,309 @@
+"""The task as a fold over its events (`evolve`), and what a command leads to (`decide`): pure.
+
+The history of a task comes back from the log in order, but two things can make an event stale by the time it is stored:
+a timer fires for a task that ended meanwhile, or for an attempt that already runs. `evolve` passes such a `queued` over;
+every other event out of place is a defect and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal, assert_never
+
+from bitinglip.errors import IllegalTransition
+from bitinglip.events.envelope import Recorded, UnknownEvent
+from bitinglip.events.registry import Event
+from bitinglip.events.task import (
+    Failure,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCancelRequested,
+    TaskDeadLettered,
+    TaskEvent,
+    TaskExpired,
+    TaskFailed,
+    TaskProgressed,
+    TaskQueued,
+    TaskSubmitted,
+    TaskSucceeded,
+)
+from bitinglip.ids import TaskId
+from bitinglip.tasks.commands import (
+    AssignAttempt,
+    AttemptCommand,
+    CancelTask,
+    FailAttempt,
+    ProgressAttempt,
+    StopAttempt,
+    SucceedAttempt,
+    TaskCommand,
+)
+from bitinglip.tasks.retry import UNCOUNTED, DeadLetter, GiveUp, RetryAt, decide_retry
+
+State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled", "expired", "dead_lettered"]
+TERMINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", "expired", "dead_lettered"})
+TERMINAL_TYPES = frozenset({"task.succeeded", "task.cancelled", "task.expired", "task.dead_lettered"})
+"""Types that always end a task; `task.failed` does when it has no `retry_at`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task as its events tell it."""
+
+    id: TaskId
+    submitted: TaskSubmitted
+    state: State
+    sequence: int
+    """Sequence of its last event: what the next append expects."""
+    ready_sequence: int
+    """Sequence of the event that last made it ready to run (`submitted` or `queued`)."""
+    ready_at: datetime
+    attempt: int = 0
+    """Number of the latest attempt; 0 before the first."""
+    failures: int = 0
+    """Failed attempts that count against the retry policy."""
+    worker_id: str | None = None
+    retry_at: datetime | None = None
+    cancel: TaskCancelRequested | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has its terminal event."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The command comes from a writer that no longer holds the attempt, or from a message that was overtaken."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitTimer:
+    """The task waits for its next attempt: its timer must be set, and is all that is missing."""
+
+    attempt: int
+    at: datetime
+
+
+Decision = tuple[TaskEvent, ...] | Stale | AwaitTimer
+
+
+def fold(history: Iterable[Recorded]) -> Task | None:
+    """Return the task that this history tells; none if it has no `submitted`."""
+    task: Task | None = None
+    for recorded in history:
+        task = evolve(task, recorded.event, recorded.sequence, recorded.time)
+    return task
+
+
+def evolve(task: Task | None, event: Event, sequence: int, at: datetime) -> Task | None:
+    """Return the task after one more event, stored at `sequence` and dated `at`.
+
+    Raises:
+        IllegalTransition: the event has no place in the task's state.
+    """
+    if task is None:
+        return _begin(event, sequence, at)
+    if isinstance(event, UnknownEvent):
+        return replace(task, sequence=sequence)
+    if not isinstance(event, TaskEvent) or not _legal(task, event):
+        raise IllegalTransition(task_id=task.id, state=task.state, action=event.type)
+    return replace(_apply(task, event, sequence, at), sequence=sequence)
+
+
+def decide(task: Task, command: TaskCommand) -> Decision:
+    """Return the events that a command leads to; several are appended one after the other.
+
+    Raises:
+        IllegalTransition: the task's state does not allow the command.
+    """
+    match command:
+        case CancelTask():
+            return _decide_cancel(task, command)
+        case AssignAttempt():
+            return _decide_assign(task, command)
+        case ProgressAttempt() | SucceedAttempt() | FailAttempt() | StopAttempt():
+            if task.state != "running" or (task.attempt, task.worker_id) != (command.attempt, command.worker_id):
+                return Stale()
+            return (_decide_attempt(task, command),)
+        case _:
+            assert_never(command)
+
+
+def is_terminal(event: Event) -> bool:
+    """Tell whether this event ends its task."""
+    return event.type in TERMINAL_TYPES or (isinstance(event, TaskFailed) and event.retry_at is None)
+
+
+# --- evolve -----------------------------------------------------------------------------------------------------------
+
+
+def _begin(event: Event, sequence: int, at: datetime) -> Task | None:
+    if not isinstance(event, TaskSubmitted):
+        return None
+    return Task(
+        id=event.task_id,
+        submitted=event,
+        state="scheduled" if event.run_at else "queued",
+        sequence=sequence,
+        ready_sequence=sequence,
+        ready_at=at,
+    )
+
+
+def _legal(task: Task, event: TaskEvent) -> bool:
+    match event:
+        case TaskQueued():
+            return True
+        case TaskAssigned():
+            return task.state in {"queued", "scheduled"} and event.attempt == task.attempt + 1
+        case TaskProgressed() | TaskSucceeded() | TaskFailed():
+            return task.state == "running" and event.attempt == task.attempt
+        case TaskDeadLettered():
+            return task.state == "running" and event.attempt == task.attempt
+        case TaskCancelRequested() | TaskCancelled():
+            return not task.ended
+        case TaskExpired():
+            return task.state in {"queued", "scheduled"}
+        case _:
+            return False
+
+
+def _apply(task: Task, event: TaskEvent, sequence: int, at: datetime) -> Task:
+    match event:
+        case TaskQueued():
+            return _apply_queued(task, event, sequence, at)
+        case TaskAssigned():
+            return replace(task, state="running", attempt=event.attempt, worker_id=event.worker_id, retry_at=None)
+        case TaskFailed():
+            return _apply_failed(task, event)
+        case TaskCancelRequested():
+            return replace(task, cancel=event)
+        case TaskSucceeded():
+            return replace(task, state="succeeded")
+        case TaskCancelled():
+            return replace(task, state="cancelled")
+        case TaskExpired():
+            return replace(task, state="expired")
+        case TaskDeadLettered():
+            return replace(task, state="dead_lettered", failures=task.failures + 1)
+        case _:
+            return task
+
+
+def _apply_queued(task: Task, event: TaskQueued, sequence: int, at: datetime) -> Task:
+    if task.state != "scheduled" or event.attempt != task.attempt + 1:
+        return task
+    return replace(task, state="queued", ready_sequence=sequence, ready_at=at)
+
+
+def _apply_failed(task: Task, event: TaskFailed) -> Task:
+    failures = task.failures + (event.failure.kind not in UNCOUNTED)
+    if event.retry_at is None:
+        return replace(task, state="failed", failures=failures)
+    return replace(task, state="scheduled", failures=failures, retry_at=event.retry_at, ready_at=event.retry_at)
+
+
+# --- decide -----------------------------------------------------------------------------------------------------------
+
+
+def _decide_cancel(task: Task, command: CancelTask) -> Decision:
+    if task.state == "cancelled" or (task.cancel is not None and not task.ended):
+        return ()
+    if task.ended:
+        raise IllegalTransition(task_id=task.id, state=task.state, action="be cancelled")
+    if task.state == "running":
+        return (TaskCancelRequested(task_id=task.id, by=command.by, reason=command.reason),)
+    return (TaskCancelled(task_id=task.id, by=command.by, reason=command.reason),)
+
+
+def _decide_assign(task: Task, command: AssignAttempt) -> Decision:
+    if task.ended or command.ready_sequence != task.ready_sequence:
+        return Stale()
+    if task.state == "running":
+        return _take_over(task, command)
+    if task.cancel is not None:
+        return (_cancelled(task),)
+    expires_at = task.submitted.expires_at
+    if task.attempt == 0 and expires_at is not None and expires_at <= command.now:
+        return (TaskExpired(task_id=task.id, expires_at=expires_at),)
+    if task.retry_at is not None and task.state == "scheduled" and task.retry_at > command.now:
+        return AwaitTimer(task.attempt + 1, task.retry_at)
+    return (_assigned(task, command),)
+
+
+def _take_over(task: Task, command: AssignAttempt) -> Decision:
+    """The message of a running attempt came back: its lease has ended."""
+    lost = Failure(kind="lost_lease", message="The worker gave no sign of life until its lease ended.", retryable=True)
+    assert task.worker_id is not None
+    failed = _fail(task, task.worker_id, lost, run_ms=0.0, now=command.now, jitter=0.0)
+    if is_terminal(failed):
+        return (failed,)
+    return (failed, _assigned(task, command))
+
+
+def _assigned(task: Task, command: AssignAttempt) -> TaskAssigned:
+    waited = command.now - task.ready_at
+    return TaskAssigned(
+        task_id=task.id,
+        attempt=task.attempt + 1,
+        worker_id=command.worker_id,
+        node_id=command.node_id,
+        device=command.device,
+        revision=command.revision,
+        wait_ms=max(0, round(waited.total_seconds() * 1000)),
+        batch_size=command.batch_size,
+    )
+
+
+def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
+    match command:
+        case ProgressAttempt(attempt=attempt, step=step, total=total, unit=unit, text=text):
+            return TaskProgressed(task_id=task.id, attempt=attempt, step=step, total=total, unit=unit, text=text)
+        case SucceedAttempt():
+            return TaskSucceeded(
+                task_id=task.id,
+                attempt=command.attempt,
+                worker_id=command.worker_id,
+                result=command.result,
+                result_ref=command.result_ref,
+                usage=command.usage,
+                run_ms=command.run_ms,
+                load_ms=command.load_ms,
+                versions=command.versions,
+            )
+        case FailAttempt():
+            return _fail(task, command.worker_id, command.failure, command.run_ms, command.now, command.jitter)
+        case StopAttempt():
+            return _cancelled(task)
+        case _:
+            assert_never(command)
+
+
+def _fail(task: Task, worker_id: str, failure: Failure, run_ms: float, now: datetime, jitter: float) -> TaskEvent:
+    if task.cancel is not None:
+        return _cancelled(task)
+    failed = TaskFailed(task_id=task.id, attempt=task.attempt, worker_id=worker_id, failure=failure, run_ms=run_ms)
+    match decide_retry(task.submitted.retry, failure, task.failures + 1, now, jitter):
+        case RetryAt(at):
+            return failed.model_copy(update={"retry_at": at})
+        case GiveUp():
+            return failed
+        case DeadLetter():
+            return TaskDeadLettered(
+                task_id=task.id, attempt=task.attempt, worker_id=worker_id, failure=failure, run_ms=run_ms
+            )
+        case decision:
+            assert_never(decision)
+
+
+def _cancelled(task: Task) -> TaskCancelled:
+    cancel = task.cancel
+    return TaskCancelled(
+        task_id=task.id,
+        attempt=task.attempt or None,
+        by=cancel.by if cancel else None,
+        reason=cancel.reason if cancel else None,
+    )

@@ -1,0 +1,130 @@
+"""One worker: ask the policy, pull, run, write down, repeat."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from bitinglip.errors import BitingLipError, NoServer
+from bitinglip.events import subjects
+from bitinglip.events.log import EventLog
+from bitinglip.events.queue import Delivery, WorkQueue
+from bitinglip.events.streams import Route
+from bitinglip.events.task import LANES
+from bitinglip.settings import Settings
+from bitinglip.workers.attempt import Scribe
+from bitinglip.workers.batch import BatchRunner, Identity
+from bitinglip.workers.batcher import group
+from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.lease import LeaseKeeper
+from bitinglip.workers.policy import Wait, after_service, decide
+from bitinglip.workers.view import LaneView, RouteView, WorkerView
+
+log = logging.getLogger(__name__)
+
+AWAY_S = 0.5
+"""Pause before the next pull while the server is away."""
+
+
+class Agent:
+    """The loop of one worker: pulls for the models that it serves, and runs what it gets, batch by batch."""
+
+    def __init__(self, event_log: EventLog, settings: Settings, identity: Identity, models: list[ModelSpec]) -> None:
+        self._log = event_log
+        self._settings = settings
+        self._stopping = False
+        self._leases = LeaseKeeper(settings.worker.lease_s)
+        self._queue = WorkQueue(event_log.connection, settings.worker.lease_s)
+        scribe = Scribe(event_log, settings.log.tick_ttl_s, lambda: self._stopping)
+        self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models)
+        self._view = WorkerView(
+            routes=tuple(RouteView(lane, model.reference) for model in models for lane in LANES),
+            lanes={lane: LaneView() for lane in LANES},
+        )
+
+    async def run(self) -> None:
+        """Work until `stop` is called and what was running has ended.
+
+        Raises:
+            NoServer: the server is not there at the start.
+        """
+        await self._queue.ensure([_route(view) for view in self._view.routes])
+        cancels = await self.runner.listen_for_cancels()
+        keeper = asyncio.create_task(self._leases.run(), name="leases")
+        try:
+            while not self._stopping:
+                await self._round()
+        finally:
+            await self._hand_back(await self._queue.close())
+            await self.runner.close()
+            keeper.cancel()
+            await self._log.connection.unsubscribe(cancels)
+
+    def stop(self) -> None:
+        """Pull nothing more; what runs may end within the grace period, then it is handed back."""
+        self._stopping = True
+        self._queue.interrupt()
+        self.runner.stop_after(self._settings.worker.grace_s)
+
+    async def _round(self) -> None:
+        try:
+            deliveries = await self._pull()
+        except NoServer as error:
+            log.debug("nothing to pull from: %s", error)
+            await asyncio.sleep(AWAY_S)
+            return
+        for delivery in deliveries:
+            self._leases.hold(delivery)
+        for batch in group(deliveries, _compatible).values():
+            await self._run(batch)
+
+    async def _run(self, batch: list[Delivery]) -> None:
+        try:
+            if self._stopping:
+                await self._hand_back(batch)
+            else:
+                await self.runner.run(batch)
+        except NoServer as error:
+            log.warning("a batch of %d is left to its leases: %s", len(batch), error)
+        except BitingLipError:
+            log.exception("a batch of %d is left to its leases", len(batch))
+        finally:
+            for delivery in batch:
+                self._leases.release(delivery)
+
+    async def _pull(self) -> list[Delivery]:
+        self._view = replace(self._view, loaded=self.runner.loaded)
+        step, most = decide(self._view), self._settings.worker.max_batch
+        if isinstance(step, Wait):
+            found = await self._queue.wait([_route(view) for view in step.routes], most)
+            self._view = replace(self._view, idle=not found)
+            return found
+        empty: set[str] = set()
+        for view in step.routes:
+            found = await self._queue.pull(_route(view), most)
+            if found:
+                # Less than was asked for: the route is drained, so the next one may as well be waited for.
+                self._view = replace(
+                    after_service(self._view, view.lane, len(found), frozenset(empty)), idle=len(found) < most
+                )
+                return found
+            empty.add(view.lane)
+        self._view = replace(self._view, idle=True)
+        return []
+
+    async def _hand_back(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            try:
+                await delivery.nak()
+            except NoServer:
+                log.debug("a work message comes back when its lease ends")
+
+
+def _route(view: RouteView) -> Route:
+    return Route(view.lane, subjects.encode_token(view.reference))
+
+
+def _compatible(delivery: Delivery) -> str:
+    """Tasks of one queue run on one model; their kind is looked at when they are opened."""
+    return delivery.route.queue

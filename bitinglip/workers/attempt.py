@@ -1,0 +1,181 @@
+"""One attempt's life, seen from the worker: its task as the log tells it, and how its events get there.
+
+An attempt's events form a chain: each one expects to follow the last event of the task that the attempt knows of. When
+somebody else's event got in between, the history is read on and the command is decided again on what is now true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence as Seq
+from dataclasses import dataclass, field
+
+from bitinglip.errors import BitingLipError, Conflict, IllegalTransition, NoServer
+from bitinglip.events.log import Append, EventLog
+from bitinglip.events.queue import Delivery
+from bitinglip.events.task import TaskEvent, TaskProgressed, TaskSubmitted
+from bitinglip.ids import TaskId
+from bitinglip.tasks.commands import TaskCommand
+from bitinglip.tasks.state import AwaitTimer, Stale, Task, decide, evolve, fold
+from bitinglip.tasks.timers import ensure_timer
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+"""Pause between tries while the server is away."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A work message in hand, and the task that it is about."""
+
+    delivery: Delivery
+    task: Task
+    cancelled: bool = False
+    """Somebody asked for it to stop."""
+    timed_out: bool = False
+    settled: bool = False
+    """Nothing more is to be done: its outcome is in the log, or it is somebody else's by now."""
+    started: float = field(default_factory=time.monotonic)
+    load_ms: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def id(self) -> TaskId:
+        """The task's id."""
+        return self.task.id
+
+    @property
+    def run_ms(self) -> float:
+        """Milliseconds since the attempt began."""
+        return (time.monotonic() - self.started) * 1000
+
+
+@dataclass(slots=True)
+class _Step:
+    """A command on its way into the log: what is still to be appended for it."""
+
+    attempt: Attempt
+    command: TaskCommand
+    events: list[TaskEvent]
+    done: bool = False
+    result: Stale | AwaitTimer | None = None
+
+
+class Scribe:
+    """Writes attempts' commands to the log, many at a time."""
+
+    def __init__(self, event_log: EventLog, tick_ttl_s: int, stopping: Callable[[], bool]) -> None:
+        self._log = event_log
+        self._tick_ttl_s = tick_ttl_s
+        self._stopping = stopping
+
+    async def open(self, delivery: Delivery) -> Attempt | None:
+        """Return the attempt that a work message stands for; none (and the message is acked) if there is no such task.
+
+        A task that comes for the first time needs no read: the message is its whole history.
+        """
+        recorded = delivery.event
+        if delivery.delivered == 1 and isinstance(recorded.event, TaskSubmitted):
+            task = evolve(None, recorded.event, recorded.sequence, recorded.time)
+        else:
+            event = recorded.event
+            task = fold(await self._log.read_task(event.task_id)) if isinstance(event, TaskEvent) else None
+        if task is None:
+            log.warning("a work message for no task: %s", recorded.subject)
+            await delivery.ack()
+            return None
+        return Attempt(delivery, task)
+
+    async def write(
+        self, commands: Seq[tuple[Attempt, TaskCommand]], *, patient: bool = True
+    ) -> list[Stale | AwaitTimer | None]:
+        """Decide and append the commands, all attempts at once; returns for each how it ended (none: it is in the log).
+
+        While the server is away a patient write waits for it, and gives up only when the worker is being stopped.
+
+        Raises:
+            NoServer: the server is away (not patient, or being stopped).
+        """
+        steps = [self._step(attempt, command) for attempt, command in commands]
+        while pending := [step for step in steps if not step.done]:
+            appends = [self._prepare(step.attempt, step.events[0]) for step in pending]
+            outcomes = await self._log.append_all(appends)
+            away: NoServer | None = None
+            for step, outcome in zip(pending, outcomes, strict=True):
+                away = await self._advance(step, outcome) or away
+            if away is not None:
+                if not patient or self._stopping():
+                    raise away
+                await asyncio.sleep(RETRY_S)
+        return [step.result for step in steps]
+
+    async def settle(self, attempt: Attempt, outcome: Stale | AwaitTimer | None) -> None:
+        """Let go of the work message as its task's state asks for: ack it, hand it back, or leave it to its new owner."""
+        attempt.settled = True
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        task, delivery = attempt.task, attempt.delivery
+        if isinstance(outcome, AwaitTimer):
+            await ensure_timer(self._log, task, outcome)
+        elif task.state == "scheduled" and task.retry_at is not None:
+            if task.retry_at <= self._log.clock():
+                await delivery.nak()
+                return
+            await ensure_timer(self._log, task, AwaitTimer(task.attempt + 1, task.retry_at))
+        elif isinstance(outcome, Stale) and not task.ended and delivery.event.sequence == task.ready_sequence:
+            return
+        await delivery.ack()
+
+    async def refresh(self, attempt: Attempt) -> None:
+        """Read on what others have written about the task."""
+        for recorded in await self._log.read_task(attempt.id, after=attempt.task.sequence):
+            after = evolve(attempt.task, recorded.event, recorded.sequence, recorded.time)
+            assert after is not None
+            attempt.task = after
+        attempt.cancelled = attempt.cancelled or attempt.task.cancel is not None
+
+    def _step(self, attempt: Attempt, command: TaskCommand) -> _Step:
+        step = _Step(attempt, command, [])
+        self._decide(step)
+        return step
+
+    def _decide(self, step: _Step) -> None:
+        decision = decide(step.attempt.task, step.command)
+        if isinstance(decision, Stale | AwaitTimer):
+            step.result, step.done = decision, True
+        else:
+            step.events = list(decision)
+            step.done = not step.events
+
+    def _prepare(self, attempt: Attempt, event: TaskEvent) -> Append:
+        ttl_s = self._tick_ttl_s if isinstance(event, TaskProgressed) else None
+        return self._log.task_append(event, attempt.task.sequence, causation=attempt.delivery.event.id, ttl_s=ttl_s)
+
+    async def _advance(self, step: _Step, outcome: int | BitingLipError) -> NoServer | None:
+        attempt = step.attempt
+        if isinstance(outcome, NoServer):
+            return outcome
+        if isinstance(outcome, Conflict):
+            return await self._decide_again(step)
+        if isinstance(outcome, BitingLipError):
+            raise outcome
+        after = evolve(attempt.task, step.events.pop(0), outcome, self._log.clock())
+        assert after is not None
+        attempt.task = after
+        step.done = not step.events
+        return None
+
+    async def _decide_again(self, step: _Step) -> NoServer | None:
+        try:
+            await self.refresh(step.attempt)
+            self._decide(step)
+        except NoServer as error:
+            return error
+        except IllegalTransition as error:
+            log.error("the history of task %s cannot be: %s", step.attempt.id, error)  # noqa: TRY400
+            step.result, step.done = Stale(), True
+        return None
+

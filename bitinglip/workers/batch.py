@@ -1,0 +1,411 @@
+"""A batch on its way: open, assign, load, run, settle. Each step takes the attempts that the one before left over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from bitinglip.errors import ArtifactNotFound, EngineDied, NoServer
+from bitinglip.events import artifacts, subjects
+from bitinglip.events.log import EventLog
+from bitinglip.events.queue import Delivery
+from bitinglip.events.task import ArtifactRef, Failure
+from bitinglip.events.worker import WorkerEngineExited
+from bitinglip.settings import Settings
+from bitinglip.tasks.commands import (
+    AssignAttempt,
+    FailAttempt,
+    ProgressAttempt,
+    StopAttempt,
+    SucceedAttempt,
+    TaskCommand,
+)
+from bitinglip.workers.attempt import Attempt, Scribe
+from bitinglip.workers.batcher import group
+from bitinglip.workers.engine import (
+    JobAnswer,
+    JobCancelled,
+    JobFailed,
+    JobProgressed,
+    JobSpec,
+    JobSucceeded,
+    Loaded,
+    LoadFailed,
+    ModelSpec,
+)
+from bitinglip.workers.enginehost import EngineHost
+from bitinglip.workers.lease import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+CANCEL_PATIENCE_S = 10.0
+"""How long a running step may take to hear of a time-out before its engine process is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the worker is, in the events that it writes."""
+
+    worker_id: str
+    node_id: str
+    device: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the worker did since its start."""
+
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class BatchRunner:
+    """Runs batches on the worker's engine process, one at a time."""
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        scribe: Scribe,
+        leases: LeaseKeeper,
+        settings: Settings,
+        identity: Identity,
+        models: list[ModelSpec],
+    ) -> None:
+        self._log = event_log
+        self._scribe = scribe
+        self._leases = leases
+        self._settings = settings
+        self._identity = identity
+        self._models = {(model.kind, model.reference): model for model in models}
+        self._loaded: dict[str, Loaded] = {}
+        self._host: EngineHost | None = None
+        self._running: dict[str, Attempt] = {}
+        self._stopped = False
+        self._stop_timer: asyncio.TimerHandle | None = None
+        self.counts = Counts()
+        event_log.connection.on_reconnect(self._reconnected)
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """References of the models in memory."""
+        return frozenset(key.split("|")[1] for key in self._loaded)
+
+    # --- the pipeline -------------------------------------------------------------------------------------------------
+
+    async def run(self, deliveries: Seq[Delivery]) -> None:
+        """Run what these work messages stand for to its outcome in the log.
+
+        Raises:
+            NoServer: the server went away while the worker is being stopped; the leases settle it.
+        """
+        attempts = [attempt for attempt in await self._open(deliveries) if attempt is not None]
+        assigned = await self._assign(attempts)
+        self._running |= {attempt.id: attempt for attempt in assigned}
+        self.counts.running = len(self._running)
+        try:
+            for (kind, model), batch in group(assigned, _kind_and_model).items():
+                await self._run_on(self._models.get((kind, model)), batch)
+        finally:
+            for attempt in assigned:
+                self._running.pop(attempt.id, None)
+            self.counts.running = len(self._running)
+
+    async def _open(self, deliveries: Seq[Delivery]) -> list[Attempt | None]:
+        return [await self._scribe.open(delivery) for delivery in deliveries]
+
+    async def _assign(self, attempts: list[Attempt]) -> list[Attempt]:
+        commands = [(attempt, self._assignment(attempt, len(attempts))) for attempt in attempts]
+        outcomes = await self._scribe.write(commands)
+        ours: list[Attempt] = []
+        for attempt, outcome in zip(attempts, outcomes, strict=True):
+            if outcome is None and attempt.task.state == "running":
+                attempt.started = time.monotonic()
+                ours.append(attempt)
+            else:
+                await self._settle(attempt, outcome)
+        return ours
+
+    async def _run_on(self, model: ModelSpec | None, batch: list[Attempt]) -> None:
+        if model is None:
+            await self._fail(batch, Failure(kind="bad_input", message="This worker has no such model.", retryable=False))
+            return
+        try:
+            host = await self._engine()
+            loaded = await self._load(host, model, batch)
+            if isinstance(loaded, LoadFailed):
+                await self._fail(batch, loaded.failure)
+            else:
+                await self._run_jobs(host, loaded, batch)
+        except EngineDied as died:
+            await self._engine_died(died, batch)
+
+    async def _run_jobs(self, host: EngineHost, loaded: Loaded, batch: list[Attempt]) -> None:
+        jobs = await self._jobs(batch)
+        by_id = {attempt.id: attempt for attempt in batch if not attempt.settled}
+        for attempt in by_id.values():
+            self._watch_time(host, attempt)
+        async for messages in host.run(loaded.model_key, jobs):
+            await self._heard(by_id, messages, loaded)
+        left = [attempt for attempt in batch if not attempt.settled]
+        await self._fail(left, Failure(kind="engine_error", message="The engine gave no answer.", retryable=True))
+
+    async def _heard(self, by_id: dict[Any, Attempt], messages: Seq[JobProgressed | JobAnswer], loaded: Loaded) -> None:
+        ticks: list[tuple[Attempt, TaskCommand]] = []
+        ends: list[tuple[Attempt, TaskCommand]] = []
+        for message in messages:
+            attempt = by_id.get(message.task_id)
+            if attempt is None or attempt.settled:
+                continue
+            if isinstance(message, JobProgressed):
+                ticks.append((attempt, self._tick(attempt, message)))
+            else:
+                ends.append((attempt, await self._end(attempt, message, loaded)))
+        await self._write_ticks(ticks)
+        await self._write_ends(ends)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    async def _engine(self) -> EngineHost:
+        if self._host is None or not self._host.alive:
+            self._loaded.clear()
+            self._host = EngineHost(self._settings.worker, self._identity.device)
+            await self._host.start()
+        return self._host
+
+    async def _load(self, host: EngineHost, model: ModelSpec, batch: list[Attempt]) -> Loaded | LoadFailed:
+        held = self._loaded.pop(model.key, None)
+        started = time.monotonic()
+        answer = held or await asyncio.wait_for(host.load(model), self._settings.worker.load_timeout_s)
+        if isinstance(answer, LoadFailed):
+            return answer
+        for attempt in batch:
+            attempt.load_ms = 0.0 if held else (time.monotonic() - started) * 1000
+        self._loaded[model.key] = answer  # the most recently used one is last
+        for key in list(self._loaded)[: -self._settings.worker.max_loaded]:
+            del self._loaded[key]
+        return answer
+
+    async def _jobs(self, batch: list[Attempt]) -> list[JobSpec]:
+        jobs: list[JobSpec] = []
+        for attempt in batch:
+            if attempt.cancelled or attempt.task.cancel is not None:
+                await self._scribe.refresh(attempt)
+                await self._write_ends([(attempt, self._stopped_command(attempt))])
+                continue
+            try:
+                jobs.append(JobSpec(task_id=attempt.id, params=await self._params(attempt)))
+            except ArtifactNotFound as error:
+                await self._fail([attempt], Failure(kind="bad_input", message=str(error), retryable=False))
+        return jobs
+
+    async def _params(self, attempt: Attempt) -> dict[str, Any]:
+        submitted = attempt.task.submitted
+        if submitted.params_ref is None:
+            return submitted.params or {}
+        body, _ = await artifacts.get(self._log.connection, submitted.params_ref.sha256)
+        return orjson.loads(body)
+
+    async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:
+        match answer:
+            case JobSucceeded():
+                result, reference = await self._inline_or_artifact(answer.result)
+                return SucceedAttempt(
+                    attempt=attempt.task.attempt,
+                    worker_id=self._identity.worker_id,
+                    result=result,
+                    result_ref=reference,
+                    usage=answer.usage,
+                    run_ms=round(answer.run_ms, 3),
+                    load_ms=round(attempt.load_ms, 3),
+                    versions=loaded.versions,
+                )
+            case JobFailed():
+                return self._failure(attempt, answer.failure)
+            case JobCancelled():
+                return self._stopped_command(attempt)
+
+    async def _inline_or_artifact(self, result: dict[str, Any]) -> tuple[dict[str, Any] | None, ArtifactRef | None]:
+        body = orjson.dumps(result)
+        if len(body) <= self._settings.log.inline_max_bytes:
+            return result, None
+        return None, await artifacts.put(self._log.connection, body, "application/json")
+
+    async def _write_ticks(self, ticks: list[tuple[Attempt, TaskCommand]]) -> None:
+        """Ticks of one attempt follow one another; those of different attempts travel together."""
+        while ticks:
+            now = {attempt.id: (attempt, command) for attempt, command in reversed(ticks)}
+            ticks = [tick for tick in ticks if now[tick[0].id][1] is not tick[1]]
+            try:
+                outcomes = await self._scribe.write(list(now.values()), patient=False)
+            except NoServer as error:
+                log.debug("ticks are lost: %s", error)
+                return
+            for (attempt, _), outcome in zip(now.values(), outcomes, strict=True):
+                if outcome is not None:
+                    await self._lost(attempt, outcome)
+
+    async def _write_ends(self, ends: list[tuple[Attempt, TaskCommand]]) -> None:
+        if not ends:
+            return
+        outcomes = await self._scribe.write(ends)
+        for (attempt, _), outcome in zip(ends, outcomes, strict=True):
+            self.counts.done += attempt.task.state == "succeeded"
+            self.counts.failed += attempt.task.state not in {"succeeded", "cancelled"}
+            await self._settle(attempt, outcome)
+
+    async def _settle(self, attempt: Attempt, outcome: Any) -> None:
+        try:
+            await self._scribe.settle(attempt, outcome)
+        except NoServer as error:
+            log.debug("task %s: its work message comes back once more: %s", attempt.id, error)
+        self._leases.release(attempt.delivery)
+
+    async def _lost(self, attempt: Attempt, outcome: Any) -> None:
+        if not attempt.settled:
+            log.warning("task %s: attempt %d is no longer ours", attempt.id, attempt.task.attempt)
+            self._cancel_job(attempt)
+            await self._settle(attempt, outcome)
+
+    async def _fail(self, batch: Seq[Attempt], failure: Failure) -> None:
+        await self._write_ends([(attempt, self._failure(attempt, failure)) for attempt in batch if not attempt.settled])
+
+    async def _engine_died(self, died: EngineDied, batch: list[Attempt]) -> None:
+        self._loaded.clear()
+        self._host = None
+        if self._stopped:
+            failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
+        else:
+            failure = Failure(kind="engine_crashed", message=died.problem, retryable=True)
+            log.error("the engine process died: %s", died.problem)
+            await self._tell_engine_exited(died.problem)
+        timed_out = Failure(kind="timed_out", message="The attempt ran too long; its engine was killed.", retryable=True)
+        await self._fail([attempt for attempt in batch if attempt.timed_out], timed_out)
+        await self._fail([attempt for attempt in batch if not attempt.timed_out], failure)
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def _assignment(self, attempt: Attempt, batch_size: int) -> AssignAttempt:
+        submitted = attempt.task.submitted
+        model = self._models.get((submitted.kind, submitted.model))
+        return AssignAttempt(
+            ready_sequence=attempt.delivery.event.sequence,
+            worker_id=self._identity.worker_id,
+            node_id=self._identity.node_id,
+            device=self._identity.device,
+            revision=model.revision if model else None,
+            batch_size=batch_size,
+            now=self._log.clock(),
+        )
+
+    def _tick(self, attempt: Attempt, message: JobProgressed) -> ProgressAttempt:
+        return ProgressAttempt(
+            attempt=attempt.task.attempt,
+            worker_id=self._identity.worker_id,
+            step=message.step,
+            total=message.total,
+            unit=message.unit,
+            text=message.text,
+        )
+
+    def _failure(self, attempt: Attempt, failure: Failure) -> FailAttempt:
+        return FailAttempt(
+            attempt=attempt.task.attempt,
+            worker_id=self._identity.worker_id,
+            failure=failure,
+            run_ms=round(attempt.run_ms, 3),
+            now=self._log.clock(),
+            jitter=random.random(),  # noqa: S311
+        )
+
+    def _stopped_command(self, attempt: Attempt) -> TaskCommand:
+        """Answer for a job that stopped before its end: its time was up, or its task was cancelled."""
+        if attempt.timed_out:
+            limit = attempt.task.submitted.timeout_ms
+            return self._failure(attempt, Failure(kind="timed_out", message=f"Ran over {limit} ms.", retryable=True))
+        return StopAttempt(attempt=attempt.task.attempt, worker_id=self._identity.worker_id)
+
+    # --- cancel, time-out, stop ---------------------------------------------------------------------------------------
+
+    async def listen_for_cancels(self) -> Any:
+        """Hear of every cancel request in the cluster; those for our running tasks are passed on at once."""
+
+        async def heard(msg: Any) -> None:
+            attempt = self._running.get(msg.subject.split(".")[3])
+            if attempt is not None:
+                self._cancel_job(attempt)
+
+        return await self._log.connection.subscribe(subjects.LIVE_CANCEL_REQUESTS, heard)
+
+    def stop_after(self, grace_s: float) -> None:
+        """End what runs by force after the grace period: its tasks are handed back."""
+        self._stop_timer = self._stop_timer or asyncio.get_running_loop().call_later(grace_s, self._stop_now)
+
+    async def close(self) -> None:
+        """End the engine process."""
+        self._stopped = True
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        if self._host is not None:
+            await self._host.stop()
+
+    def _stop_now(self) -> None:
+        self._stopped = True
+        if self._host is not None and self._running:
+            log.warning("%d running tasks are handed back", len(self._running))
+            self._kill(self._host)
+
+    def _cancel_job(self, attempt: Attempt) -> None:
+        attempt.cancelled = True
+        if self._host is not None and self._host.alive:
+            self._host.cancel(attempt.id)
+
+    def _watch_time(self, host: EngineHost, attempt: Attempt) -> None:
+        limit_ms = attempt.task.submitted.timeout_ms
+        if limit_ms is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def time_is_up() -> None:
+            attempt.timed_out = True
+            host.cancel(attempt.id)
+            attempt.timer = loop.call_later(CANCEL_PATIENCE_S, lambda: None if attempt.settled else self._kill(host))
+
+        attempt.timer = loop.call_later(limit_ms / 1000, time_is_up)
+
+    def _kill(self, host: EngineHost) -> None:
+        self._background = asyncio.ensure_future(host.stop(grace_s=0.0))
+
+    def _reconnected(self) -> None:
+        """A cancel request may have passed while the connection was away."""
+        self._refreshing = asyncio.ensure_future(self._refresh_running())
+
+    async def _refresh_running(self) -> None:
+        for attempt in list(self._running.values()):
+            try:
+                last = await self._log.read_task(attempt.id, after=attempt.task.sequence)
+            except NoServer:
+                return
+            if any(recorded.type == "task.cancel_requested" for recorded in last):
+                self._cancel_job(attempt)
+
+    async def _tell_engine_exited(self, reason: str) -> None:
+        event = WorkerEngineExited(
+            worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=reason[:2000]
+        )
+        subject = subjects.worker_subject(self._identity.worker_id, "engine_exited")
+        try:
+            await self._log.append(self._log.fact_append(event, subject, self._identity.worker_id))
+        except NoServer as error:
+            log.debug("not told: %s", error)
+
+
+def _kind_and_model(attempt: Attempt) -> tuple[str, str]:
+    return attempt.task.submitted.kind, attempt.task.submitted.model

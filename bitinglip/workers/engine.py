@@ -1,0 +1,262 @@
+"""The engine's interface, and the messages between a worker and its engine process.
+
+A frame on the socket is four bytes of length (big endian) and a JSON array of messages, each tagged by `type`: what is
+ready together travels together. The worker's side is `enginehost.py`, the process's main is `engines/host.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Protocol
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from bitinglip.events.task import Failure, Usage
+
+PROTOCOL = 1
+"""Version of these messages: both sides come from one installation, so a mismatch is a defect, said in `Ready`."""
+
+LENGTH_BYTES = 4
+MAX_FRAME_BYTES = 256 * 2**20
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(_Message):
+    """A model as the engine process must load it."""
+
+    kind: str
+    reference: str
+    revision: str | None = None
+    path: str | None = None
+    """Folder of the snapshot on this machine; none for built-in models such as `echo`."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the loaded model within the process."""
+        return f"{self.kind}|{self.reference}|{self.revision or ''}"
+
+
+# --- worker to engine process -----------------------------------------------------------------------------------------
+
+
+class Load(_Message):
+    """Load this model, unless it is loaded; answered by `Loaded` or `LoadFailed`."""
+
+    type: Literal["load"] = "load"
+    model: ModelSpec
+
+
+class Unload(_Message):
+    """Drop this model and give its memory back; answered by `Unloaded`."""
+
+    type: Literal["unload"] = "unload"
+    model_key: str
+
+
+class JobSpec(_Message):
+    """One task's share of a batch."""
+
+    task_id: str
+    params: dict[str, Any]
+
+
+class Run(_Message):
+    """Run these jobs together on a loaded model; each is answered once, then comes `BatchDone`."""
+
+    type: Literal["run"] = "run"
+    batch: int
+    model_key: str
+    jobs: list[JobSpec]
+
+
+class Cancel(_Message):
+    """Stop this task at the next step or token; it is answered by `JobCancelled` (or by its result, if that is faster)."""
+
+    type: Literal["cancel"] = "cancel"
+    task_id: str
+
+
+# --- engine process to worker -----------------------------------------------------------------------------------------
+
+
+class Ready(_Message):
+    """The process is up."""
+
+    type: Literal["ready"] = "ready"
+    protocol: int
+    pid: int
+
+
+class Loading(_Message):
+    """How much of a model is loaded."""
+
+    type: Literal["loading"] = "loading"
+    model_key: str
+    done: int
+    total: int
+
+
+class Loaded(_Message):
+    """A model is ready to run."""
+
+    type: Literal["loaded"] = "loaded"
+    model_key: str
+    load_ms: float
+    memory_bytes: int
+    device: str
+    dtype: str | None = None
+    versions: dict[str, str] = {}
+
+
+class LoadFailed(_Message):
+    """A model could not be loaded."""
+
+    type: Literal["load_failed"] = "load_failed"
+    model_key: str
+    failure: Failure
+
+
+class Unloaded(_Message):
+    """A model is gone from the device."""
+
+    type: Literal["unloaded"] = "unloaded"
+    model_key: str
+
+
+class JobProgressed(_Message):
+    """A step of a task, coalesced to the worker's tick rate; `text` is what was added since the last one."""
+
+    type: Literal["progressed"] = "progressed"
+    task_id: str
+    step: int
+    total: int | None = None
+    unit: str = "step"
+    text: str | None = None
+
+
+class JobSucceeded(_Message):
+    """A task's result."""
+
+    type: Literal["succeeded"] = "succeeded"
+    task_id: str
+    result: dict[str, Any]
+    usage: Usage = Usage()
+    run_ms: float
+
+
+class JobFailed(_Message):
+    """A task's failure; its neighbours in the batch go on."""
+
+    type: Literal["failed"] = "failed"
+    task_id: str
+    failure: Failure
+
+
+class JobCancelled(_Message):
+    """A task stopped because it was cancelled."""
+
+    type: Literal["cancelled"] = "cancelled"
+    task_id: str
+
+
+class BatchDone(_Message):
+    """Every job of the batch was answered; the device is free."""
+
+    type: Literal["batch_done"] = "batch_done"
+    batch: int
+
+
+ToEngine = Load | Unload | Run | Cancel
+JobAnswer = JobSucceeded | JobFailed | JobCancelled
+FromEngine = Ready | Loading | Loaded | LoadFailed | Unloaded | JobProgressed | JobAnswer | BatchDone
+
+_TO_ENGINE: TypeAdapter[list[ToEngine]] = TypeAdapter(list[Annotated[ToEngine, Field(discriminator="type")]])
+_FROM_ENGINE: TypeAdapter[list[FromEngine]] = TypeAdapter(list[Annotated[FromEngine, Field(discriminator="type")]])
+
+
+def encode_frame(messages: Sequence[BaseModel]) -> bytes:
+    """Encode messages as one frame."""
+    body = orjson.dumps([message.model_dump() for message in messages])
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def decode_to_engine(body: bytes) -> list[ToEngine]:
+    """Decode the body of a frame that the worker sent."""
+    return _TO_ENGINE.validate_json(body)
+
+
+def decode_from_engine(body: bytes) -> list[FromEngine]:
+    """Decode the body of a frame that the engine process sent."""
+    return _FROM_ENGINE.validate_json(body)
+
+
+# --- what an engine is ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task in the engine process: its raw parameters, and the flag by which a cancel reaches a running step."""
+
+    task_id: str
+    params: Mapping[str, Any]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Sink(Protocol):
+    """Where a running model reports; every call is cheap and thread-safe. Each job gets exactly one final call."""
+
+    def progress(
+        self, task_id: str, step: int, total: int | None = None, unit: str = "step", text: str | None = None
+    ) -> None:
+        """Report a step; calls above the tick rate are merged, their texts joined."""
+        ...
+
+    def succeed(self, task_id: str, result: dict[str, Any], usage: Usage) -> None:
+        """Report the result (JSON values only)."""
+        ...
+
+    def fail(self, task_id: str, failure: Failure) -> None:
+        """Report a failure of this job alone."""
+        ...
+
+    def cancel(self, task_id: str) -> None:
+        """Report that the job stopped because it was cancelled."""
+        ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model is to be loaded."""
+
+    device: str
+    threads: int = 0
+
+
+class LoadedModel(Protocol):
+    """One model in memory."""
+
+    device: str
+    dtype: str | None
+    versions: dict[str, str]
+
+    def run(self, jobs: Sequence[Job], sink: Sink) -> None:
+        """Run a batch; blocks. An exception fails every job that has not been answered."""
+        ...
+
+    def unload(self) -> None:
+        """Drop the weights and give the device's memory back."""
+        ...
+
+
+class Loader(Protocol):
+    """How a kind is loaded: the one entry that `engines/host.py` needs for it."""
+
+    def __call__(self, spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
+        """Load the model; `progress(done, total)` reports it."""
+        ...
