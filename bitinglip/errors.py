@@ -211,6 +211,17 @@ class InvalidConfig(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ProjectionFileBusy(Rejected):
+    """Another process has the read model's file open."""
+
+    code, status = "projection_file_busy", 409
+    template = "The read model's file {path} is in use by another process: {problem}"
+    remedy = "Stop the other gateway, or give each its own file (`projections.path`)."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class IncompatibleStream(Rejected):
     """A stream or consumer exists with settings that cannot be changed in place."""
 

@@ -38,6 +38,7 @@ class Connection:
         self._answers: dict[str, Callable[[Msg], None]] = {}
         self._next = 0
         self._listeners: list[Callable[[], None]] = []
+        self._closing = False
 
     @classmethod
     async def open(cls, settings: Nats, name: str) -> Connection:
@@ -53,13 +54,17 @@ class Connection:
         async def reconnected() -> None:
             holder[0]._came_back()
 
+        async def disconnected() -> None:
+            if holder and not holder[0]._closing:
+                log.warning("the connection to the NATS server is gone; trying to get it back")
+
         try:
             await asyncio.wait_for(
                 client.connect(
                     servers=(settings.url or "nats://127.0.0.1:4222").split(","),
                     name=name,
                     error_cb=_report,
-                    disconnected_cb=_disconnected,
+                    disconnected_cb=disconnected,
                     reconnected_cb=reconnected,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=RECONNECT_WAIT_S,  # pyright: ignore[reportArgumentType]  (a float works)
@@ -129,6 +134,7 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is pending and disconnect."""
+        self._closing = True
         if self.client.is_connected:
             with suppress(NatsError, asyncio.TimeoutError):
                 await self.client.flush(timeout=2)
@@ -150,7 +156,3 @@ async def _report(error: Exception) -> None:
         log.debug("NATS: %s", error or type(error).__name__)
         return
     log.warning("NATS: %s: %s", type(error).__name__, error)
-
-
-async def _disconnected() -> None:
-    log.warning("the connection to the NATS server is gone; trying to get it back")

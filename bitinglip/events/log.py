@@ -245,6 +245,14 @@ class EventLog:
         """Return the sequence of the first event that a stream still holds; last + 1 when it is empty."""
         return (await self._bounds(stream))[0]
 
+    async def stream_created(self, stream: str) -> str:
+        """Return when a stream was made: another answer than before means that the log was made anew."""
+        try:
+            created = (await self.connection.js.stream_info(stream)).created
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return created.isoformat() if created is not None else ""
+
     async def queue_depths(self) -> dict[str, int]:
         """Return how many work messages wait or run, by subject `bl.queue.<lane>.<queue>.<task_id>`'s lane and queue."""
         try:

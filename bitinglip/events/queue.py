@@ -1,16 +1,20 @@
 """The work queue: pull work messages of a route, keep their lease, ack them or hand them back.
 
-Each pull request has an inbox of its own, so that it can be withdrawn: once interest in the inbox is gone the server gives
-the work to somebody else. What it had sent before that is not lost, it is the next thing that `wait` returns.
+Two kinds of pull request, each with a subscription of its own per route that is made once. One asks for what is there now
+and ends at once. The other one stands, for a single message, so that an idle worker hears of work as it comes. A standing
+request is never withdrawn: the server may be sending while it hears of that, and what it sends into the void is lost
+until its lease ends (seen as 30 s stalls). If one is answered while the worker is busy, the message is handed back at
+once, for a worker that is not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import orjson
 from nats.aio.msg import Msg
@@ -60,29 +64,30 @@ class Delivery:
 
 
 @dataclass(slots=True)
-class _Pull:
-    """One pull request and what has come of it."""
+class _Request:
+    """The pull requests of one kind on one route: where their messages arrive, and what has come of the last one."""
 
     route: Route
     inbox: str
-    subscription: Subscription | None = None
-    deliveries: list[Delivery] = field(default_factory=list[Delivery])
-    ended: bool = False
+    open: bool = False
     missing: bool = False
     """The consumer is not there."""
 
 
 class WorkQueue:
-    """Pulls for one worker."""
+    """Pulls for one worker: `pull` and `wait` are called by one task, one at a time."""
 
     def __init__(self, connection: Connection, lease_s: float) -> None:
         self._connection = connection
         self._lease_s = lease_s
+        self._requests: dict[tuple[Route, bool], _Request] = {}
+        self._subscriptions: list[Subscription] = []
+        self._arrived: list[Delivery] = []
+        self._listening = False
         self._wake = asyncio.Event()
-        self._late: list[Delivery] = []
-        self._withdrawals: set[asyncio.Task[None]] = set()
-        self._forget = connection.on_reconnect(self._reconnected)
         self._epoch = 0
+        self._forget = connection.on_reconnect(self._reconnected)
+        self._handing_back: set[asyncio.Task[None]] = set()
 
     async def ensure(self, routes: Seq[Route]) -> None:
         """Make the routes' consumers.
@@ -96,123 +101,128 @@ class WorkQueue:
     async def pull(self, route: Route, most: int) -> list[Delivery]:
         """Return what is ready on a route now, up to `most`; empty if nothing is.
 
+        What a standing request of another route brings meanwhile comes along.
+
         Raises:
             NoServer: the server does not answer.
         """
-        if self._late:
-            return self._take_late(most)
-        pull = await self._request(route, {"batch": most, "no_wait": True})
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                while not pull.ended and len(pull.deliveries) < most:
-                    self._wake.clear()
-                    await self._wake.wait()
-        except TimeoutError:
-            log.debug("no answer to a pull on %s", route.consumer)
-        found, pull.deliveries = pull.deliveries, []
-        self._withdraw(pull)
-        await self._mend(pull)
-        return found
+        request = await self._ask(route, {"batch": most, "no_wait": True}, standing=False)
+        await self._listen(ANSWER_S, lambda: not request.open or len(self._arrived) >= most)
+        await self._mend(request)
+        return self._take()
 
     async def wait(self, routes: Seq[Route], most: int) -> list[Delivery]:
         """Wait until any of the routes has work, and return it; empty after a while without (call it again).
 
-        What is returned may come from several routes, in the routes' order.
-
         Raises:
             NoServer: the server does not answer.
         """
-        if self._late:
-            return self._take_late(most)
+        ask = {"batch": 1, "expires": int(PULL_EXPIRES_S * 1e9)}
+        requests = [await self._ask(route, ask, standing=True) for route in routes]
         epoch = self._epoch
-        request = {"batch": most, "expires": int(PULL_EXPIRES_S * 1e9)}
-        pulls = [await self._request(route, request) for route in routes]
-        try:
-            async with asyncio.timeout(PULL_EXPIRES_S + ANSWER_S):
-                while not any(pull.deliveries or pull.ended for pull in pulls) and epoch == self._epoch:
-                    self._wake.clear()
-                    await self._wake.wait()
-        except TimeoutError:
-            log.debug("no answer to the pulls")
-        finally:
-            found = [delivery for pull in pulls for delivery in pull.deliveries]
-            for pull in pulls:
-                pull.deliveries = []
-                self._withdraw(pull)
-        for pull in pulls:
-            await self._mend(pull)
-        self._late += found[most:]
-        return found[:most]
+
+        def over() -> bool:
+            return bool(self._arrived) or epoch != self._epoch or not all(request.open for request in requests)
+
+        if not await self._listen(PULL_EXPIRES_S + ANSWER_S, over):
+            self._reset()
+        for request in requests:
+            await self._mend(request)
+        return self._take()
 
     def interrupt(self) -> None:
         """Make a `wait` return now."""
-        self._reconnected()
-
-    async def close(self) -> list[Delivery]:
-        """Withdraw everything; returns what came too late to be run, for the caller to hand back."""
-        self._forget()
-        if self._withdrawals:
-            await asyncio.wait(self._withdrawals, timeout=ANSWER_S)
-        late, self._late = self._late, []
-        return late
-
-    async def _request(self, route: Route, request: dict[str, object]) -> _Pull:
-        pull = _Pull(route, self._connection.client.new_inbox())
-
-        async def received(msg: Msg) -> None:
-            self._received(pull, msg)
-
-        pull.subscription = await self._connection.subscribe(pull.inbox, received)
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.{route.consumer}"
-        await self._connection.publish(subject, orjson.dumps(request), reply=pull.inbox)
-        return pull
-
-    def _received(self, pull: _Pull, msg: Msg) -> None:
-        status = (msg.headers or {}).get("Status")
-        if status is None:
-            self._delivered(pull, msg)
-        elif status != "100":
-            pull.ended = True
-            pull.missing = status not in _DONE
+        self._epoch += 1
         self._wake.set()
 
-    def _delivered(self, pull: _Pull, msg: Msg) -> None:
+    async def close(self) -> list[Delivery]:
+        """Stop listening; returns what arrived too late to be run, for the caller to hand back."""
+        self._forget()
+        for subscription in self._subscriptions:
+            with suppress(NatsError, asyncio.TimeoutError):
+                await subscription.drain()
+        await asyncio.gather(*self._handing_back)
+        return self._take()
+
+    async def _ask(self, route: Route, ask: dict[str, object], *, standing: bool) -> _Request:
+        request = self._requests.get((route, standing)) or await self._subscribe(route, standing)
+        if not (standing and request.open):
+            request.open, request.missing = True, False
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.{route.consumer}"
+            await self._connection.publish(subject, orjson.dumps(ask), reply=request.inbox)
+        return request
+
+    async def _subscribe(self, route: Route, standing: bool) -> _Request:
+        request = _Request(route, self._connection.client.new_inbox())
+
+        async def received(msg: Msg) -> None:
+            await self._received(request, msg, standing)
+
+        self._subscriptions.append(await self._connection.subscribe(request.inbox, received))
+        self._requests[(route, standing)] = request
+        return request
+
+    async def _received(self, request: _Request, msg: Msg, standing: bool) -> None:
+        status = (msg.headers or {}).get("Status")
+        if status is None:
+            request.open = request.open and not standing
+            self._delivered(request, msg)
+        elif status != "100":
+            request.open = False
+            request.missing = status not in _DONE
+        self._wake.set()
+
+    def _delivered(self, request: _Request, msg: Msg) -> None:
         try:
-            delivery = _read(self._connection, pull.route, msg)
+            delivery = _read(self._connection, request.route, msg)
         except CorruptEvent as error:
             log.error("a work message cannot be read and stays in the queue: %s", error)  # noqa: TRY400
             return
-        if pull.subscription is None:  # withdrawn meanwhile
-            self._late.append(delivery)
+        if self._listening:
+            self._arrived.append(delivery)
         else:
-            pull.deliveries.append(delivery)
+            task = asyncio.create_task(_hand_back(delivery))
+            self._handing_back.add(task)
+            task.add_done_callback(self._handing_back.discard)
 
-    def _withdraw(self, pull: _Pull) -> None:
-        subscription, pull.subscription = pull.subscription, None
-        if subscription is not None:
-            task = asyncio.create_task(self._drain(subscription))
-            self._withdrawals.add(task)
-            task.add_done_callback(self._withdrawals.discard)
+    async def _listen(self, timeout_s: float, over: Callable[[], bool]) -> bool:
+        """Take what arrives until it is over; false if that took too long."""
+        self._listening = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not over():
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            log.debug("no answer to a pull")
+            return False
+        finally:
+            self._listening = False
+        return True
 
-    async def _drain(self, subscription: Subscription) -> None:
-        """Withdraw interest, and stay to take what the server sent before it heard of that."""
-        with suppress(NatsError, OSError, asyncio.TimeoutError):
-            await subscription.drain()
-        if self._late:
-            self._wake.set()
+    async def _mend(self, request: _Request) -> None:
+        if request.missing:
+            request.missing = False
+            log.info("the consumer %s is not there; making it again", request.route.consumer)
+            await self.ensure([request.route])
 
-    async def _mend(self, pull: _Pull) -> None:
-        if pull.missing:
-            log.info("the consumer %s is not there; making it again", pull.route.consumer)
-            await self.ensure([pull.route])
-
-    def _take_late(self, most: int) -> list[Delivery]:
-        taken, self._late = self._late[:most], self._late[most:]
+    def _take(self) -> list[Delivery]:
+        taken, self._arrived = self._arrived, []
         return taken
 
+    def _reset(self) -> None:
+        for request in self._requests.values():
+            request.open = False
+
     def _reconnected(self) -> None:
-        self._epoch += 1
-        self._wake.set()
+        """The server has forgotten what was asked of it."""
+        self._reset()
+        self.interrupt()
+
+
+async def _hand_back(delivery: Delivery) -> None:
+    with suppress(NoServer):
+        await delivery.nak()
 
 
 def _read(connection: Connection, route: Route, msg: Msg) -> Delivery:
@@ -224,5 +234,3 @@ def _read(connection: Connection, route: Route, msg: Msg) -> Delivery:
     raw = RawMessage(sequence, int(parts[base + 3]), msg.subject, msg.data)
     return Delivery(connection, route, decode(raw, TASKS), int(parts[base]), msg.reply)
 
-
-__all__ = ["Delivery", "NoServer", "Route", "WorkQueue"]

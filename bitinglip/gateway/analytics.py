@@ -81,7 +81,7 @@ async def schema(request: Request) -> Response:
 
 
 async def rebuild(request: Request) -> Response:
-    """Answer `POST /v1/projections/rebuild`: make the read model anew from the log, and answer when it has caught up."""
+    """Answer `POST /v1/projections/rebuild`: make the read model anew, and answer when it is done."""
     requests.only(request)
     started = time.perf_counter()
     await gateway_of(request).readmodel.rebuild()

@@ -10,18 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
-from bitinglip.errors import InvalidConfig, MethodNotAllowed, RouteNotFound
-from bitinglip.gateway import analytics, artifacts, cluster, events, health, listing, openapi, problems, streams, tasks
+from bitinglip.errors import InvalidConfig
+from bitinglip.gateway import analytics, artifacts, cluster, events, health, listing, openapi, streams, tasks
 from bitinglip.gateway.auth import Guard, check_bind
-from bitinglip.gateway.context import open_gateway
-from bitinglip.gateway.door import Door
+from bitinglip.gateway.context import Gateway, open_gateway
+from bitinglip.gateway.door import Door, Resource, no_route
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.settings import Settings
 
@@ -29,50 +25,61 @@ KEEP_ALIVE_S = 75
 BACKLOG = 2048
 
 ROUTES = [
-    Route("/v1/tasks", tasks.submit, methods=["POST"]),
-    Route("/v1/tasks", listing.list_tasks, methods=["GET"]),
-    Route("/v1/tasks/{task_id}", tasks.get_task, methods=["GET"]),
-    Route("/v1/tasks/{task_id}", tasks.cancel, methods=["DELETE"]),
-    Route("/v1/tasks/{task_id}/events", events.task_events, methods=["GET"]),
-    Route("/v1/events", streams.stream_events, methods=["GET"]),
-    Route("/v1/artifacts/{digest}", artifacts.get_artifact, methods=["GET"]),
-    Route("/v1/workers", cluster.workers, methods=["GET"]),
-    Route("/v1/models", cluster.models, methods=["GET"]),
-    Route("/v1/queues", cluster.queues, methods=["GET"]),
-    Route("/v1/query", analytics.query, methods=["POST"]),
-    Route("/v1/schema", analytics.schema, methods=["GET"]),
-    Route("/v1/projections/rebuild", analytics.rebuild, methods=["POST"]),
-    Route("/healthz", health.healthz, methods=["GET"]),
-    Route("/readyz", health.readyz, methods=["GET"]),
-    Route("/metrics", health.prometheus, methods=["GET"]),
-    Route("/openapi.json", openapi.openapi, methods=["GET"]),
+    Route("/v1/tasks", Resource(POST=tasks.submit, GET=listing.list_tasks)),
+    Route("/v1/tasks/{task_id}", Resource(GET=tasks.get_task, DELETE=tasks.cancel)),
+    Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
+    Route("/v1/events", Resource(GET=streams.stream_events)),
+    Route("/v1/artifacts/{digest}", Resource(GET=artifacts.get_artifact)),
+    Route("/v1/workers", Resource(GET=cluster.workers)),
+    Route("/v1/models", Resource(GET=cluster.models)),
+    Route("/v1/queues", Resource(GET=cluster.queues)),
+    Route("/v1/query", Resource(POST=analytics.query)),
+    Route("/v1/schema", Resource(GET=analytics.schema)),
+    Route("/v1/projections/rebuild", Resource(POST=analytics.rebuild)),
+    Route("/healthz", Resource(GET=health.healthz)),
+    Route("/readyz", Resource(GET=health.readyz)),
+    Route("/metrics", Resource(GET=health.prometheus)),
+    Route("/openapi.json", Resource(GET=openapi.openapi)),
 ]
 
 
-def create_app(settings: Settings) -> Starlette:
-    """Return the gateway as an ASGI app; its lifespan opens the log and the read model.
+class App:
+    """The gateway as an ASGI app; its lifespan opens the log and the read model."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.closing = asyncio.Event()
+        self._guard = Guard(settings.gateway)
+        self._metrics = Metrics()
+        self._router = Router(ROUTES, redirect_slashes=False, default=no_route, lifespan=self.lifespan)
+        self._door = Door(self._router, self._guard, self._metrics)
+        self._gateway: Gateway | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        scope["gateway"] = self._gateway
+        await self._door(scope, receive, send)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """Open the gateway's parts, and close them afterwards.
+
+        Raises:
+            NoServer: the event log cannot be reached.
+        """
+        async with open_gateway(self.settings, self._metrics, self._guard.key_id, self.closing) as gateway:
+            self._gateway = gateway
+            yield
+
+
+def create_app(settings: Settings) -> App:
+    """Return the gateway as an ASGI app.
 
     Raises:
         InvalidConfig: it would be open to others without a key.
     """
     check_bind(settings.gateway)
-    guard, metrics, closing = Guard(settings.gateway), Metrics(), asyncio.Event()
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_gateway(settings, metrics, guard.key_id, closing) as gateway:
-            app.state.gateway = gateway
-            yield
-
-    app = Starlette(
-        routes=ROUTES,
-        middleware=[Middleware(Door, guard=guard, metrics=metrics)],
-        exception_handlers={HTTPException: _refuse_route},
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
-    app.state.closing = closing
-    return app
+    return App(settings)
 
 
 async def serve(
@@ -87,10 +94,10 @@ async def serve(
         NoServer: the event log cannot be reached.
     """
     app = create_app(settings)
-    async with app.router.lifespan_context(app):
+    async with app.lifespan():
         listener = _listen(settings.gateway.host, settings.gateway.port)
-        server = _Server(_config(app, settings), lambda: ready and ready(_url(listener)))
-        with _stopped_by(stop, server, app.state.closing):
+        server = _Server(_config(app), lambda: ready and ready(_url(listener)))
+        with _stopped_by(stop, server, app.closing):
             await server.serve([listener])
 
 
@@ -110,7 +117,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+def _config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
@@ -123,7 +130,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(settings.gateway.drain_s),
+        timeout_graceful_shutdown=math.ceil(app.settings.gateway.drain_s),
     )
 
 
@@ -165,18 +172,3 @@ def _listen(host: str, port: int) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Answer a request that no route takes."""
-    methods = {
-        method
-        for route in ROUTES
-        if route.methods and route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods
-    }
-    path, request_id = request.url.path, request.scope["request_id"]
-    if not methods:
-        return problems.answer(RouteNotFound(path=path), request_id)
-    refused = MethodNotAllowed(method=request.method, path=path)
-    return problems.answer(refused, request_id, {"Allow": ", ".join(sorted(methods))})

@@ -31,7 +31,7 @@ async def get_artifact(request: Request) -> Response:
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
+    if headers["ETag"] in requests.header(request, b"if-none-match"):
         return Response(status_code=304, headers=headers)
     log = gateway_of(request).log
     if not log.connected:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Mapping
 from urllib.parse import urlsplit
-
-from starlette.datastructures import Headers
 
 from bitinglip.errors import HostRefused, InvalidConfig, KeyMissing
 from bitinglip.settings import Gateway
@@ -51,7 +50,7 @@ class Guard:
         """Name of the key that callers use; none on a gateway without one."""
         return None if self._expected is None else KEY_ID
 
-    def check(self, path: str, headers: Headers) -> None:
+    def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Let the request in.
 
         Raises:
@@ -62,18 +61,18 @@ class Guard:
             return
         if self._expected is None:
             _check_host(headers)
-        elif not hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), self._expected):
+        elif not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
             raise KeyMissing
 
 
-def _check_host(headers: Headers) -> None:
+def _check_host(headers: Mapping[bytes, bytes]) -> None:
     """Refuse DNS rebinding (another name for our address) and requests that another site's page sends."""
-    host = headers.get("host", "")
+    host = headers.get(b"host", b"").decode("latin-1")
     if _name(f"//{host}") not in LOCAL_NAMES:
         raise HostRefused(host=host)
-    origin = headers.get("origin")
-    if origin is not None and _name(origin) not in LOCAL_NAMES:
-        raise HostRefused(host=origin)
+    origin = headers.get(b"origin")
+    if origin is not None and _name(origin.decode("latin-1")) not in LOCAL_NAMES:
+        raise HostRefused(host=origin.decode("latin-1"))
 
 
 def _name(url: str) -> str | None:

@@ -26,7 +26,7 @@ async def models(request: Request) -> Response:
 
 
 async def queues(request: Request) -> Response:
-    """Answer `GET /v1/queues`: how many tasks wait or run, by lane and model; a queue is there once a worker served it."""
+    """Answer `GET /v1/queues`: how many tasks wait or run; a queue is there once a worker has served it."""
     requests.only(request)
     depths = await queue_depths(gateway_of(request).log)
     return json({"queues": [{"lane": lane, "model": model, "depth": depth} for (lane, model), depth in depths.items()]})

@@ -17,7 +17,8 @@ from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.ids import TaskId, Ulids
-from bitinglip.projections.readmodel import ReadModel, TaskRow
+from bitinglip.projections.readmodel import ReadModel
+from bitinglip.projections.rows import TaskRow
 from bitinglip.settings import Settings
 from bitinglip.tasks.inbox import Inbox
 
@@ -106,4 +107,4 @@ async def open_gateway(
 
 def gateway_of(request: Request) -> Gateway:
     """Return the gateway that serves this request."""
-    return request.app.state.gateway
+    return request.scope["gateway"]

@@ -1,15 +1,21 @@
-"""What every request passes through: its id, the guard, errors as problems, the request histogram. Plain ASGI."""
+"""What every request passes through: its id, the guard, errors as problems, the request histogram. Plain ASGI.
+
+It stands where Starlette's own stack of error middleware would: one layer instead of four, on a path that is taken
+thousands of times a second.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable
 
-from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bitinglip.errors import BitingLipError, Defect, InternalError
+from bitinglip.errors import BitingLipError, Defect, InternalError, MethodNotAllowed, RouteNotFound
 from bitinglip.gateway import problems
 from bitinglip.gateway.auth import Guard
 from bitinglip.gateway.metrics import Metrics
@@ -17,8 +23,34 @@ from bitinglip.ids import Ulids
 
 log = logging.getLogger(__name__)
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+Handler = Callable[[Request], Awaitable[Response]]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class Resource:
+    """What is at one path: a handler for each method."""
+
+    def __init__(self, **handlers: Handler) -> None:
+        self._handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that it takes."""
+        return sorted(self._handlers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            MethodNotAllowed: there is no handler for its method.
+        """
+        handler = self._handlers.get(scope["method"])
+        if handler is None:
+            scope["allow"] = ", ".join(self.methods)
+            raise MethodNotAllowed(method=scope["method"][:20], path=scope["path"])
+        response = await handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class Door:
@@ -35,9 +67,10 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        visit = _Visit(self._request_id(headers), send)
-        scope["request_id"] = visit.request_id
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        scope["header_map"] = headers
+        scope["request_id"] = request_id = self._request_id(headers)
+        visit = _Visit(request_id, send)
         started = time.perf_counter()
         try:
             await self._enter(scope, headers, receive, visit)
@@ -46,7 +79,7 @@ class Door:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.observe_request(method, route, visit.status, time.perf_counter() - started)
 
-    async def _enter(self, scope: Scope, headers: Headers, receive: Receive, visit: _Visit) -> None:
+    async def _enter(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, visit: _Visit) -> None:
         try:
             self._guard.check(scope["path"], headers)
             await self._app(scope, receive, visit.send)
@@ -55,15 +88,18 @@ class Door:
             if visit.status:
                 raise
             shown = error if isinstance(error, BitingLipError) else InternalError()
-            await problems.answer(shown, visit.request_id)(scope, receive, visit.send)
+            allow = {"Allow": scope["allow"]} if "allow" in scope else None
+            await problems.answer(shown, visit.request_id, allow)(scope, receive, visit.send)
 
-    def _request_id(self, headers: Headers) -> str:
-        given = headers.get("x-request-id")
-        return given if given is not None and _SANE_ID.fullmatch(given) else self._ids()
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        given = headers.get(b"x-request-id")
+        return self._ids() if given is None or _SANE_ID.fullmatch(given) is None else given.decode()
 
 
 class _Visit:
     """One request's answer on its way out."""
+
+    __slots__ = ("_send", "request_id", "status")
 
     def __init__(self, request_id: str, send: Send) -> None:
         self.request_id = request_id
@@ -76,6 +112,15 @@ class _Visit:
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
         await self._send(message)
+
+
+async def no_route(scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Refuse a request that no route takes.
+
+    Raises:
+        RouteNotFound: always.
+    """
+    raise RouteNotFound(path=scope["path"])
 
 
 def report(error: Exception, request_id: str) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitinglip.errors import InvalidInput
+from bitinglip.events.task import LANES
+from bitinglip.gateway import requests
 from bitinglip.gateway.context import gateway_of
 from bitinglip.gateway.responses import json
+from bitinglip.projections.query import TaskFilter
+from bitinglip.tasks.parameters import KINDS
+from bitinglip.tasks.state import State
 
+STATES: tuple[str, ...] = get_args(State)
 METADATA = "metadata."
 NAMES = ("state", "kind", "model", "lane", "submitted_after", "submitted_before", "limit", "cursor")
 LIMIT, LIMIT_MOST = 50, 1000
-CURSOR_MOST = 200
 
 
 async def list_tasks(request: Request) -> Response:
@@ -21,5 +29,36 @@ async def list_tasks(request: Request) -> Response:
 
 
 def read_filter(request: Request) -> TaskFilter:
-    """Read the parameters of `GET /v1/tasks`."""
-    return TaskFilter()
+    """Read the parameters of `GET /v1/tasks`.
+
+    Raises:
+        InvalidInput: it names the parameter.
+    """
+    requests.only(request, NAMES, METADATA)
+    states = tuple(requests.choice("state", state, state, STATES) for state in requests.words(request, "state"))
+    return TaskFilter(
+        states=states,
+        kind=_known(request, "kind", KINDS),
+        model=requests.one(request, "model"),
+        lane=_known(request, "lane", LANES),
+        metadata=_metadata(request),
+        submitted_after=requests.moment("submitted_after", requests.one(request, "submitted_after")),
+        submitted_before=requests.moment("submitted_before", requests.one(request, "submitted_before")),
+        limit=requests.number("limit", requests.one(request, "limit"), LIMIT, 1, LIMIT_MOST),
+        cursor=requests.one(request, "cursor"),
+    )
+
+
+def _known(request: Request, name: str, among: tuple[str, ...]) -> str | None:
+    value = requests.one(request, name)
+    return None if value is None else requests.choice(name, value, value, among)
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in request.query_params:
+        if name.startswith(METADATA):
+            if name == METADATA:
+                raise InvalidInput(field=name, problem="names no key; write metadata.<key>=<value>")
+            found[name.removeprefix(METADATA)] = requests.one(request, name) or ""
+    return found

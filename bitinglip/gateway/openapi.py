@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,16 +18,15 @@ from bitinglip.errors import BitingLipError
 from bitinglip.events.task import LANES
 from bitinglip.gateway import problems
 from bitinglip.gateway.analytics import Answer, Query
-from bitinglip.gateway.views import TASK_SCHEMA
+from bitinglip.gateway.listing import STATES
 from bitinglip.ids import ULID_PATTERN
+from bitinglip.projections.rows import ModelRow, TaskRow, WorkerRow
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
-from bitinglip.tasks.state import State
 
 Schema = dict[str, Any]
 REFERENCE = "#/components/schemas/{model}"
 MODELS: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, *PARAMETERS.values(), *RESULTS.values())
-STATES: tuple[str, ...] = State.__args__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _ref(name: str) -> Schema:
@@ -62,7 +61,6 @@ TIME: Schema = {"type": "string", "format": "date-time"}
 STATE: Schema = {"type": "string", "enum": list(STATES)}
 LANE: Schema = {"type": "string", "enum": list(LANES)}
 KIND: Schema = {"type": "string", "enum": list(PARAMETERS)}
-ROWS: Schema = _array({"type": "object"})
 
 TASK_ID = _path("task_id", "The task's id, a ULID.", ULID_PATTERN)
 DIGEST = _path("digest", "SHA-256 of the bytes, in hex.", "[0-9a-f]{64}")
@@ -154,8 +152,8 @@ OPERATIONS = (
         (errors.ArtifactNotFound, errors.NoServer), (DIGEST, _header("If-None-Match", "ETag of a copy at hand.")),
         media_types=("application/octet-stream",),
     ),
-    Operation("get", "/v1/workers", "List the workers.", {200: _object(workers=ROWS)}),
-    Operation("get", "/v1/models", "List the models that workers have registered.", {200: _object(models=ROWS)}),
+    Operation("get", "/v1/workers", "List the workers.", {200: _object(workers=_array(_ref("Worker")))}),
+    Operation("get", "/v1/models", "List the models that workers have registered.", {200: _object(models=_array(_ref("Model")))}),
     Operation(
         "get", "/v1/queues", "How many tasks wait or run, by lane and model.",
         {200: _object(queues=_array(_object(lane=LANE, model=TEXT, depth=WHOLE)))}, (errors.NoServer,),
@@ -267,7 +265,9 @@ def _schemas() -> Schema:
         },
         "Accepted": ACCEPTED,
         "Ending": ENDING,
-        "Task": TASK_SCHEMA,
+        "Task": _row(TaskRow),
+        "Worker": _row(WorkerRow),
+        "Model": _row(ModelRow),
         "TaskPage": _object(tasks=_array(_ref("Task")), next_cursor={"type": ["string", "null"]}),
         "Event": _object(
             ("specversion", "id", "type", "data"), specversion=TEXT, id=TEXT, source=TEXT, type=TEXT, subject=TEXT,
@@ -278,6 +278,10 @@ def _schemas() -> Schema:
             detail=TEXT, code=TEXT, remedy=TEXT, request_id=TEXT, field=TEXT,
         ),
     }  # fmt: skip
+
+
+def _row(row: type[TaskRow | WorkerRow | ModelRow]) -> Schema:
+    return TypeAdapter(row).json_schema(mode="serialization")
 
 
 def _submit_name(kind: str) -> str:

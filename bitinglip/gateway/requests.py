@@ -24,11 +24,11 @@ async def read_json(request: Request, limit_bytes: int) -> bytes:
         UnsupportedMediaType, PayloadTooLarge: see there.
         MalformedBody: the caller went away before its end.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    media_type = header(request, b"content-type").partition(";")[0].strip()
     if _JSON_TYPE.fullmatch(media_type) is None:
         raise UnsupportedMediaType(media_type=media_type[:200])
     too_large = PayloadTooLarge(what="The body", limit_bytes=limit_bytes)
-    declared = request.headers.get("content-length", "")
+    declared = header(request, b"content-length")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise too_large
     chunks: list[bytes] = []
@@ -46,12 +46,20 @@ async def read_json(request: Request, limit_bytes: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def header(request: Request, name: bytes) -> str:
+    """Return a header's value, by its name in lower case; empty if it was not sent."""
+    value: bytes | None = request.scope["header_map"].get(name)
+    return "" if value is None else value.decode("latin-1")
+
+
 def only(request: Request, names: Iterable[str] = (), prefix: str | None = None) -> None:
     """Refuse query parameters that are not among the names and don't begin with the prefix.
 
     Raises:
         InvalidInput: it names the parameter.
     """
+    if not request.scope["query_string"]:
+        return
     known = tuple(names)
     for name in request.query_params:
         if name not in known and not (prefix is not None and name.startswith(prefix)):
@@ -145,16 +153,16 @@ def resume_after(request: Request) -> int | None:
         InvalidInput: it is not a sequence.
     """
     after = one(request, "after")
-    name, text = ("after", after) if after is not None else ("Last-Event-ID", request.headers.get("last-event-id"))
+    name, text = ("after", after) if after is not None else ("Last-Event-ID", header(request, b"last-event-id") or None)
     return None if text is None else number(name, text, 0, 0, SEQUENCE_MOST)
 
 
 def wants(request: Request, media_type: str) -> bool:
     """Tell whether the caller's `Accept` names this media type."""
-    return media_type in request.headers.get("accept", "")
+    return media_type in header(request, b"accept")
 
 
 def preferred_wait(request: Request) -> int | None:
     """Return the seconds of `Prefer: wait=n` (RFC 7240); a preference that cannot be read is none."""
-    found = _WAIT.search(request.headers.get("prefer", ""))
+    found = _WAIT.search(header(request, b"prefer"))
     return None if found is None else int(found[1])

@@ -103,7 +103,9 @@ def _before(accepted: Accepted) -> int:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= KEY_MOST and key.isascii() and key.isprintable()):
+    if b"idempotency-key" not in request.scope["header_map"]:
+        return None
+    key = requests.header(request, b"idempotency-key")
+    if not (0 < len(key) <= KEY_MOST and key.isascii() and key.isprintable()):
         raise InvalidInput(field="Idempotency-Key", problem=f"must be 1 to {KEY_MOST} printable ASCII characters")
     return key

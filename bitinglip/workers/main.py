@@ -14,6 +14,7 @@ import sys
 
 import orjson
 import psutil
+import uvloop
 
 from bitinglip import __version__
 from bitinglip.errors import BitingLipError, NoServer
@@ -150,7 +151,7 @@ def main() -> int:
     try:
         settings, _ = load()
         configure_logging(settings.log)
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except BitingLipError as error:
         sys.stderr.write(f"error: {error}\nremedy: {error.remedy}\n")
         return error.exit_code

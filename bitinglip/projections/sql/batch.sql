@@ -1,12 +1,13 @@
 -- The batch: one row per message that the projector was handed, its fields taken out of the JSON in one parse.
 -- Every projection is applied to this table, inside the same transaction.
 --
--- `incoming` is the Arrow table (sequence, time_ns, payload); $stream is the stream's name. Times are UTC. The last three
--- columns come from `data`, because more than one projection asks for them.
+-- `incoming` is the Arrow table (sequence, time_ns, payload). Times are UTC. Bytes that are no JSON are an error here,
+-- an envelope that lacks a field is one in `events.sql`; the writer looks for the message and marks it as corrupt.
 
 -- name: stage
 create or replace temp table batch as
 select
+    $stream as stream,
     sequence,
     make_timestamp(time_ns // 1000) as recorded_at,
     field[1] as id,

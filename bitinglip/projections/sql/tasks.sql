@@ -2,8 +2,9 @@
 -- Units: times are the events' own `time`, UTC; `_ms` are milliseconds; tokens are counts.
 --
 -- The state does not depend on the order in which events are met: it is that of the greatest `state_key`,
--- attempt * 4 + phase (0 waits for its time, 1 is queued, 2 runs, 3 failed and waits for the next attempt). A terminal event
--- has the greatest key of all, and the first of them stays. So a `task.queued` of a timer that fired too late changes nothing.
+-- attempt * 4 + phase (0 waits for its time, 1 is queued, 2 runs, 3 failed and waits for the next attempt). A terminal
+-- event has the greatest key of all, and the first of them stays. So a `task.queued` of a timer that fired too late
+-- changes nothing.
 
 -- name: table
 create table tasks (
@@ -50,13 +51,55 @@ create table tasks (
     state_key integer
 );
 
+comment on table tasks is 'Tasks; one row per task.';
+comment on column tasks.task_id is 'Identifier of the task (ULID).';
+comment on column tasks.state is 'scheduled, queued, running, succeeded, failed, cancelled, expired or dead_lettered.';
+comment on column tasks.kind is 'What is asked, as text-generation.';
+comment on column tasks.model is 'Reference of the model, as the caller gave it.';
+comment on column tasks.lane is 'interactive, normal or batch.';
+comment on column tasks.key_id is 'API key that asked for it; null without keys.';
+comment on column tasks.idempotency_key is 'The caller''s idempotency key; null if none was given.';
+comment on column tasks.metadata is 'The caller''s own labels.';
+comment on column tasks.params is 'Parameters; null when they are in an artifact.';
+comment on column tasks.params_ref is 'Artifact that holds the parameters: sha256, size_bytes, media_type.';
+comment on column tasks.request_sha256 is 'Digest of the request.';
+comment on column tasks.max_attempts is 'Attempts that may fail before the task is dead-lettered.';
+comment on column tasks.run_at is 'Not to start before (UTC); null for at once.';
+comment on column tasks.expires_at is 'Expires if not started by then (UTC).';
+comment on column tasks.timeout_ms is 'Longest that one attempt may run, in milliseconds.';
+comment on column tasks.attempt is 'Number of the latest attempt; 0 before the first.';
+comment on column tasks.worker_id is 'Worker of the latest attempt.';
+comment on column tasks.node_id is 'Machine of the latest attempt.';
+comment on column tasks.device is 'Device of the latest attempt, as cuda:0.';
+comment on column tasks.revision is 'Revision of the model in the latest attempt.';
+comment on column tasks.submitted_at is 'When it was accepted (UTC).';
+comment on column tasks.queued_at is 'When it was last ready to run (UTC).';
+comment on column tasks.started_at is 'When its latest attempt was assigned (UTC).';
+comment on column tasks.finished_at is 'When it ended (UTC); null while it has not.';
+comment on column tasks.wait_ms is 'Milliseconds from being ready to the assignment, in the latest attempt.';
+comment on column tasks.run_ms is 'Milliseconds on the device, in the last attempt that ended.';
+comment on column tasks.load_ms is 'Milliseconds that the attempt that succeeded waited for its model.';
+comment on column tasks.result is 'Result; null before success and when it is in an artifact.';
+comment on column tasks.result_ref is 'Artifact that holds the result: sha256, size_bytes, media_type.';
+comment on column tasks.failure is 'Latest failure: kind, message, retryable.';
+comment on column tasks.failures is 'Failed attempts that count against max_attempts.';
+comment on column tasks.input_tokens is 'Tokens that went in; null before success.';
+comment on column tasks.output_tokens is 'Tokens that came out; null before success.';
+comment on column tasks.versions is 'Versions of the libraries that made the result.';
+comment on column tasks.cancel_requested is 'Whether somebody asked for it to stop while it ran.';
+comment on column tasks.progress_step is 'Step that the latest attempt has reached.';
+comment on column tasks.progress_total is 'Steps that it will take; null if not known.';
+comment on column tasks.progress_unit is 'What a step is, as token.';
+comment on column tasks.submitted_sequence is 'Sequence of its task.submitted in TASKS.';
+comment on column tasks.last_sequence is 'Sequence of its last event in TASKS.';
+comment on column tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
+
 -- name: apply
 create or replace temp table task_changes as
 with facts as (
     select
         about as task_id, sequence, type, failure_kind,
         case type
-            when 'task.progressed' then null
             when 'task.submitted' then if(delayed, 4, 5)
             when 'task.queued' then attempt * 4 + 1
             when 'task.assigned' then attempt * 4 + 2
@@ -67,7 +110,7 @@ with facts as (
             when 'task.dead_lettered' then 2147483647
         end as state_key
     from batch
-    where starts_with(type, 'task.')
+    where starts_with(type, 'task.') and stream = 'TASKS'
 ), stale as (
     select late.sequence
     from facts as late
@@ -85,7 +128,9 @@ with facts as (
         max(if(type = 'task.progressed', sequence, null)) as progressed_sequence,
         max(if(type in ('task.failed', 'task.dead_lettered'), sequence, null)) as failed_sequence,
         min(if(state_key = 2147483647, sequence, null)) as ended_sequence,
-        count_if(type = 'task.dead_lettered' or (type = 'task.failed' and failure_kind <> 'worker_stopped')) as failures,
+        count_if(
+            type = 'task.dead_lettered' or (type = 'task.failed' and failure_kind is distinct from 'worker_stopped')
+        ) as failures,
         count_if(type = 'task.cancel_requested') > 0 as cancel_requested
     from facts
     where sequence not in (from stale)
@@ -101,16 +146,29 @@ select
     end as state,
     state_key,
     queued_key,
-    json_transform(submitted.data, '{"kind":"VARCHAR","model":"VARCHAR","lane":"VARCHAR","key_id":"VARCHAR","idempotency_key":"VARCHAR","metadata":"JSON","params":"JSON","params_ref":"JSON","request_sha256":"VARCHAR","retry":{"max_attempts":"INTEGER"},"run_at":"TIMESTAMPTZ","expires_at":"TIMESTAMPTZ","timeout_ms":"BIGINT"}') as s,
-    json_transform(assigned.data, '{"worker_id":"VARCHAR","node_id":"VARCHAR","device":"VARCHAR","revision":"VARCHAR","wait_ms":"BIGINT"}') as a,
-    json_transform(progressed.data, '{"step":"BIGINT","total":"BIGINT","unit":"VARCHAR"}') as p,
-    json_transform(failed.data, '{"failure":"JSON","run_ms":"DOUBLE"}') as f,
-    json_transform(ended.data, '{"run_ms":"DOUBLE","load_ms":"DOUBLE","result":"JSON","result_ref":"JSON","usage":{"input_tokens":"BIGINT","output_tokens":"BIGINT"},"versions":"JSON"}') as r,
+    json_transform(submitted.data, '{
+        "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
+        "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
+        "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
+        "timeout_ms": "BIGINT"
+    }') as s,
+    json_transform(assigned.data, '{
+        "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
+    }') as a,
+    json_transform(progressed.data, '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}') as p,
+    json_transform(failed.data, '{"failure": "JSON", "run_ms": "DOUBLE"}') as f,
+    json_transform(ended.data, '{
+        "run_ms": "DOUBLE", "load_ms": "DOUBLE", "result": "JSON", "result_ref": "JSON", "versions": "JSON",
+        "usage": {"input_tokens": "BIGINT", "output_tokens": "BIGINT"}
+    }') as r,
     assigned.attempt as attempt,
     submitted.time as submitted_at,
     queued.time as queued_at,
     assigned.time as started_at,
     ended.time as finished_at,
+    if(ended.type = 'task.succeeded', coalesce(r.load_ms, 0), null) as load_ms,
+    if(ended.type = 'task.succeeded', coalesce(r.usage.input_tokens, 0), null) as input_tokens,
+    if(ended.type = 'task.succeeded', coalesce(r.usage.output_tokens, 0), null) as output_tokens,
     failures,
     cancel_requested,
     submitted_sequence,
@@ -126,11 +184,11 @@ left join batch as ended on ended.sequence = ended_sequence;
 
 insert into tasks
 select
-    task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, s.metadata, s.params, s.params_ref,
-    s.request_sha256, s.retry.max_attempts, s.run_at, s.expires_at, s.timeout_ms, coalesce(attempt, 0), a.worker_id,
-    a.node_id, a.device, a.revision, submitted_at, queued_at, started_at, finished_at, a.wait_ms,
-    coalesce(r.run_ms, f.run_ms), r.load_ms, r.result, r.result_ref, f.failure, failures, r.usage.input_tokens,
-    r.usage.output_tokens, r.versions, cancel_requested, p.step, p.total, p.unit, submitted_sequence, last_sequence, state_key
+    task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
+    s.params_ref, s.request_sha256, coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
+    coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at, finished_at,
+    a.wait_ms, coalesce(r.run_ms, f.run_ms), load_ms, r.result, r.result_ref, f.failure, failures, input_tokens,
+    output_tokens, r.versions, cancel_requested, p.step, p.total, p.unit, submitted_sequence, last_sequence, state_key
 from task_changes
 where submitted_sequence is not null;
 
@@ -148,13 +206,13 @@ set
     finished_at = coalesce(tasks.finished_at, new.finished_at),
     wait_ms = coalesce(new.a.wait_ms, tasks.wait_ms),
     run_ms = coalesce(new.r.run_ms, new.f.run_ms, tasks.run_ms),
-    load_ms = coalesce(new.r.load_ms, tasks.load_ms),
+    load_ms = coalesce(new.load_ms, tasks.load_ms),
     result = coalesce(new.r.result, tasks.result),
     result_ref = coalesce(new.r.result_ref, tasks.result_ref),
     failure = coalesce(new.f.failure, tasks.failure),
     failures = tasks.failures + new.failures,
-    input_tokens = coalesce(new.r.usage.input_tokens, tasks.input_tokens),
-    output_tokens = coalesce(new.r.usage.output_tokens, tasks.output_tokens),
+    input_tokens = coalesce(new.input_tokens, tasks.input_tokens),
+    output_tokens = coalesce(new.output_tokens, tasks.output_tokens),
     versions = coalesce(new.r.versions, tasks.versions),
     cancel_requested = tasks.cancel_requested or new.cancel_requested,
     progress_step = if(new.attempt is null, coalesce(new.p.step, tasks.progress_step), new.p.step),

@@ -1,0 +1,77 @@
+"""Messages of the log as an Arrow table, every event in its newest version: the one place that touches pyarrow."""
+# pyarrow comes without types: pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import orjson
+import pyarrow as pa
+
+from bitinglip.events.envelope import RawMessage
+from bitinglip.events.registry import REGISTRY, SCHEMA_PREFIX, Event, upcast
+
+CORRUPT = "corrupt"
+CHUNK = 2_500
+"""Rows of one Arrow batch: DuckDB hands each to a thread."""
+
+
+def to_arrow(messages: Seq[RawMessage]) -> Any:
+    """Return the Arrow table (sequence, time_ns, payload) of messages in their newest version.
+
+    Raises:
+        ValueError: a payload is not UTF-8.
+    """
+    sequences, times, _, payloads = zip(*messages, strict=True)
+    table = pa.table(
+        {
+            "sequence": pa.array(sequences, pa.uint64()),
+            "time_ns": pa.array(times, pa.int64()),
+            "payload": pa.array(newest(payloads, REGISTRY), pa.binary()).cast(pa.string()),
+        }
+    )
+    return pa.Table.from_batches(table.to_batches(max_chunksize=CHUNK))
+
+
+def newest(payloads: Seq[bytes], types: Mapping[str, type[Event]]) -> Seq[bytes]:
+    """Bring the payloads of old versions up to date; the others are not even parsed."""
+    marks = list(_old_marks(types))
+    if not marks:
+        return payloads
+    return [_upcast(payload, types) if any(mark in payload for mark in marks) else payload for payload in payloads]
+
+
+def corrupt(message: RawMessage, stream: str) -> RawMessage:
+    """Return a readable event in the place of bytes that are none; they are kept in it."""
+    document = {
+        "id": f"{stream}:{message.sequence}",
+        "source": "/unknown",
+        "type": CORRUPT,
+        "subject": message.subject,
+        "time": datetime.fromtimestamp(message.time_ns / 1e9, UTC),
+        "dataschema": f"{SCHEMA_PREFIX}{CORRUPT}:1",
+        "data": {"base64": base64.b64encode(message.payload).decode()},
+    }
+    return message._replace(payload=orjson.dumps(document, option=orjson.OPT_UTC_Z))
+
+
+def _old_marks(types: Mapping[str, type[Event]]) -> Iterator[bytes]:
+    for cls in types.values():
+        for version in range(1, cls.version):
+            yield f'"{SCHEMA_PREFIX}{cls.type}:{version}"'.encode()
+
+
+def _upcast(payload: bytes, types: Mapping[str, type[Event]]) -> bytes:
+    try:
+        document = cast("dict[str, Any]", orjson.loads(payload))
+        cls = types[document["type"]]
+        version = int(document["dataschema"].removeprefix(f"{SCHEMA_PREFIX}{cls.type}:"))
+        data = upcast(cls, version, document["data"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return payload
+    return orjson.dumps(document | {"data": data, "dataschema": cls.schema_urn()})

@@ -1,0 +1,197 @@
+"""The projector: checkpoint -> batch -> upcast -> apply -> commit, for every stream, one transaction at a time.
+
+One pump a stream fetches from the log, one writer commits; DuckDB runs in a thread of its own. The life of it:
+
+    STARTING -> CATCHING_UP -> LIVE
+        any of them -> RETRYING -> the one before (a write failed: nothing is skipped)
+        any of them -> STOPPED
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from enum import Enum
+
+from bitinglip.errors import NoServer
+from bitinglip.events.direct import get_last
+from bitinglip.events.envelope import RawMessage
+from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.projections import sql
+from bitinglip.projections.checkpoint import Checkpoints
+from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.writer import write
+from bitinglip.settings import Projections
+
+log = logging.getLogger(__name__)
+
+STREAMS = tuple(sql.PROJECTIONS)
+BUFFER_BATCHES = 2
+"""Batches that wait for the writer before a pump holds back."""
+BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+
+
+class State(Enum):
+    """Where in its life a projector is."""
+
+    STARTING = "starting"
+    """It asks the log how far there is to go."""
+    CATCHING_UP = "catching_up"
+    """It applies what was in the log when it started."""
+    LIVE = "live"
+    """It has caught up once, and applies what comes."""
+    RETRYING = "retrying"
+    """A write failed; the same events are written again after a pause."""
+    STOPPED = "stopped"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.STARTING: frozenset({State.CATCHING_UP, State.STOPPED}),
+    State.CATCHING_UP: frozenset({State.LIVE, State.RETRYING, State.STOPPED}),
+    State.LIVE: frozenset({State.RETRYING, State.STOPPED}),
+    State.RETRYING: frozenset({State.CATCHING_UP, State.LIVE, State.STOPPED}),
+    State.STOPPED: frozenset(),
+}
+
+
+class Projector:
+    """Keeps one database up with the log, from its stored checkpoints on."""
+
+    def __init__(self, log: EventLog, database: Database, checkpoints: Checkpoints, settings: Projections) -> None:
+        self.state = State.STARTING
+        self.caught_up = asyncio.Event()
+        self._log = log
+        self._database = database
+        self._checkpoints = checkpoints
+        self._settings = settings
+        self._targets: dict[str, int] = {}
+        self._buffers: dict[str, list[RawMessage]] = {stream: [] for stream in STREAMS}
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "projector")
+        self._task: asyncio.Task[None] | None = None
+        self._rest_s = 0.0
+
+    def start(self) -> None:
+        """Begin in the background."""
+        self._task = asyncio.create_task(self._run(), name="projector")
+
+    async def stop(self) -> None:
+        """End after the transaction that runs; nothing is lost, the checkpoint says where to go on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await asyncio.to_thread(self._thread.shutdown)
+
+    # --- the life -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            self._targets = await self._ask_targets()
+            self._enter(State.CATCHING_UP)
+            self._look_whether_caught_up()
+            async with asyncio.TaskGroup() as group:
+                for stream in STREAMS:
+                    group.create_task(self._pump(stream), name=f"pump {stream}")
+                group.create_task(self._write_all(), name="writer")
+        finally:
+            self._enter(State.STOPPED)
+
+    def _enter(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        log.debug("projector: %s -> %s", self.state.value, state.value)
+        self.state = state
+
+    async def _ask_targets(self) -> dict[str, int]:
+        failures = 0
+        while True:
+            try:
+                return {stream: await last_event(self._log, stream) for stream in STREAMS}
+            except NoServer as error:
+                log.warning("the projector waits for the log: %s", error)
+                await asyncio.sleep(_backoff(failures))
+                failures += 1
+
+    def _look_whether_caught_up(self) -> None:
+        behind = any(self._checkpoints.applied(stream) < target for stream, target in self._targets.items())
+        if self.state is State.CATCHING_UP and not behind:
+            self._enter(State.LIVE)
+            self.caught_up.set()
+
+    # --- the pumps ----------------------------------------------------------------------------------------------------
+
+    async def _pump(self, stream: str) -> None:
+        most = self._settings.batch_max
+        buffer = self._buffers[stream]
+        async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream), most=most)) as batches:  # pyright: ignore
+            async for messages in batches:
+                while len(buffer) >= most * BUFFER_BATCHES:
+                    self._room.clear()
+                    await self._room.wait()
+                buffer += messages
+                self._arrived.set()
+
+    # --- the writer ---------------------------------------------------------------------------------------------------
+
+    async def _write_all(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await self._gather()
+            self._arrived.clear()
+            for stream in STREAMS:
+                if messages := self._take(stream):
+                    await self._write(stream, messages)
+
+    async def _gather(self) -> None:
+        """Let a batch grow while it is small; rest as long as the last transaction took, unless somebody waits."""
+        if any(len(buffer) >= self._settings.batch_max for buffer in self._buffers.values()):
+            return
+        awaited = any(self._checkpoints.awaited(stream) for stream in STREAMS)
+        gather_s = self._settings.flush_ms / 1000
+        await asyncio.sleep(gather_s if awaited else max(gather_s, self._rest_s))
+
+    def _take(self, stream: str) -> list[RawMessage]:
+        buffer = self._buffers[stream]
+        messages = buffer[: self._settings.batch_max]
+        del buffer[: len(messages)]
+        if buffer:
+            self._arrived.set()
+        self._room.set()
+        return messages
+
+    async def _write(self, stream: str, messages: Seq[RawMessage]) -> None:
+        failures, before, loop = 0, self.state, asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            try:
+                await loop.run_in_executor(self._thread, write, self._database, stream, messages)
+                break
+            except WriteError:
+                log.exception("the read model could not be written at %s:%d", stream, messages[0].sequence)
+                if self.state is before:
+                    self._enter(State.RETRYING)
+                await asyncio.sleep(_backoff(failures))
+                failures += 1
+        self._rest_s = loop.time() - started
+        if self.state is State.RETRYING:
+            self._enter(before)
+        self._checkpoints.advance(stream, messages[-1].sequence)
+        self._look_whether_caught_up()
+
+
+async def last_event(log: EventLog, stream: str) -> int:
+    """Return the sequence of the last event in a stream, what are no events (timers) left out; 0 if there is none.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
+    return max((message.sequence for message in found if message is not None), default=0)
+
+
+def _backoff(failures: int) -> float:
+    return BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]

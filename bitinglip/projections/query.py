@@ -1,0 +1,136 @@
+"""The questions that the gateway asks: named queries -> frozen rows, on a few threads with a cursor each."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, TypeVar
+
+import orjson
+
+from bitinglip.errors import InvalidInput
+from bitinglip.projections import queries, sql
+from bitinglip.projections.database import Database
+from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow, reader
+
+THREADS = 2
+_T = TypeVar("_T")
+_task, _worker, _model = reader(TaskRow), reader(WorkerRow), reader(ModelRow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """Which tasks, and which page of them; what is not given filters nothing."""
+
+    states: tuple[str, ...] = ()
+    kind: str | None = None
+    model: str | None = None
+    lane: str | None = None
+    key_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    submitted_after: datetime | None = None
+    submitted_before: datetime | None = None
+    limit: int = 50
+    cursor: str | None = None
+    """What the page before answered as `next_cursor`."""
+
+    def params(self) -> dict[str, Any]:
+        """Return the parameters of `tasks.sql`; one row more than the limit tells whether there is another page."""
+        return {
+            "cursor": _sequence(self.cursor),
+            "states": list(self.states) or None,
+            "kind": self.kind,
+            "model": self.model,
+            "lane": self.lane,
+            "key_id": self.key_id,
+            "metadata": orjson.dumps(dict(self.metadata)).decode() if self.metadata else None,
+            "submitted_after": _naive(self.submitted_after),
+            "submitted_before": _naive(self.submitted_before),
+            "limit": self.limit + 1,
+        }
+
+
+class CursorPool:
+    """A few threads, each with its own cursor on the same database."""
+
+    def __init__(self, database: Database, name: str, threads: int) -> None:
+        self._database = database
+        self._local = threading.local()
+        self._cursors: list[Database] = []
+        self._threads = ThreadPoolExecutor(threads, name, initializer=self._begin)
+
+    async def run(self, work: Callable[[Database], _T]) -> _T:
+        """Run the work on one of the threads, with its cursor."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self._local.cursor))
+
+    async def close(self) -> None:
+        """Wait for what runs, and close the cursors."""
+        await asyncio.to_thread(self._threads.shutdown)
+        for cursor in self._cursors:
+            cursor.close()
+
+    def _begin(self) -> None:
+        self._local.cursor = self._database.cursor()
+        self._cursors.append(self._local.cursor)
+
+
+class Queries:
+    """The named queries. `pool` returns the threads of the database that is served now."""
+
+    def __init__(self, run: Callable[[Callable[[Database], Any]], Any]) -> None:
+        self._run = run
+
+    async def task(self, task_id: str) -> TaskRow | None:
+        """Return a task, or none if the read model has no such task."""
+        found = await self._rows("task", {"task_id": task_id})
+        return _task(found[0]) if found else None
+
+    async def tasks(self, chosen: TaskFilter) -> tuple[list[TaskRow], str | None]:
+        """Return a page of tasks, the newest first, and the cursor of the next page; none after the last.
+
+        Raises:
+            InvalidInput: the cursor is none of ours.
+        """
+        found = await self._rows("tasks", chosen.params())
+        page = [_task(values) for values in found[: chosen.limit]]
+        return page, str(page[-1].submitted_sequence) if page and len(found) > chosen.limit else None
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state; a state without tasks is left out."""
+        return dict(await self._rows("counts"))
+
+    async def workers(self) -> list[WorkerRow]:
+        """Return all workers that ever said something, by name."""
+        return [_worker(values) for values in await self._rows("workers")]
+
+    async def models(self) -> list[ModelRow]:
+        """Return all models that a worker ever registered, by name."""
+        return [_model(values) for values in await self._rows("models")]
+
+    async def schema(self) -> list[TableSchema]:
+        """Return the tables that a query can read."""
+        found: list[tuple[Any, ...]] = await self._run(lambda cursor: cursor.rows(sql.blocks("system")["schema"]))
+        return [
+            TableSchema(name, comment, tuple(ColumnSchema(*row[2:]) for row in rows))
+            for (name, comment), rows in groupby(found, lambda row: row[:2])
+        ]
+
+    async def _rows(self, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        return await self._run(lambda cursor: cursor.rows(queries.text(name), params or {}))
+
+
+def _sequence(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 19:
+        raise InvalidInput(field="cursor", problem="is none that a page answered")
+    return int(cursor)
+
+
+def _naive(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)

@@ -1,0 +1,137 @@
+"""The rows that the named queries answer with: frozen, every time aware, every JSON column decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import orjson
+
+from bitinglip.events.task import Lane
+from bitinglip.tasks.state import State
+
+_Row = TypeVar("_Row")
+_JSON = frozenset({
+    "metadata", "params", "params_ref", "result", "result_ref", "failure", "versions", "models", "loaded",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task, as its events tell it; the columns of `tasks` (`sql/tasks.sql` says what each means)."""
+
+    task_id: str
+    state: State
+    kind: str
+    model: str
+    lane: Lane
+    key_id: str | None
+    idempotency_key: str | None
+    metadata: dict[str, str]
+    params: dict[str, Any] | None
+    params_ref: dict[str, Any] | None
+    request_sha256: str
+    max_attempts: int
+    run_at: datetime | None
+    expires_at: datetime | None
+    timeout_ms: int | None
+    attempt: int
+    worker_id: str | None
+    node_id: str | None
+    device: str | None
+    revision: str | None
+    submitted_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    wait_ms: int | None
+    run_ms: float | None
+    load_ms: float | None
+    result: dict[str, Any] | None
+    result_ref: dict[str, Any] | None
+    failure: dict[str, Any] | None
+    failures: int
+    input_tokens: int | None
+    output_tokens: int | None
+    versions: dict[str, str] | None
+    cancel_requested: bool
+    progress_step: int | None
+    progress_total: int | None
+    progress_unit: str | None
+    submitted_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker; the columns of `workers`."""
+
+    worker_id: str
+    node_id: str | None
+    state: str
+    pid: int | None
+    device: str | None
+    release: str | None
+    models: list[dict[str, Any]] | None
+    running: int
+    done: int
+    failed: int
+    loaded: list[str]
+    rss_bytes: int | None
+    engine_exits: int
+    engine_exit_reason: str | None
+    stop_reason: str | None
+    started_at: datetime | None
+    seen_at: datetime
+    stopped_at: datetime | None
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model that a worker can run; the columns of `models`."""
+
+    reference: str
+    kind: str
+    revision: str | None
+    architecture: str | None
+    size_bytes: int | None
+    context_tokens: int | None
+    registered_at: datetime
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSchema:
+    """A column that a query can read."""
+
+    name: str
+    type: str
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """A table that a query can read."""
+
+    name: str
+    comment: str | None
+    columns: tuple[ColumnSchema, ...]
+
+
+def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:
+    """Return what makes a row of this class from a tuple of DuckDB's."""
+    names = [field.name for field in fields(row)]  # pyright: ignore[reportArgumentType]
+
+    def read(values: tuple[Any, ...]) -> _Row:
+        return row(*[_value(name, value) for name, value in zip(names, values, strict=True)])
+
+    return read
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC)
+    return orjson.loads(value) if name in _JSON and value is not None else value

