@@ -391,6 +391,18 @@ class AppendRefused(Defect):
 
 
 @dataclass(eq=False, kw_only=True)
+class ChildFailed(Defect):
+    """A process that `bitinglip up` started ended before it was ready."""
+
+    code = "child_failed"
+    template = "{name} did not start (status {status}). The end of its log:\n  {told}"
+    remedy = "Mend what the log says and start again."
+    name: str
+    status: int
+    told: str
+
+
+@dataclass(eq=False, kw_only=True)
 class EngineDied(Defect):
     """The engine process ended or broke its protocol."""
 

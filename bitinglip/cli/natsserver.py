@@ -144,7 +144,7 @@ class PrivateServer:
                     stderr=output,
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=die_with_parent if sys.platform == "linux" else None,
                 )
             self.port = await self._ready(Path(ports) / f"{self._binary.name}_{self._process.pid}.ports")
 
@@ -220,7 +220,7 @@ jetstream {{
             self._lock = None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End the server with us, even when we are killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

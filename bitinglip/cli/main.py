@@ -1,0 +1,65 @@
+"""The command `bitinglip`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from bitinglip import __version__
+from bitinglip.cli import cluster, config, doctor, events, query, render, task
+from bitinglip.cli.client import ProblemAnswer
+from bitinglip.errors import BitingLipError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="bitinglip",
+    help="One inference cluster out of the GPUs you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(cluster.up)
+app.command()(cluster.gateway)
+app.command()(cluster.worker)
+app.add_typer(task.app, name="task")
+app.add_typer(events.app, name="events")
+app.command()(query.query)
+app.add_typer(config.app, name="config")
+app.command()(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        render.line(f"bitinglip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """One inference cluster out of the GPUs you have."""
+
+
+def main() -> None:
+    """Run the command line; errors become a line, a remedy and an exit code."""
+    try:
+        app()
+    except (BitingLipError, ProblemAnswer) as error:
+        render.note(f"error: {error}")
+        if error.remedy:
+            render.note(f"remedy: {error.remedy}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""`bitinglip task …`: submit, look at, watch and cancel tasks."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from bitinglip.cli import render
+from bitinglip.cli.client import Client
+from bitinglip.cli.options import Json, Url, client
+from bitinglip.cli.watch import watch
+from bitinglip.errors import InvalidInput
+
+app = typer.Typer(help="Submit, look at, watch and cancel tasks.", no_args_is_help=True)
+
+Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE; may be repeated.")]
+
+
+class Lane(StrEnum):
+    """How urgent a task is."""
+
+    interactive = "interactive"
+    normal = "normal"
+    batch = "batch"
+
+
+@app.command()
+def submit(
+    kind: Annotated[str, typer.Argument(help="Kind of task: text-generation, embedding, echo.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model reference: org/name or org/name@revision.")],
+    prompt: Annotated[str | None, typer.Option(help="Prompt; @FILE reads a file, - standard input.")] = None,
+    input_: Annotated[list[str] | None, typer.Option("--input", help="Text to embed; may be repeated.")] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE, VALUE as JSON or text.")] = None,
+    params_json: Annotated[str | None, typer.Option(help="All parameters as a JSON object, or @FILE, or -.")] = None,
+    lane: Annotated[Lane, typer.Option(help="How urgent it is.")] = Lane.normal,
+    metadata: Metadata = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Sent again with this key, it is the same task.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Longest that one attempt may run, in seconds.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Attempts in all.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
+    watch_: Annotated[bool, typer.Option("--watch", help="Show the task while it runs, then its result.")] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a task, and print its id (or, with --wait or --watch, its result)."""
+    params = _object(params_json) | _parameters(param) | _inputs(prompt, input_)
+    body: dict[str, Any] = {"kind": kind, "model": model, "params": params, "lane": lane.value}
+    body |= {"metadata": _metadata(metadata)} if metadata else {}
+    body |= {"timeout_s": timeout_s} if timeout_s is not None else {}
+    body |= {"retry": {"max_attempts": max_attempts}} if max_attempts is not None else {}
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    gateway = client(url)
+    accepted = gateway.request("POST", "/v1/tasks", body=body, headers=headers)
+    if wait or watch_:
+        raise typer.Exit(watch(gateway, accepted["task_id"], quiet=not watch_, as_json=as_json))
+    render.json(accepted) if as_json else render.line(accepted["task_id"])
+
+
+@app.command()
+def get(task_id: str, url: Url = None, as_json: Json = False) -> None:
+    """Print what is known of a task."""
+    task = client(url).get(f"/v1/tasks/{_id(task_id)}")
+    render.json(task) if as_json else render.pairs(task.items())
+
+
+@app.command("list")
+def list_(
+    state: Annotated[list[str] | None, typer.Option(help="Only these states; may be repeated.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    lane: Annotated[Lane | None, typer.Option(help="Only this lane.")] = None,
+    metadata: Metadata = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most tasks to print.")] = 50,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Print tasks, the newest first."""
+    params: dict[str, Any] = {"state": ",".join(state) if state else None, "kind": kind, "model": model}
+    params |= {"lane": lane.value if lane else None}
+    params |= {f"metadata.{name}": value for name, value in _metadata(metadata).items()}
+    tasks = _pages(client(url), params, limit)
+    if as_json:
+        for task in tasks:
+            render.json(task)
+        return
+    columns = ("task_id", "state", "kind", "model", "lane", "attempt", "submitted_at", "wait_ms", "run_ms")
+    render.table(columns, [[task.get(column) for column in columns] for task in tasks])
+
+
+@app.command("watch")
+def watch_command(task_id: str, url: Url = None, as_json: Json = False) -> None:
+    """Show a task while it runs, then its result. Ends with 0 if it succeeded, 1 if it failed, 5 if it was cancelled."""
+    raise typer.Exit(watch(client(url), _id(task_id), quiet=False, as_json=as_json))
+
+
+@app.command()
+def cancel(
+    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID…")],
+    reason: Annotated[str | None, typer.Option(help="Why; it is kept in the log.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel tasks: one that waits ends at once, one that runs is asked to stop."""
+    gateway = client(url)
+    for task_id in task_ids:
+        answer = gateway.request("DELETE", f"/v1/tasks/{_id(task_id)}", params={"reason": reason})
+        if as_json:
+            render.json(answer)
+        else:
+            told = "cancelled" if answer.get("state") == "cancelled" else "asked to stop"
+            render.line(f"{task_id} {told}")
+
+
+def _pages(gateway: Client, params: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while len(tasks) < limit:
+        page = gateway.get("/v1/tasks", params | {"limit": min(limit - len(tasks), 1000), "cursor": cursor})
+        tasks += page["tasks"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    return tasks
+
+
+def _id(task_id: str) -> str:
+    """Keep an id one part of the path, whatever it holds."""
+    from urllib.parse import quote
+
+    return quote(task_id, safe="")
+
+
+def _inputs(prompt: str | None, inputs: list[str] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"prompt": _read(prompt)} if prompt is not None else {}
+    if inputs:
+        texts = [_read(text) for text in inputs]
+        found["input"] = texts[0] if len(texts) == 1 else texts
+    return found
+
+
+def _parameters(given: list[str] | None) -> dict[str, Any]:
+    return {name: _value(text) for name, text in (_split(pair, "--param") for pair in given or [])}
+
+
+def _metadata(given: list[str] | None) -> dict[str, str]:
+    return dict(_split(pair, "--metadata") for pair in given or [])
+
+
+def _split(pair: str, option: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise InvalidInput(field=option, problem=f"{pair!r} is not NAME=VALUE")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _read(text)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        found = orjson.loads(_read(text))
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(field="--params-json", problem=f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(field="--params-json", problem="not a JSON object")
+    return found
+
+
+def _read(text: str) -> str:
+    """Return a text, or what the file `@NAME` or standard input (`-`) holds."""
+    if text == "-":
+        return sys.stdin.read()
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(field=text, problem=str(error)) from error
+
+

@@ -1,0 +1,145 @@
+"""Following one task to its end: text as it comes, a bar for steps, plain lines in a pipe, then the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from bitinglip.cli import render
+from bitinglip.cli.client import Client, ServerEvent
+
+EXIT_CODES = {"succeeded": 0, "cancelled": 5}
+FAILED = 1
+ENDS = {
+    "task.succeeded": "succeeded",
+    "task.cancelled": "cancelled",
+    "task.expired": "expired",
+    "task.dead_lettered": "dead_lettered",
+}
+
+
+def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool) -> int:
+    """Follow a task; prints its result, and returns the exit code that tells how it ended."""
+    shown = _Json() if as_json and not quiet else _Quiet() if quiet else _Screen() if render.out.is_terminal else _Lines()
+    state = "unknown"
+    for event in gateway.events(f"/v1/tasks/{task_id}/events", ended=lambda event: end_of(event) is not None):
+        shown.show(event)
+        state = end_of(event) or state
+    shown.close()
+    if quiet or not as_json:
+        _print_outcome(gateway.get(f"/v1/tasks/{task_id}"), as_json=as_json, text_shown=shown.text_shown)
+    return exit_code_of(state)
+
+
+def exit_code_of(state: str) -> int:
+    """Return 0 for a success, 5 for a cancelled task, 1 for every other end."""
+    return EXIT_CODES.get(state, FAILED)
+
+
+def end_of(event: ServerEvent) -> str | None:
+    """Return the state in which this event ends its task; none if it does not."""
+    if event.type == "task.failed" and event.data["data"].get("retry_at") is None:
+        return "failed"
+    return ENDS.get(event.type)
+
+
+class _Quiet:
+    """Shows nothing."""
+
+    text_shown = False
+
+    def show(self, event: ServerEvent) -> None:
+        """Take an event."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+class _Json(_Quiet):
+    """Shows each event as a JSON line."""
+
+    def show(self, event: ServerEvent) -> None:
+        """Print the event."""
+        render.json(event.data)
+
+
+class _Lines(_Quiet):
+    """Shows a line for each event, but for pieces of text: the result has them all."""
+
+    def show(self, event: ServerEvent) -> None:
+        """Print the event."""
+        data = event.data["data"]
+        if event.type == "task.progressed":
+            if data.get("text") is None:
+                render.note(f"{data['step']}/{data.get('total') or '?'} {data.get('unit', 'step')}")
+            return
+        render.note(_describe(event.type, data))
+
+
+class _Screen(_Quiet):
+    """Shows text as it comes, or a bar."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def show(self, event: ServerEvent) -> None:
+        """Draw the event."""
+        data = event.data["data"]
+        if event.type != "task.progressed":
+            if self.text_shown or self._bar is not None:
+                return
+            render.note(_describe(event.type, data))
+        elif data.get("text") is not None:
+            self.text_shown = True
+            render.text(data["text"])
+        else:
+            self._draw(data)
+
+    def close(self) -> None:
+        """Leave the screen as a line's beginning."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self.text_shown:
+            render.text("\n")
+
+    def _draw(self, data: dict[str, Any]) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=render.err, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(data.get("unit", "step"), total=data.get("total"))
+        assert self._task is not None
+        self._bar.update(self._task, completed=data["step"], total=data.get("total"))
+
+
+def _describe(kind: str, data: dict[str, Any]) -> str:
+    told = kind.removeprefix("task.").replace("_", " ")
+    if kind == "task.assigned":
+        return f"{told} to {data['worker_id']} (attempt {data['attempt']})"
+    if "failure" in data:
+        again = f"; again at {data['retry_at']}" if data.get("retry_at") else ""
+        return f"{told}: {data['failure']['message']}{again}"
+    return told
+
+
+def _print_outcome(task: dict[str, Any], *, as_json: bool, text_shown: bool) -> None:
+    if as_json:
+        render.json(task)
+    elif task["state"] != "succeeded":
+        why = (task.get("failure") or {}).get("message")
+        render.note(f"{task['task_id']} {task['state']}" + (f": {why}" if why else ""))
+    elif not text_shown:
+        _print_result(task)
+
+
+def _print_result(task: dict[str, Any]) -> None:
+    result = task.get("result")
+    if result is None:
+        reference = task.get("result_ref") or {}
+        render.line(f"/v1/artifacts/{reference.get('sha256')} ({reference.get('size_bytes')} bytes)")
+    elif isinstance(result.get("text"), str):
+        render.line(result["text"])
+    else:
+        render.json(result)
