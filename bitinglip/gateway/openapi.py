@@ -153,7 +153,7 @@ OPERATIONS = (
         media_types=("application/octet-stream",),
     ),
     Operation("get", "/v1/workers", "List the workers.", {200: _object(workers=_array(_ref("Worker")))}),
-    Operation("get", "/v1/models", "List the models that workers have registered.", {200: _object(models=_array(_ref("Model")))}),
+    Operation("get", "/v1/models", "List the registered models.", {200: _object(models=_array(_ref("Model")))}),
     Operation(
         "get", "/v1/queues", "How many tasks wait or run, by lane and model.",
         {200: _object(queues=_array(_object(lane=LANE, model=TEXT, depth=WHOLE)))}, (errors.NoServer,),

@@ -1,6 +1,4 @@
-"""Messages of the log as an Arrow table, every event in its newest version: the one place that touches pyarrow."""
-# pyarrow comes without types: pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportMissingTypeStubs=false, reportUnknownArgumentType=false
+"""Messages of the log as an Arrow table, every event in its newest version."""
 
 from __future__ import annotations
 
@@ -11,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import orjson
-import pyarrow as pa
 
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.registry import REGISTRY, SCHEMA_PREFIX, Event, upcast
+from bitinglip.projections.arrow import pa
 
 CORRUPT = "corrupt"
 CHUNK = 2_500

@@ -7,7 +7,7 @@ The one place that touches DuckDB's loose types. A `Database` is used by one thr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +36,7 @@ DATA_ERRORS = (
 """What a message that cannot be read makes DuckDB (or Arrow) say; any other error is the file's or the machine's."""
 
 WriteError = duckdb.Error
+Interrupted = duckdb.InterruptException
 
 
 class UnusableFileError(Exception):
@@ -69,8 +70,8 @@ class Database:
         return self._connection.execute(statement, params).fetchall()
 
     def arrow(self, statement: str, params: Params, rows_per_batch: int) -> Any:
-        """Run one statement and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
-        return self._connection.execute(statement, params).to_arrow_reader(rows_per_batch)
+        """Run one SELECT and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
+        return self._connection.sql(statement, params=params or None).to_arrow_reader(rows_per_batch)
 
     def is_one_select(self, statement: str) -> bool:
         """Tell whether the text is exactly one statement, and one that only reads.
@@ -82,9 +83,19 @@ class Database:
         return len(found) == 1 and found[0].type == duckdb.StatementType.SELECT
 
     @contextmanager
-    def transaction(self, mode: str = "") -> Iterator[None]:
+    def read_only(self) -> Generator[None]:
+        """Refuse all writes to the file inside, and undo the rest."""
+        self._connection.execute("begin transaction read only")
+        try:
+            yield
+        finally:
+            with suppress(duckdb.Error):
+                self._connection.execute("rollback")
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
         """Commit what is done inside, or, after an error, roll it back."""
-        self._connection.execute(f"begin transaction {mode}")
+        self._connection.execute("begin transaction")
         try:
             yield
         except BaseException:
@@ -163,6 +174,7 @@ def _connect(path: Path, settings: Projections) -> duckdb.DuckDBPyConnection:
                 "threads": settings.threads,
                 "wal_autocheckpoint": WAL_BYTES,
                 "preserve_insertion_order": False,
+                "python_enable_replacements": False,
                 "enable_external_access": False,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,

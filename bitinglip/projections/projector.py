@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from enum import Enum
+from typing import cast
 
 from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
@@ -79,6 +80,7 @@ class Projector:
     def start(self) -> None:
         """Begin in the background."""
         self._task = asyncio.create_task(self._run(), name="projector")
+        self._task.add_done_callback(_report)
 
     async def stop(self) -> None:
         """End after the transaction that runs; nothing is lost, the checkpoint says where to go on."""
@@ -86,6 +88,17 @@ class Projector:
             self._task.cancel()
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._thread.shutdown)
+
+    async def wait_caught_up(self) -> None:
+        """Wait until all is applied that was in the log at the start; raises what ended the projector before that."""
+        assert self._task is not None
+        waiting = asyncio.ensure_future(self.caught_up.wait())
+        try:
+            await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if not self.caught_up.is_set():
+                await self._task
+        finally:
+            waiting.cancel()
 
     # --- the life -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +140,8 @@ class Projector:
     async def _pump(self, stream: str) -> None:
         most = self._settings.batch_max
         buffer = self._buffers[stream]
-        async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream), most=most)) as batches:  # pyright: ignore
+        tail = self._log.tail(stream, self._checkpoints.applied(stream), most=most)
+        async with aclosing(cast("AsyncGenerator[list[RawMessage]]", tail)) as batches:
             async for messages in batches:
                 while len(buffer) >= most * BUFFER_BATCHES:
                     self._room.clear()
@@ -191,6 +205,11 @@ async def last_event(log: EventLog, stream: str) -> int:
     """
     found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
     return max((message.sequence for message in found if message is not None), default=0)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the projector has ended: the read model no longer follows the log", exc_info=error)
 
 
 def _backoff(failures: int) -> float:

@@ -7,20 +7,22 @@ ready together travels together. The worker's side is `enginehost.py`, the proce
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bitinglip.events.task import Failure, Usage
+from bitinglip.tasks.parameters import Parameters
 
 PROTOCOL = 1
 """Version of these messages: both sides come from one installation, so a mismatch is a defect, said in `Ready`."""
 
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 256 * 2**20
+"""Largest frame that an engine process sends: what is more is a defect, and ends the process."""
 
 
 class _Message(BaseModel):
@@ -182,7 +184,17 @@ _FROM_ENGINE: TypeAdapter[list[FromEngine]] = TypeAdapter(list[Annotated[FromEng
 
 def encode_frame(messages: Sequence[BaseModel]) -> bytes:
     """Encode messages as one frame."""
-    body = orjson.dumps([message.model_dump() for message in messages])
+    return frame([encode_message(message) for message in messages])
+
+
+def encode_message(message: BaseModel) -> bytes:
+    """Encode one message, as it stands in a frame's array."""
+    return orjson.dumps(message.model_dump())
+
+
+def frame(messages: Sequence[bytes]) -> bytes:
+    """Put encoded messages into one frame."""
+    body = b"[" + b",".join(messages) + b"]"
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
@@ -199,12 +211,15 @@ def decode_from_engine(body: bytes) -> list[FromEngine]:
 # --- what an engine is ------------------------------------------------------------------------------------------------
 
 
+P = TypeVar("P", bound=Parameters)
+
+
 @dataclass(frozen=True)
-class Job:
-    """One task in the engine process: its raw parameters, and the flag by which a cancel reaches a running step."""
+class Job(Generic[P]):
+    """One task in the engine process: its validated parameters, and the flag by which a cancel reaches a running step."""
 
     task_id: str
-    params: Mapping[str, Any]
+    params: P
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -244,8 +259,9 @@ class LoadedModel(Protocol):
     device: str
     dtype: str | None
     versions: dict[str, str]
+    memory_bytes: int
 
-    def run(self, jobs: Sequence[Job], sink: Sink) -> None:
+    def run(self, jobs: Sequence[Job[Any]], sink: Sink) -> None:
         """Run a batch; blocks. An exception fails every job that has not been answered."""
         ...
 

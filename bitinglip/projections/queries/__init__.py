@@ -9,4 +9,4 @@ from importlib import resources
 @cache
 def text(name: str) -> str:
     """Return the SQL of a question."""
-    return (resources.files(__package__) / f"{name}.sql").read_text("utf-8")
+    return (resources.files(__name__) / f"{name}.sql").read_text("utf-8")

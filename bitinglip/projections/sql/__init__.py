@@ -38,4 +38,4 @@ def version(name: str) -> str:
 
 
 def _text(name: str) -> str:
-    return (resources.files(__package__) / f"{name}.sql").read_text("utf-8")
+    return (resources.files(__name__) / f"{name}.sql").read_text("utf-8")

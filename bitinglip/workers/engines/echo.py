@@ -3,62 +3,76 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 
-from pydantic import ValidationError
-
 from bitinglip.events.task import Failure, Usage
 from bitinglip.tasks.parameters import EchoParameters
-from bitinglip.workers.engine import Job, ModelSpec, Placement, Sink
-from bitinglip.workers.engines.failures import BadInputError
+from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
 
 CRASH_STATUS = 86
+LONGEST_WAIT_S = 0.05
+"""How soon a cancelled job is noticed while its neighbours idle."""
 
 
-def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> Echo:
+def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load nothing."""
+    progress(1, 1)
     return Echo()
 
 
 class Echo:
-    """The loaded no-model."""
+    """The loaded no-model: the steps of a batch's jobs run side by side."""
 
     device = "cpu"
     dtype = None
     versions: dict[str, str] = {}
+    memory_bytes = 0
 
-    def run(self, jobs: Sequence[Job], sink: Sink) -> None:
-        """Answer the jobs one after the other."""
-        for job in jobs:
-            _run(job, sink)
+    def run(self, jobs: Sequence[Job[EchoParameters]], sink: Sink) -> None:
+        """Idle through each job's steps, and give back its message."""
+        started = time.monotonic()
+        idling = [_Idling(job, started) for job in jobs]
+        while idling := [each for each in idling if not each.advance(sink)]:
+            pause_s = min(each.due for each in idling) - time.monotonic()
+            idling[0].job.cancelled.wait(min(LONGEST_WAIT_S, max(0.0, pause_s)))
 
     def unload(self) -> None:
         """Drop nothing."""
 
 
-def _run(job: Job, sink: Sink) -> None:
-    try:
-        params = EchoParameters.model_validate(job.params)
-    except ValidationError as error:
-        raise BadInputError(str(error)) from error
-    for step in range(1, params.steps + 1):
-        if job.cancelled.wait(params.step_ms / 1000) if params.step_ms else job.cancelled.is_set():
-            break
-        sink.progress(job.task_id, step, params.steps)
-    if job.cancelled.is_set():
-        sink.cancel(job.task_id)
-    elif params.fail is None:
-        sink.succeed(job.task_id, {"message": params.message}, Usage())
-    else:
-        _fail(job, params.fail, sink)
+class _Idling:
+    """A job on its way through its steps."""
+
+    def __init__(self, job: Job[EchoParameters], started: float) -> None:
+        self.job = job
+        self._step = 0
+        self._step_s = job.params.step_ms / 1000
+        self.due = started + self._step_s
+
+    def advance(self, sink: Sink) -> bool:
+        """Take a step if it is time; tells whether the job is answered."""
+        job, steps = self.job, self.job.params.steps
+        if self._step < steps and not job.cancelled.is_set() and self.due <= time.monotonic():
+            self._step += 1
+            self.due += self._step_s
+            sink.progress(job.task_id, self._step, steps)
+        if job.cancelled.is_set():
+            sink.cancel(job.task_id)
+        elif self._step == steps:
+            _end(job, sink)
+        return job.cancelled.is_set() or self._step == steps
 
 
-def _fail(job: Job, how: str, sink: Sink) -> None:
-    if how == "crash":
-        time.sleep(0.05)  # let what was said before reach the worker
-        os._exit(CRASH_STATUS)
-    if how == "out_of_memory":
-        sink.fail(job.task_id, Failure(kind="out_of_memory", message="As asked for.", retryable=True))
-    else:
-        sink.fail(job.task_id, Failure(kind="bad_input", message="As asked for.", retryable=False))
+def _end(job: Job[EchoParameters], sink: Sink) -> None:
+    match job.params.fail:
+        case None:
+            sink.succeed(job.task_id, {"message": job.params.message}, Usage())
+        case "crash":
+            sys.stderr.write("echo: crashes, as it was asked to\n")
+            sys.stderr.flush()
+            os._exit(CRASH_STATUS)
+        case kind:
+            retryable = kind != "bad_input"
+            sink.fail(job.task_id, Failure(kind=kind, message="It was asked to fail.", retryable=retryable))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from bitinglip.events.task import Failure, FailureKind
+from pydantic import ValidationError
+
+from bitinglip.events.task import Failure
 
 MESSAGE_CHARACTERS = 2000
+
+_OUT_OF_MEMORY_CLASSES = {"OutOfMemoryError", "AcceleratorOutOfMemoryError"}
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory")
 
 
 class BadInputError(Exception):
@@ -12,23 +17,44 @@ class BadInputError(Exception):
 
 
 class UnusableModelError(Exception):
-    """The model's folder cannot be loaded by this engine."""
+    """The model cannot be loaded by this engine, here or elsewhere; the message says why, to the caller."""
 
 
-def failure_of(error: Exception, kind: FailureKind) -> Failure:
-    """Return what an exception means; `kind` is for those that mean nothing in particular."""
-    message = (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)[:MESSAGE_CHARACTERS]
-    match error:
-        case BadInputError():
-            return Failure(kind="bad_input", message=str(error), retryable=False)
-        case UnusableModelError():
-            return Failure(kind="load_failed", message=str(error), retryable=True)  # another worker may have it whole
-        case _ if is_out_of_memory(error):
-            return Failure(kind="out_of_memory", message=message, retryable=True)
-        case _:
-            return Failure(kind=kind, message=message, retryable=True)
+def run_failure(error: Exception) -> Failure:
+    """Return what an exception in a run means."""
+    if isinstance(error, BadInputError):
+        return Failure(kind="bad_input", message=_cut(str(error)), retryable=False)
+    if isinstance(error, ValidationError):
+        return Failure(kind="bad_input", message=_cut(first_problem(error)), retryable=False)
+    kind = "out_of_memory" if is_out_of_memory(error) else "engine_error"
+    return Failure(kind=kind, message=described(error), retryable=True)
+
+
+def load_failure(error: Exception) -> Failure:
+    """Return what an exception in a load means: another try may help, unless the model itself is not one for us."""
+    if isinstance(error, UnusableModelError):
+        return Failure(kind="load_failed", message=_cut(str(error)), retryable=False)
+    return Failure(kind="load_failed", message=described(error), retryable=True)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether the device (or the machine) had no room; torch's own class is known by name, not imported."""
-    return isinstance(error, MemoryError) or type(error).__name__ in {"OutOfMemoryError", "AcceleratorOutOfMemoryError"}
+    """Tell whether the device (or the machine) had no room; torch's own classes are known by name, not imported."""
+    if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY_CLASSES:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY_WORDS)
+
+
+def described(error: Exception) -> str:
+    """Return an exception in one bounded text."""
+    return _cut(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first thing that a validation found wrong, with where it is; never the input itself."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "params"
+    return f"{where}: {first['msg']}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_CHARACTERS else text[: MESSAGE_CHARACTERS - 1] + "…"

@@ -17,21 +17,23 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import ValidationError
 
 from bitinglip.events.task import Failure, Usage
+from bitinglip.tasks.parameters import PARAMETERS
 from bitinglip.workers.engine import (
-    LENGTH_BYTES,
     PROTOCOL,
     BatchDone,
     Cancel,
     Job,
+    JobAnswer,
     JobCancelled,
     JobFailed,
-    JobProgressed,
+    JobSpec,
     JobSucceeded,
     Load,
     Loaded,
@@ -43,80 +45,34 @@ from bitinglip.workers.engine import (
     Placement,
     Ready,
     Run,
-    ToEngine,
     Unload,
     Unloaded,
-    decode_to_engine,
-    encode_frame,
 )
-from bitinglip.workers.engines.failures import failure_of
+from bitinglip.workers.engines.channel import Channel
+from bitinglip.workers.engines.failures import BadInputError, UnusableModelError, load_failure, run_failure
 
 log = logging.getLogger("bitinglip.engine")
 
 ENGINES: dict[str, str] = {
     "echo": "bitinglip.workers.engines.echo:load",
-    "text-generation": "bitinglip.workers.engines.text_generation:load",
     "embedding": "bitinglip.workers.engines.embedding:load",
+    "text-generation": "bitinglip.workers.engines.text_generation:load",
 }
 """Kind -> the function that loads its models; imported when it is first needed."""
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
+"""What the libraries read from the environment: an engine has no business on the network."""
 
 PR_SET_PDEATHSIG = 1
 
 
-class Channel:
-    """The socket to the worker: frames in, and messages out, coalesced."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._pending: list[BaseModel] = []
-        self._ready = threading.Condition()
-        threading.Thread(target=self._write, name="writer", daemon=True).start()
-
-    def send(self, message: BaseModel) -> None:
-        """Send a message with all that is pending."""
-        with self._ready:
-            self._pending.append(message)
-            self._ready.notify()
-
-    def receive(self) -> list[ToEngine] | None:
-        """Wait for the next frame; none when the worker is gone."""
-        head = self._read_exactly(LENGTH_BYTES)
-        body = self._read_exactly(int.from_bytes(head, "big")) if head else None
-        return decode_to_engine(body) if body else None
-
-    def _read_exactly(self, size: int) -> bytes | None:
-        chunks: list[bytes] = []
-        while size > 0:
-            chunk = self._socket.recv(min(size, 1 << 20))
-            if not chunk:
-                return None
-            chunks.append(chunk)
-            size -= len(chunk)
-        return b"".join(chunks)
-
-    def _write(self) -> None:
-        while True:
-            with self._ready:
-                while not self._pending:
-                    self._ready.wait()
-                messages, self._pending = self._pending, []
-            try:
-                self._socket.sendall(encode_frame(messages))
-            except OSError:
-                os._exit(1)
-
-
 class Reporter:
-    """The sink of one batch: merges ticks, and sees to it that each job is answered once."""
+    """The sink of one batch: sees to it that each job is answered once."""
 
-    def __init__(self, channel: Channel, jobs: Sequence[Job], ticks_per_s: float) -> None:
+    def __init__(self, channel: Channel, jobs: Sequence[JobSpec]) -> None:
         self._channel = channel
-        self._pause_s = 1.0 / ticks_per_s
         self._open = {job.task_id for job in jobs}
-        self._ticks: dict[str, JobProgressed] = {}
-        self._sent_at: dict[str, float] = {}
         self._started = time.perf_counter()
-        self._lock = threading.Lock()
 
     @property
     def unanswered(self) -> list[str]:
@@ -126,180 +82,219 @@ class Reporter:
     def progress(
         self, task_id: str, step: int, total: int | None = None, unit: str = "step", text: str | None = None
     ) -> None:
-        """Report a step, or keep it for the next tick."""
-        with self._lock:
-            if task_id not in self._open:
-                return
-            kept = self._ticks.get(task_id)
-            if kept is not None and kept.text is not None:
-                text = kept.text + (text or "")
-            self._ticks[task_id] = JobProgressed(task_id=task_id, step=step, total=total, unit=unit, text=text)
-            if time.perf_counter() - self._sent_at.get(task_id, -1e9) >= self._pause_s:
-                self._flush(task_id)
+        """Report a step, unless the job is answered."""
+        if task_id in self._open:
+            self._channel.progress(task_id, step, total, unit, text)
 
     def succeed(self, task_id: str, result: dict[str, Any], usage: Usage) -> None:
         """Report the result."""
         run_ms = (time.perf_counter() - self._started) * 1000
-        self._answer(task_id, JobSucceeded(task_id=task_id, result=result, usage=usage, run_ms=run_ms))
+        self._answer(JobSucceeded(task_id=task_id, result=result, usage=usage, run_ms=run_ms))
 
     def fail(self, task_id: str, failure: Failure) -> None:
         """Report a failure."""
-        self._answer(task_id, JobFailed(task_id=task_id, failure=failure))
+        self._answer(JobFailed(task_id=task_id, failure=failure))
 
     def cancel(self, task_id: str) -> None:
         """Report that the job stopped because it was cancelled."""
-        self._answer(task_id, JobCancelled(task_id=task_id))
+        self._answer(JobCancelled(task_id=task_id))
 
-    def _answer(self, task_id: str, message: BaseModel) -> None:
-        with self._lock:
-            if task_id in self._open:
-                self._flush(task_id)
-                self._open.discard(task_id)
-                self._channel.send(message)
+    def _answer(self, message: JobAnswer) -> None:
+        if message.task_id in self._open:
+            self._open.discard(message.task_id)
+            self._channel.answer(message.task_id, message)
 
-    def _flush(self, task_id: str) -> None:
-        tick = self._ticks.pop(task_id, None)
-        if tick is not None:
-            self._sent_at[task_id] = time.perf_counter()
-            self._channel.send(tick)
+
+class Flags:
+    """The cancel flag of every job in the process, queued ones too; set by the reader, looked at by the main thread."""
+
+    def __init__(self) -> None:
+        self._flags: dict[str, threading.Event] = {}
+
+    def raise_for(self, run: Run) -> None:
+        """Make a flag, not yet set, for each job of a batch."""
+        self._flags.update({job.task_id: threading.Event() for job in run.jobs})
+
+    def set(self, task_id: str) -> None:
+        """Set a job's flag; a job that is not there is fine."""
+        flag = self._flags.get(task_id)
+        if flag is not None:
+            flag.set()
+
+    def take(self, task_id: str) -> threading.Event:
+        """Return a job's flag."""
+        return self._flags[task_id]
+
+    def drop(self, run: Run, flags: Sequence[threading.Event]) -> None:
+        """Forget a batch's flags, but not those that a later batch has put in their place."""
+        for job, flag in zip(run.jobs, flags, strict=True):
+            if self._flags.get(job.task_id) is flag:
+                del self._flags[job.task_id]
+
+
+class Models:
+    """The models in memory, the least recently used one first, and how those that were dropped can come back."""
+
+    def __init__(self, channel: Channel, placement: Placement, most: int) -> None:
+        self._channel = channel
+        self._placement = placement
+        self._most = most
+        self._held: dict[str, tuple[LoadedModel, Loaded]] = {}
+        self._specs: dict[str, ModelSpec] = {}
+
+    def load(self, spec: ModelSpec) -> Loaded | LoadFailed:
+        """Have a model in memory, and others dropped for it if need be."""
+        try:
+            return self._get(spec)[1]
+        except Exception as error:  # noqa: BLE001  (whatever a library raises is this load's failure)
+            traceback.print_exc()
+            return LoadFailed(model_key=spec.key, failure=load_failure(error))
+
+    def unload(self, key: str) -> None:
+        """Drop a model for good; one that is not there is fine."""
+        self._specs.pop(key, None)
+        self._drop(key)
+
+    def use(self, key: str) -> tuple[str, LoadedModel]:
+        """Return a model's kind and the model; one that made room for another is loaded again."""
+        spec = self._specs.get(key)
+        if spec is None:
+            raise LookupError(f"the model {key} was never loaded")
+        return spec.kind, self._get(spec)[0]
+
+    def _get(self, spec: ModelSpec) -> tuple[LoadedModel, Loaded]:
+        held = self._held.pop(spec.key, None) or self._load(spec)
+        self._held[spec.key] = held  # the most recently used one is last
+        self._specs[spec.key] = spec
+        return held
+
+    def _load(self, spec: ModelSpec) -> tuple[LoadedModel, Loaded]:
+        load = _loader(spec.kind)
+        for key in list(self._held)[: max(0, len(self._held) + 1 - self._most)]:
+            self._drop(key)
+        started = time.perf_counter()
+        model = load(spec, self._placement, lambda done, total: self._loading(spec, done, total))
+        load_ms = (time.perf_counter() - started) * 1000
+        loaded = Loaded(
+            model_key=spec.key,
+            load_ms=load_ms,
+            memory_bytes=model.memory_bytes,
+            device=model.device,
+            dtype=model.dtype,
+            versions=model.versions,
+        )
+        return model, loaded
+
+    def _loading(self, spec: ModelSpec, done: int, total: int) -> None:
+        self._channel.send(Loading(model_key=spec.key, done=done, total=total))
+
+    def _drop(self, key: str) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            held[0].unload()
 
 
 class Host:
-    """The models in this process, and what is done with them; all but `read` runs in the main thread."""
+    """What the process does: `read` in a thread of its own, `work` in the main one."""
 
-    def __init__(self, channel: Channel, placement: Placement, max_loaded: int, ticks_per_s: float) -> None:
+    def __init__(self, channel: Channel, models: Models) -> None:
         self._channel = channel
-        self._placement = placement
-        self._max_loaded = max_loaded
-        self._ticks_per_s = ticks_per_s
-        self._models: dict[str, tuple[LoadedModel, Loaded]] = {}
-        self._work: queue.SimpleQueue[tuple[ToEngine, list[Job]]] = queue.SimpleQueue()
-        self._jobs: dict[str, Job] = {}
+        self._models = models
+        self._flags = Flags()
+        self._work: queue.SimpleQueue[Load | Unload | Run] = queue.SimpleQueue()
 
     def read(self) -> None:
-        """Take messages until the worker is gone; runs in a thread of its own."""
+        """Take messages until the worker is gone; then the process ends."""
         try:
             while (messages := self._channel.receive()) is not None:
                 for message in messages:
-                    self._take(message)
-        except OSError as error:
-            log.error("the socket to the worker broke: %s", error)  # noqa: TRY400
+                    if isinstance(message, Cancel):
+                        self._flags.set(message.task_id)
+                        continue
+                    if isinstance(message, Run):
+                        self._flags.raise_for(message)
+                    self._work.put(message)
+        except BaseException:  # noqa: BLE001  (a process that cannot hear is of no use: its worker makes another one)
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
 
     def work(self) -> None:
         """Do what was asked, one thing after the other, for ever."""
         self._channel.send(Ready(protocol=PROTOCOL, pid=os.getpid()))
         while True:
-            message, jobs = self._work.get()
-            match message:
-                case Load(model=model):
-                    self._load(model)
+            match self._work.get():
+                case Load(model=spec):
+                    self._channel.send(self._models.load(spec))
                 case Unload(model_key=key):
-                    self._unload(key)
+                    self._models.unload(key)
                     self._channel.send(Unloaded(model_key=key))
-                case Run():
-                    self._run(message, jobs)
-                case _:
-                    log.error("an unexpected message: %s", message)
+                case Run() as run:
+                    self._run(run)
 
-    def _take(self, message: ToEngine) -> None:
-        jobs: list[Job] = []
-        if isinstance(message, Cancel):
-            job = self._jobs.get(message.task_id)
-            if job is not None:
-                job.cancelled.set()
-            return
-        if isinstance(message, Run):
-            jobs = [Job(spec.task_id, spec.params) for spec in message.jobs]
-            self._jobs.update({job.task_id: job for job in jobs})
-        self._work.put((message, jobs))
-
-    def _load(self, spec: ModelSpec) -> None:
-        held = self._models.pop(spec.key, None)
-        if held is not None:
-            self._models[spec.key] = held  # the most recently used one is last
-            self._channel.send(held[1])
-            return
-        for key in list(self._models)[: max(0, len(self._models) + 1 - self._max_loaded)]:
-            self._unload(key)
+    def _run(self, run: Run) -> None:
+        reporter = Reporter(self._channel, run.jobs)
+        flags = [self._flags.take(spec.task_id) for spec in run.jobs]
         try:
-            self._channel.send(self._load_new(spec))
-        except Exception as error:  # noqa: BLE001  (whatever a library raises is this load's failure)
-            log.exception("loading %s failed", spec.reference)
-            self._channel.send(LoadFailed(model_key=spec.key, failure=failure_of(error, "load_failed")))
-
-    def _load_new(self, spec: ModelSpec) -> Loaded:
-        def progress(done: int, total: int) -> None:
-            self._channel.send(Loading(model_key=spec.key, done=done, total=total))
-
-        started, before = time.perf_counter(), resident_bytes()
-        model = _loader(spec.kind)(spec, self._placement, progress)
-        loaded = Loaded(
-            model_key=spec.key,
-            load_ms=(time.perf_counter() - started) * 1000,
-            memory_bytes=max(0, resident_bytes() - before),
-            device=model.device,
-            dtype=model.dtype,
-            versions=model.versions,
-        )
-        self._models[spec.key] = (model, loaded)
-        return loaded
-
-    def _unload(self, key: str) -> None:
-        held = self._models.pop(key, None)
-        if held is not None:
-            held[0].unload()
-
-    def _run(self, run: Run, jobs: list[Job]) -> None:
-        reporter = Reporter(self._channel, jobs, self._ticks_per_s)
-        try:
-            self._models[run.model_key][0].run(jobs, reporter)
+            kind, model = self._models.use(run.model_key)
+            model.run(_runnable(kind, run.jobs, flags, reporter), reporter)
             failure = Failure(kind="engine_error", message="The engine left the job without an answer.", retryable=True)
         except Exception as error:  # noqa: BLE001  (whatever a library raises is this batch's failure)
-            log.exception("a batch on %s failed", run.model_key)
-            failure = failure_of(error, "engine_error")
+            if not isinstance(error, BadInputError):
+                traceback.print_exc()
+            failure = run_failure(error)
         for task_id in reporter.unanswered:
             reporter.fail(task_id, failure)
-        for job in jobs:
-            self._jobs.pop(job.task_id, None)
+        self._flags.drop(run, flags)
         self._channel.send(BatchDone(batch=run.batch))
 
 
-def resident_bytes() -> int:
-    """Return this process's resident memory; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+def _runnable(
+    kind: str, specs: Sequence[JobSpec], flags: Sequence[threading.Event], reporter: Reporter
+) -> list[Job[Any]]:
+    """Return the jobs that can be run; those that were cancelled, or have unsound parameters, are answered here."""
+    jobs: list[Job[Any]] = []
+    for spec, flag in zip(specs, flags, strict=True):
+        if flag.is_set():
+            reporter.cancel(spec.task_id)
+            continue
+        try:
+            jobs.append(Job(spec.task_id, PARAMETERS[kind].model_validate(spec.params), flag))
+        except ValidationError as error:
+            reporter.fail(spec.task_id, run_failure(error))
+    return jobs
 
 
 def _loader(kind: str) -> Loader:
+    if kind not in ENGINES:
+        raise UnusableModelError(f"There is no engine for {kind!r}.")
     module, _, name = ENGINES[kind].partition(":")
-    load: Callable[..., LoadedModel] = getattr(importlib.import_module(module), name)
-    return load
+    return getattr(importlib.import_module(module), name)
 
 
-def _die_with_parent() -> None:
+def _live_with_the_worker() -> None:
+    """Die when the worker does, even if it cannot say goodbye; leave Ctrl-C in a terminal to it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ends the process at once, also in the midst of a kernel
 
 
 def main() -> None:
     """Run the process until its worker is gone."""
     parser = argparse.ArgumentParser(description="BitingLip's engine process; started by a worker.")
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--fd", type=int, required=True, help="the socket to the worker")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--max-loaded", type=int, default=2)
     parser.add_argument("--ticks-per-s", type=float, default=20.0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the worker's business
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    channel = Channel(socket.socket(fileno=args.fd))
-    host = Host(channel, Placement(args.device, args.threads), args.max_loaded, args.ticks_per_s)
+    _live_with_the_worker()
+    os.environ.update(OFFLINE)
+    os.set_inheritable(args.fd, False)  # a grandchild must not hold the socket open
+    channel = Channel(socket.socket(fileno=args.fd), args.ticks_per_s)
+    host = Host(channel, Models(channel, Placement(args.device, args.threads), args.max_loaded))
     threading.Thread(target=host.read, name="reader", daemon=True).start()
     host.work()
 

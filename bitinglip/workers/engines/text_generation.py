@@ -34,7 +34,9 @@ MOST_ROWS = 32
 class Row:
     """One job of a batch: what it has said so far, and whether it is over."""
 
-    def __init__(self, job: Job, params: TextGenerationParameters, prompt: list[int], most: int, tokenizer: Any) -> None:
+    def __init__(
+        self, job: Job, params: TextGenerationParameters, prompt: list[int], most: int, tokenizer: Any
+    ) -> None:
         self.job = job
         self.params = params
         self.prompt = prompt

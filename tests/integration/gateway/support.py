@@ -147,7 +147,7 @@ async def read_stream(response: httpx.Response) -> AsyncIterator[Seen]:
 
 
 async def collect(
-    client: httpx.AsyncClient, url: str, headers: dict[str, str] | None = None, **params: Any
+    client: httpx.AsyncClient, url: str, params: dict[str, Any] | None = None, headers: dict[str, str] | None = None
 ) -> list[Seen]:
     """Return all events of a stream that ends."""
     async with client.stream("GET", url, params=params, headers=headers) as response:
@@ -156,7 +156,9 @@ async def collect(
         return [seen async for seen in read_stream(response)]
 
 
-async def submitted(client: httpx.AsyncClient, body: dict[str, Any] | None = None, **headers: str) -> str:
+async def submitted(
+    client: httpx.AsyncClient, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+) -> str:
     """Submit a task and return its id."""
     response = await client.post("/v1/tasks", json=body or ECHO, headers=headers)
     assert response.status_code == 202, response.text

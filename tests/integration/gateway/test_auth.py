@@ -45,7 +45,7 @@ async def test_a_wrong_key_is_refused(locked: httpx.AsyncClient, value: bytes) -
 
 async def test_the_key_opens_from_any_host_name(locked: httpx.AsyncClient, log: EventLog) -> None:
     headers = {"Authorization": f"Bearer {KEY}", "Host": "rig.example"}
-    task_id = await submitted(locked, **headers)
+    task_id = await submitted(locked, headers=headers)
     (recorded,) = await log.read_task(TaskId(task_id))
     assert isinstance(recorded.event, TaskSubmitted)
     assert recorded.event.key_id == "gateway"

@@ -89,8 +89,7 @@ async def test_queues_tell_their_depth(client: httpx.AsyncClient, log: EventLog,
 
 
 async def test_the_read_model_can_be_asked_in_sql(client: httpx.AsyncClient) -> None:
-    for number in range(3):
-        task_id = await submitted(client, ECHO | {"metadata": {"n": str(number)}})
+    task_id = [await submitted(client) for _ in range(3)][-1]
     await client.get(f"/v1/tasks/{task_id}")
     response = await client.post("/v1/query", json={"sql": "select state, count(*) as n from tasks group by all"})
     answer = response.json()

@@ -14,7 +14,7 @@ EXPORT = {"from": "start", "follow": "false"}
 
 
 async def export(client: httpx.AsyncClient, **params: Any) -> list[tuple[str, str]]:
-    return [(seen.type, seen.event["subject"]) for seen in await collect(client, "/v1/events", **(EXPORT | params))]
+    return [(seen.type, seen.event["subject"]) for seen in await collect(client, "/v1/events", EXPORT | params)]
 
 
 async def test_a_whole_stream_can_be_exported(client: httpx.AsyncClient, player: Player) -> None:
@@ -51,10 +51,10 @@ async def test_a_whole_stream_can_be_exported(client: httpx.AsyncClient, player:
 async def test_a_stream_can_be_resumed(client: httpx.AsyncClient) -> None:
     for _ in range(5):
         await submitted(client)
-    whole = await collect(client, "/v1/events", **EXPORT)
-    rest = await collect(client, "/v1/events", {"Last-Event-ID": str(whole[1].id)}, follow="false")
+    whole = await collect(client, "/v1/events", EXPORT)
+    rest = await collect(client, "/v1/events", {"follow": "false"}, {"Last-Event-ID": str(whole[1].id)})
     assert rest == whole[2:]
-    assert await collect(client, "/v1/events", after=whole[-1].id, follow="false") == []
+    assert await collect(client, "/v1/events", {"after": whole[-1].id, "follow": "false"}) == []
 
 
 async def test_a_stream_begins_at_its_end_and_goes_on(client: httpx.AsyncClient) -> None:

@@ -201,7 +201,7 @@ async def test_a_task_can_be_watched_in_the_answer_to_its_submit(client: httpx.A
 
 
 async def test_a_repeated_submit_streams_the_first_ones_events(client: httpx.AsyncClient, player: Player) -> None:
-    task_id = await submitted(client, **{"Idempotency-Key": "k"})
+    task_id = await submitted(client, headers={"Idempotency-Key": "k"})
     await player.run(task_id)
     headers = {"Accept": "text/event-stream", "Idempotency-Key": "k"}
     async with client.stream("POST", "/v1/tasks", json=ECHO, headers=headers) as response:

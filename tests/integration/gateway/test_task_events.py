@@ -81,7 +81,7 @@ async def test_after_resumes_as_well_and_wins(client: httpx.AsyncClient, player:
     await player.run(task_id)
     path = f"/v1/tasks/{task_id}/events"
     all_seen = await collect(client, path)
-    seen = await collect(client, path, {"Last-Event-ID": str(all_seen[-1].id)}, after=all_seen[0].id)
+    seen = await collect(client, path, {"after": all_seen[0].id}, {"Last-Event-ID": str(all_seen[-1].id)})
     assert [event.id for event in seen] == [event.id for event in all_seen[1:]]
 
 

@@ -1,0 +1,9 @@
+"""pyarrow, which comes without types: all that we use of it is `Any` from here on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow
+
+pa: Any = pyarrow

@@ -1,0 +1,75 @@
+"""One database file while it is served: the projector that writes it, and the threads that read it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from bitinglip.events.log import EventLog
+from bitinglip.projections import sandbox
+from bitinglip.projections.checkpoint import Checkpoints
+from bitinglip.projections.database import Database, discard, open_database
+from bitinglip.projections.projector import STREAMS, Projector
+from bitinglip.projections.query import THREADS, CursorPool
+from bitinglip.settings import Projections
+
+logger = logging.getLogger(__name__)
+
+
+class Generation:
+    """An open database with its projector and its readers."""
+
+    def __init__(self, path: Path, database: Database, projector: Projector) -> None:
+        self.path = path
+        self.projector = projector
+        self.database = database
+        self.readers = CursorPool(database, "query", THREADS)
+        self.strangers = CursorPool(database, "sandbox", sandbox.THREADS)
+
+    async def close(self) -> None:
+        """Stop the writing, let running queries end, and close the file."""
+        await self.projector.stop()
+        await self.readers.close()
+        await self.strangers.close()
+        await asyncio.to_thread(self.database.close)
+
+
+async def open_generation(path: Path, settings: Projections, log: EventLog, checkpoints: Checkpoints) -> Generation:
+    """Open the file and start its projector where the file's checkpoints say; not on a log that they don't belong to.
+
+    Raises:
+        ProjectionFileBusy: another process has the file open.
+        NoServer: the log cannot be asked.
+    """
+    database = await asyncio.to_thread(open_database, path, settings)
+    try:
+        if (problem := await _begin(database, log)) is not None:
+            logger.warning("the read model in %s is made anew from the log: %s", path, problem)
+            database.close()
+            await asyncio.to_thread(discard, path)
+            database = await asyncio.to_thread(open_database, path, settings)
+            await _begin(database, log)
+        for stream, (sequence, _) in database.checkpoints().items():
+            checkpoints.advance(stream, sequence)
+    except BaseException:
+        database.close()
+        raise
+    projector = Projector(log, database, checkpoints, settings)
+    projector.start()
+    return Generation(path, database, projector)
+
+
+async def _begin(database: Database, log: EventLog) -> str | None:
+    """Begin streams without a checkpoint; say what is wrong with a checkpoint that cannot be of this log."""
+    known = database.checkpoints()
+    for stream in STREAMS:
+        created, last = await log.stream_created(stream), await log.last_sequence(stream)
+        applied, stored = known.get(stream, (0, None))
+        if stored is None:
+            database.add_checkpoint(stream, created)
+        elif stored != created:
+            return f"the stream {stream} was made anew"
+        elif applied > last:
+            return f"its checkpoint {applied} is beyond the last event {last} of {stream}"
+    return None

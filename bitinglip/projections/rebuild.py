@@ -1,0 +1,50 @@
+"""The rebuild: a new file beside the old one, filled from the log while the old one serves, then put in its place.
+
+A crash at any point leaves the old file as it was; what was begun is swept at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from bitinglip.events.log import EventLog
+from bitinglip.projections.checkpoint import Checkpoints
+from bitinglip.projections.database import discard
+from bitinglip.projections.generation import open_generation
+from bitinglip.settings import Projections
+
+SUFFIX = ".rebuild"
+Swap = Callable[[Callable[[], None]], Awaitable[None]]
+"""Closes the old file, calls what it is given, and opens what is then in the old one's place."""
+
+
+def beside(path: Path) -> Path:
+    """Return where the new file is made."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a rebuild that did not end has left."""
+    discard(beside(path))
+
+
+async def rebuild(path: Path, settings: Projections, log: EventLog, swap: Swap) -> None:
+    """Fill a new file from the log, and have it put in the place of the old one once it has caught up.
+
+    Raises:
+        NoServer: the log cannot be asked; the old file serves on.
+    """
+    await asyncio.to_thread(sweep, path)
+    generation = await open_generation(beside(path), settings, log, Checkpoints())
+    try:
+        await generation.projector.wait_caught_up()
+    except BaseException:
+        await generation.close()
+        await asyncio.to_thread(sweep, path)
+        raise
+    await generation.close()
+    await swap(partial(os.replace, beside(path), path))

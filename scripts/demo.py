@@ -1,0 +1,185 @@
+"""The main job, on an embedded cluster, from submission to result: `make demo`. With --keep it stays up: `make up`.
+
+Speaks HTTP as any application would, and runs the `bitinglip` command for the parts that a person would type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bitinglip.cli.client import Client
+from bitinglip.settings import Settings
+from scripts.tiny_models import CHAT, STORY
+
+STORY_MODEL = "demo/story"
+EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "The stock market fell on Monday.")
+QUERY = (
+    "SELECT kind, model, state, count(*) AS tasks, round(avg(wait_ms), 1) AS wait_ms, round(avg(run_ms), 1) AS run_ms, "
+    "sum(input_tokens) AS tokens_in, sum(output_tokens) AS tokens_out FROM tasks GROUP BY ALL ORDER BY kind"
+)
+STOP_S = 60.0
+
+
+def main() -> int:
+    """Run the demo; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="keep the cluster running until Ctrl-C")
+    keep = parser.parse_args().keep
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitinglip" / "demo-models"
+    say(f"making the small models (once; kept in {cache}) …")
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "scripts.tiny_models", cache], check=True, stderr=subprocess.DEVNULL)
+    say(f"  {time.monotonic() - started:.1f} s")
+    return run_until_stopped(cache) if keep else run(cache)
+
+
+def run_until_stopped(models: Path) -> int:
+    """Keep a cluster up on the default port, with the default data directory."""
+    try:
+        return subprocess.run([*bitinglip("up")], env=environment(models), check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def run(models: Path) -> int:
+    """Show everything once; returns 0 if every answer was right."""
+    data_dir = Path(tempfile.mkdtemp(prefix="bitinglip-demo-"))
+    try:
+        with cluster(models, data_dir) as up:
+            say(f"the cluster is up: gateway {up['url']}, log {up['nats_url']}, models {', '.join(up['models'])}")
+            right = show(Client(Settings(), up["url"]), up["url"])
+    finally:
+        shutil.rmtree(data_dir, ignore_errors=True)
+    say("everything is stopped." if right else "something was not as it should be.")
+    return 0 if right else 1
+
+
+def show(gateway: Client, url: str) -> bool:
+    """Submit tasks of all kinds, show them, and ask the log about them."""
+    say("\n1. Text, streamed as it is generated (SSE):")
+    story = list(STORY)[3]
+    first, text = stream_text(gateway, {"prompt": story}, story)
+    right = text == STORY[story]
+    question = next(iter(CHAT))
+    _, text = stream_text(gateway, {"messages": [{"role": "user", "content": question}]}, f"{question} → ")
+    right = right and text == CHAT[question]
+    say("\n2. All that the story model knows, in one go (they run together in a batch):")
+    right = right and batch(gateway)
+    say("\n3. Embeddings (MiniLM's real weights):")
+    right = right and embeddings(gateway)
+    say(f"\n4. What the log says of task {first}:")
+    timeline(gateway, first)
+    say(f"\n5. DuckDB, over all of it: bitinglip query \"{QUERY}\"")
+    subprocess.run([*bitinglip("query", QUERY, "--url", url)], check=True)
+    return right
+
+
+def stream_text(gateway: Client, params: dict[str, Any], begin: str) -> tuple[str, str]:
+    """Submit a text generation and print its text as it comes; returns the task's id and the text."""
+    body = {"kind": "text-generation", "model": STORY_MODEL, "params": params, "lane": "interactive"}
+    task_id = gateway.request("POST", "/v1/tasks", body=body)["task_id"]
+    sys.stdout.write(f"   {begin}")
+    text = ""
+    for event in gateway.events(f"/v1/tasks/{task_id}/events", ended=lambda event: event.type == "task.succeeded"):
+        piece = event.data["data"].get("text") if event.type == "task.progressed" else None
+        if piece:
+            text += piece
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    return task_id, text
+
+
+def batch(gateway: Client) -> bool:
+    """Submit all sentences at once; returns whether all answers are as taught."""
+    bodies = [{"kind": "text-generation", "model": STORY_MODEL, "params": {"prompt": begin}} for begin in STORY]
+    ids = [gateway.request("POST", "/v1/tasks", body=body)["task_id"] for body in bodies]
+    right = True
+    for task_id, (begin, end) in zip(ids, STORY.items(), strict=True):
+        task = finished(gateway, task_id)
+        text = task["result"]["text"]
+        right = right and text == end
+        say(f"   {begin}{text}   ({task['output_tokens']} tokens, {task['run_ms']:.0f} ms)")
+    return right
+
+
+def embeddings(gateway: Client) -> bool:
+    """Embed three texts; returns whether the two that mean the same are nearer to each other."""
+    body = {"kind": "embedding", "model": EMBEDDING_MODEL, "params": {"input": list(TEXTS)}}
+    task = gateway.request("POST", "/v1/tasks", body=body, headers={"Prefer": "wait=60"})
+    vectors = task["result"]["embeddings"]
+    same, other = (sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for vector in vectors[1:])
+    say(f"   {TEXTS[0]!r} and {TEXTS[1]!r}: {same:.3f}")
+    say(f"   {TEXTS[0]!r} and {TEXTS[2]!r}: {other:.3f}")
+    return same > 0.5 > other
+
+
+def timeline(gateway: Client, task_id: str) -> None:
+    """Print a task's events, with the time since the first one."""
+    from datetime import datetime
+
+    events = list(gateway.events(f"/v1/tasks/{task_id}/events"))
+    begin = datetime.fromisoformat(events[0].data["time"])
+    for event in events:
+        after_ms = (datetime.fromisoformat(event.data["time"]) - begin).total_seconds() * 1000
+        data = {name: value for name, value in event.data["data"].items() if name in SHOWN and value not in (None, {})}
+        say(f"   {event.id:>5}  +{after_ms:8.1f} ms  {event.type:<16} {orjson.dumps(data).decode()}")
+
+
+SHOWN = ("kind", "model", "lane", "attempt", "worker_id", "device", "wait_ms", "step", "text", "result", "load_ms")
+
+
+def finished(gateway: Client, task_id: str) -> dict[str, Any]:
+    """Wait for a task's end by its events, and return it."""
+    for _ in gateway.events(f"/v1/tasks/{task_id}/events"):
+        pass
+    return gateway.get(f"/v1/tasks/{task_id}")
+
+
+@contextmanager
+def cluster(models: Path, data_dir: Path) -> Iterator[dict[str, Any]]:
+    """Run `bitinglip up` on free ports; yields what it says when it is up."""
+    command = [*bitinglip("up", "--port", "0", "--data-dir", str(data_dir), "--json")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(models))
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            sys.exit(process.wait())
+        yield orjson.loads(line)
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
+def environment(models: Path) -> dict[str, str]:
+    """Return the environment of the cluster's processes."""
+    return {**os.environ, "BITINGLIP_MODELS_DIR": str(models), "BITINGLIP_WORKER_MAX_BATCH": "16"}
+
+
+def bitinglip(*arguments: str) -> Iterator[str]:
+    """Yield the command line of this environment's `bitinglip`."""
+    yield from (sys.executable, "-m", "bitinglip.cli.main", *arguments)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
