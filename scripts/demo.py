@@ -139,7 +139,7 @@ def timeline(gateway: Client, task_id: str) -> None:
         say(f"   {event.id:>5}  +{after_ms:8.1f} ms  {event.type:<16} {orjson.dumps(data).decode()}")
 
 
-SHOWN = ("kind", "model", "lane", "attempt", "worker_id", "device", "wait_ms", "step", "text", "result", "load_ms")
+SHOWN = ("kind", "model", "lane", "attempt", "worker_id", "device", "wait_ms", "step", "text", "result", "failure", "load_ms")
 
 
 def finished(gateway: Client, task_id: str) -> dict[str, Any]:

@@ -12,6 +12,10 @@ import nats
 import pytest
 from nats.errors import Error as NatsError
 
+from bitinglip.events.log import EventLog
+from bitinglip.settings import Nats
+
+from tests.support.cluster import Cluster
 from tests.support.server import ACCOUNTS, RestartableServer, Server, eventually as wait_for
 
 for name in [name for name in os.environ if name.startswith("BITINGLIP_") and name != "BITINGLIP_NATS_SERVER"]:
@@ -49,6 +53,22 @@ async def restartable_nats(tmp_path: Path) -> AsyncIterator[RestartableServer]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+async def cluster(nats_url: str, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """Processes on the session's server, in an account of the test's own."""
+    cluster = Cluster(nats_url, tmp_path)
+    yield cluster
+    await cluster.close()
+
+
+@pytest.fixture
+async def log(nats_url: str) -> AsyncIterator[EventLog]:
+    """A connection to the log of the test's own account, with the streams made."""
+    log = await EventLog.connect(Nats(url=nats_url), "/test")
+    yield log
+    await log.close()
 
 
 @pytest.fixture

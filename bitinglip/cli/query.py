@@ -47,7 +47,7 @@ def query(
 
 
 def _print(answer: dict[str, Any], format_: Format) -> None:
-    columns = [column["name"] for column in answer["columns"]]
+    columns: list[str] = answer["columns"]
     if format_ is Format.json:
         for row in answer["rows"]:
             render.json(dict(zip(columns, row, strict=True)))

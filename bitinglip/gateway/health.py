@@ -23,7 +23,8 @@ async def readyz(request: Request) -> Response:
     if not gateway.log.connected:
         raise NoServer(problem="the connection is away; it comes back by itself")
     if not gateway.readmodel.ready:
-        raise ProjectionBehind(sequence=0, applied=0)
+        lag = max(await gateway.readmodel.lag(), key=lambda lag: lag.last - lag.applied)
+        raise ProjectionBehind(sequence=lag.last, applied=lag.applied)
     return json({"status": "ready", "log": "connected", "read_model": "ready"})
 
 
@@ -38,10 +39,13 @@ async def _collect(gateway: Gateway) -> None:
     found = gateway.metrics
     found.connected.set(gateway.log.connected)
     found.queue_depth.clear()
+    found.tasks.clear()
     try:
         for (lane, model), depth in (await queue_depths(gateway.log)).items():
             found.queue_depth.labels(lane, model).set(depth)
         for state, count in (await gateway.readmodel.queries.counts()).items():
             found.tasks.labels(state).set(count)
+        for lag in await gateway.readmodel.lag():
+            found.lag.labels(lag.stream).set(lag.last - lag.applied)
     except BitingLipError:
         return

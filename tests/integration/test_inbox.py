@@ -22,13 +22,6 @@ ECHO = SubmitTask(kind="echo", model="echo", params={"message": 1})
 
 
 @pytest.fixture
-async def log(nats_url: str) -> AsyncIterator[EventLog]:
-    log = await EventLog.connect(Nats(url=nats_url), "/test")
-    yield log
-    await log.close()
-
-
-@pytest.fixture
 def inbox(log: EventLog) -> Inbox:
     return Inbox(log, inline_max_bytes=1024)
 

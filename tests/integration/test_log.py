@@ -27,13 +27,6 @@ from bitinglip.settings import Nats
 ROUTE = ("normal", encode_token("demo/m.1"))
 
 
-@pytest.fixture
-async def log(nats_url: str) -> AsyncIterator[EventLog]:
-    log = await EventLog.connect(Nats(url=nats_url), "/test")
-    yield log
-    await log.close()
-
-
 def submission(log: EventLog, task_id: TaskId | None = None, **changes: Any) -> Append:
     task_id = task_id or TaskId(log.ids())
     event = TaskSubmitted.model_validate(TaskSubmitted.example | {"task_id": task_id} | changes)

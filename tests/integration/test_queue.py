@@ -21,13 +21,6 @@ URGENT = Route("interactive", encode_token("demo/a"))
 
 
 @pytest.fixture
-async def log(nats_url: str) -> AsyncIterator[EventLog]:
-    log = await EventLog.connect(Nats(url=nats_url), "/test")
-    yield log
-    await log.close()
-
-
-@pytest.fixture
 async def queue(log: EventLog) -> AsyncIterator[WorkQueue]:
     queue = WorkQueue(log.connection, lease_s=0.6)
     await queue.ensure([NORMAL, URGENT])

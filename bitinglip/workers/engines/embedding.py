@@ -1,136 +1,152 @@
-"""`embedding`: texts to vectors with any encoder that `AutoModel` loads; pooled as its sentence-transformers files say."""
+"""`embedding`: texts to vectors with any encoder that `AutoModel` loads, pooled as its sentence-transformers files say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
-from pydantic import ValidationError
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from bitinglip.events.task import Usage
 from bitinglip.tasks.parameters import EmbeddingParameters
-from bitinglip.workers.engine import Job, ModelSpec, Placement, Sink
-from bitinglip.workers.engines.failures import BadInputError, failure_of
-from bitinglip.workers.engines.torch_device import give_memory_back, place, versions, weights_folder
+from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
+from bitinglip.workers.engines.failures import BadInputError, is_out_of_memory, run_failure
+from bitinglip.workers.engines.pooling import Pooling, read_pooling
+from bitinglip.workers.engines.torch_device import give_memory_back
+from bitinglip.workers.engines.weights import Weights, load_weights
 
-SUB_BATCH = 16
-"""Texts in one forward pass. Sorted by length, 8 to 32 are about as fast (measured with MiniLM on a CPU)."""
-FALLBACK_TOKENS = 512
+PASS_TOKENS = 4096
+FEWEST, MOST = 8, 32
+"""Texts in one forward pass: as many as have some `PASS_TOKENS` tokens together, within these bounds."""
 
 
 @dataclass(slots=True)
-class _Request:
-    """One task: its texts, and the vectors found so far."""
+class _Answer:
+    """What is known of one job's answer."""
 
-    job: Job
-    texts: Sequence[str]
-    normalize: bool
-    vectors: list[list[float] | None]
+    job: Job[EmbeddingParameters]
+    vectors: list[list[float]]
     tokens: int = 0
     done: int = 0
+    over: bool = False
 
 
 @dataclass(slots=True, order=True)
 class _Text:
-    """One text of one task, ordered by its length in tokens."""
+    """One text of one job; they sort by length, so that little is padded."""
 
     length: int
     ids: list[int] = field(compare=False)
-    request: _Request = field(compare=False)
+    answer: _Answer = field(compare=False)
     index: int = field(compare=False)
 
 
-def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> Embedder:
+def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load an encoder from its folder."""
-    path = weights_folder(spec)
-    device = place(placement)
-    progress(0, 2)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    progress(1, 2)
-    model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    progress(2, 2)
-    return Embedder(model.to(device).eval(), tokenizer, _pooling(path), device)
+    pooling = read_pooling(spec)
+    return Embedder(load_weights(AutoModel, spec, placement, progress), pooling)
 
 
 class Embedder:
     """A loaded encoder."""
 
-    def __init__(self, model: Any, tokenizer: Any, pooling: str, device: torch.device) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
+    def __init__(self, weights: Weights, pooling: Pooling) -> None:
+        self._weights = weights
         self._pooling = pooling
-        limit = getattr(model.config, "max_position_embeddings", None) or FALLBACK_TOKENS
-        self._most_tokens = min(tokenizer.model_max_length, limit)
-        self.device = str(device)
-        self.dtype: str | None = str(model.dtype).removeprefix("torch.")
-        self.versions = versions()
+        limits = (pooling.most_tokens, weights.tokenizer.model_max_length, _positions(weights))
+        self._most_tokens = min(limit for limit in limits if limit is not None)
+        self.device = str(weights.device)
+        self.dtype: str | None = weights.dtype
+        self.versions = weights.versions
+        self.memory_bytes = weights.memory_bytes
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job], sink: Sink) -> None:
-        """Embed all texts of all jobs, sorted by length, in sub-batches."""
-        requests = [request for job in jobs if (request := self._request(job, sink)) is not None]
-        texts = sorted(text for request in requests for text in self._texts(request))
-        for start in range(0, len(texts), SUB_BATCH):
-            chosen = [text for text in texts[start : start + SUB_BATCH] if not text.request.job.cancelled.is_set()]
-            if chosen:
-                self._embed(chosen, sink)
-        for request in requests:
-            if request.job.cancelled.is_set():
-                sink.cancel(request.job.task_id)
+    def run(self, jobs: Sequence[Job[EmbeddingParameters]], sink: Sink) -> None:
+        """Embed all texts of all jobs, sorted by length, some at a time; a job is answered with its last text."""
+        texts = sorted(text for job in jobs for text in self._texts(job, sink))
+        while texts := [text for text in texts if not _cancelled(text.answer, sink)]:
+            size = min(MOST, max(FEWEST, PASS_TOKENS // texts[-1].length))
+            self._embed(texts[-size:], sink)
+            del texts[-size:]
 
     def unload(self) -> None:
         """Drop the weights."""
-        self._model = None
-        give_memory_back()
+        self._weights.drop()
 
-    def _request(self, job: Job, sink: Sink) -> _Request | None:
-        try:
-            params = EmbeddingParameters.model_validate(job.params)
-        except ValidationError as error:
-            sink.fail(job.task_id, failure_of(BadInputError(str(error)), "bad_input"))
-            return None
-        texts = (params.input,) if isinstance(params.input, str) else params.input
-        return _Request(job, texts, params.normalize, [None] * len(texts))
-
-    def _texts(self, request: _Request) -> list[_Text]:
-        encoded = self._tokenizer(list(request.texts), truncation=True, max_length=self._most_tokens)["input_ids"]
-        request.tokens = sum(map(len, encoded))
-        return [_Text(len(ids), ids, request, index) for index, ids in enumerate(encoded)]
+    def _texts(self, job: Job[EmbeddingParameters], sink: Sink) -> list[_Text]:
+        inputs = [job.params.input] if isinstance(job.params.input, str) else list(job.params.input)
+        answer = _Answer(job, [[] for _ in inputs])
+        texts = [
+            _Text(len(ids), ids, answer, index)
+            for index, ids in enumerate(self._weights.tokenizer(inputs, truncation=False)["input_ids"])
+        ]
+        longest = max(texts)
+        if longest.length > self._most_tokens:
+            problem = f"has {longest.length} tokens, and this model takes {self._most_tokens}: split it"
+            sink.fail(job.task_id, run_failure(BadInputError(f"input.{longest.index}: the text {problem}.")))
+            return []
+        answer.tokens = sum(text.length for text in texts)
+        return texts
 
     def _embed(self, texts: list[_Text], sink: Sink) -> None:
-        batch = self._tokenizer.pad({"input_ids": [text.ids for text in texts]}, return_tensors="pt").to(self.device)
-        hidden = self._model(**batch).last_hidden_state  # (B, T, D)
-        pooled = self._pool(hidden, batch["attention_mask"])  # (B, D)
-        lengths = pooled.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        for text, plain, unit in zip(texts, pooled, pooled / lengths, strict=True):
-            text.request.vectors[text.index] = (unit if text.request.normalize else plain).tolist()
-            text.request.done += 1
-            self._report(text.request, sink)
-
-    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if self._pooling == "cls":
-            return hidden[:, 0].float()
-        weights = mask.unsqueeze(-1).float()  # (B, T, 1)
-        return (hidden.float() * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
-
-    def _report(self, request: _Request, sink: Sink) -> None:
-        total = len(request.texts)
-        if request.done < total:
-            sink.progress(request.job.task_id, request.done, total, "text")
+        """Embed texts; without the memory for all at once, half of them first."""
+        try:
+            vectors = self._vectors(texts)
+        except Exception as error:
+            if not is_out_of_memory(error) or len(texts) == 1:
+                raise
+            vectors = None
+        if vectors is not None:
+            for text, vector in zip(texts, vectors, strict=True):
+                _take(text, vector, sink)
             return
-        vectors = [vector for vector in request.vectors if vector is not None]
-        result = {"embeddings": vectors, "dimensions": len(vectors[0])}
-        sink.succeed(request.job.task_id, result, Usage(input_tokens=request.tokens))
+        give_memory_back()  # here, where the exception no longer holds the tensors of its frames
+        self._embed(texts[: len(texts) // 2], sink)
+        self._embed(texts[len(texts) // 2 :], sink)
+
+    def _vectors(self, texts: list[_Text]) -> list[list[float]]:
+        ids = {"input_ids": [text.ids for text in texts]}
+        batch = self._weights.tokenizer.pad(ids, return_tensors="pt").to(self._weights.device)
+        hidden = self._weights.model(**batch).last_hidden_state  # (B, T, D)
+        vectors = self._pooling.pool(hidden, batch["attention_mask"])  # (B, D)
+        norms = vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)  # (B, 1)
+        wanted = torch.tensor([[text.answer.job.params.normalize] for text in texts], device=vectors.device)
+        vectors = torch.where(wanted, vectors / norms, vectors)
+        if not bool(vectors.isfinite().all()):
+            raise ArithmeticError("the model gave a vector that is not finite")
+        return _short_numbers(vectors)
 
 
-def _pooling(path: Path) -> str:
-    """Read `1_Pooling/config.json` of sentence-transformers; the mean over the tokens where there is none."""
-    file = path / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return "mean"
-    return "cls" if orjson.loads(file.read_bytes()).get("pooling_mode_cls_token") else "mean"
+def _take(text: _Text, vector: list[float], sink: Sink) -> None:
+    answer = text.answer
+    answer.vectors[text.index] = vector
+    answer.done += 1
+    if answer.done < len(answer.vectors):
+        sink.progress(answer.job.task_id, answer.done, len(answer.vectors), "text")
+        return
+    answer.over = True
+    result = {"embeddings": answer.vectors, "dimensions": len(vector)}
+    sink.succeed(answer.job.task_id, result, Usage(input_tokens=answer.tokens))
+
+
+def _cancelled(answer: _Answer, sink: Sink) -> bool:
+    if answer.job.cancelled.is_set() and not answer.over:
+        answer.over = True
+        sink.cancel(answer.job.task_id)
+    return answer.over
+
+
+def _short_numbers(vectors: torch.Tensor) -> list[list[float]]:
+    """Return numbers that are as short as float32 allows: `tolist` would write each with twice the digits."""
+    return orjson.loads(orjson.dumps(vectors.cpu().numpy(), option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def _positions(weights: Weights) -> int | None:
+    """Return the model's own limit; one that numbers its positions after the padding's (RoBERTa) has fewer."""
+    config: Any = weights.model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    offset = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
+    return positions - offset if isinstance(positions, int) and positions > offset else None

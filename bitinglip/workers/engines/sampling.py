@@ -1,27 +1,42 @@
-"""Sampling one row with its own parameters and its own random generator."""
+"""Sampling: each row of a batch with its own parameters and its own random numbers."""
 
 from __future__ import annotations
 
 import torch
 
+COLDEST = 1e-4
+"""A temperature below this one takes the likeliest token."""
+LARGEST_UNIFORM = 1 - 2**-22
+"""So that in float32 its product with a sum is below the sum."""
 
-def sample_scores(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
-    """Return scores of which the largest is a draw from the row's distribution.
 
-    Log-probabilities plus Gumbel noise have their maximum at a sample (Gumbel 1954; Maddison et al. 2014). The noise is
-    drawn on the CPU in float32, so that a seed means the same on every device.
+class Dice:
+    """One row's random numbers: one a token, drawn on the CPU, so that a seed means the same on every device."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def throw(self) -> float:
+        """Return the next number in [0, 1)."""
+        return min(torch.rand((), generator=self._generator).item(), LARGEST_UNIFORM)
+
+
+def draw(
+    logits: torch.Tensor, temperatures: torch.Tensor, top_ps: torch.Tensor, uniforms: torch.Tensor
+) -> torch.Tensor:
+    """Draw a token a row from (S, V) logits by inverting each row's distribution function; the others are (S).
+
+    The tokens stay in the vocabulary's order, so that rounding moves a result only at the border of two of them.
     """
-    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)  # (V)
-    if top_p < 1.0:
-        log_probs = _nucleus(log_probs, top_p)
-    uniform = torch.rand(log_probs.shape, generator=generator).clamp_(1e-20, 1.0)
-    noise = -torch.log(-torch.log(uniform))
-    return (log_probs + noise.to(log_probs.device)).to(logits.dtype)
+    probs = torch.softmax(logits.float() / temperatures[:, None], dim=-1)  # (S, V)
+    if bool((top_ps < 1).any()):
+        probs = _nucleus(probs, top_ps)
+    sums = probs.cumsum(-1)  # (S, V)
+    return torch.searchsorted(sums, (uniforms * sums[:, -1])[:, None], right=True).squeeze(1)  # (S)
 
 
-def _nucleus(log_probs: torch.Tensor, top_p: float) -> torch.Tensor:
+def _nucleus(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
     """Keep the likeliest tokens whose probabilities first add up to `top_p` (Holtzman et al. 2019)."""
-    ordered, order = log_probs.sort(descending=True)
-    before = ordered.exp().cumsum(0) - ordered.exp()
-    kept = torch.where(before < top_p, ordered, float("-inf"))
-    return torch.empty_like(log_probs).scatter_(0, order, kept)
+    ordered, order = probs.sort(descending=True, stable=True)  # (S, V)
+    dropped = (ordered.cumsum(-1) - ordered >= top_ps[:, None]) & (top_ps < 1)[:, None]
+    return probs.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), 0.0)

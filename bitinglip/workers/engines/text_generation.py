@@ -1,234 +1,198 @@
 """`text-generation`: any causal language model that `AutoModelForCausalLM` loads, streamed, in static batches.
 
-Each row of a batch has sampling parameters, a seed, stop texts and a length of its own, and is answered as soon as it ends.
+Each row of a batch has sampling parameters, a seed, stop texts and a length of its own, and is answered when it ends.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
-from transformers.generation.logits_process import LogitsProcessor
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
-from bitinglip.events.task import Usage
 from bitinglip.tasks.parameters import TextGenerationParameters
-from bitinglip.workers.engine import Job, ModelSpec, Placement, Sink
-from bitinglip.workers.engines.decoding import Detokenizer, StopScanner
-from bitinglip.workers.engines.failures import BadInputError, failure_of, is_out_of_memory
-from bitinglip.workers.engines.sampling import sample_scores
-from bitinglip.workers.engines.torch_device import give_memory_back, place, versions, weights_folder
+from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
+from bitinglip.workers.engines.failures import BadInputError, is_out_of_memory, run_failure
+from bitinglip.workers.engines.rows import Row
+from bitinglip.workers.engines.sampling import draw
+from bitinglip.workers.engines.torch_device import give_memory_back
+from bitinglip.workers.engines.weights import Weights, load_weights
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 32
-"""Rows of one static batch."""
+MOST_ROWS = 64
+"""Rows of one static batch; memory may halve them."""
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 
 
-class Row:
-    """One job of a batch: what it has said so far, and whether it is over."""
-
-    def __init__(
-        self, job: Job, params: TextGenerationParameters, prompt: list[int], most: int, tokenizer: Any
-    ) -> None:
-        self.job = job
-        self.params = params
-        self.prompt = prompt
-        self.most = most
-        self.over = False
-        self.seed = params.seed
-        if self.seed is None and params.temperature > 0:
-            self.seed = secrets.randbits(63)
-        self.generator = torch.Generator().manual_seed(self.seed or 0)
-        self.count = 0
-        self.text = ""
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopScanner(params.stop)
-
-    def take(self, token: int, ends: frozenset[int], sink: Sink) -> None:
-        """Take the row's next token, report what it adds, and end the row if that was the last one."""
-        if self.job.cancelled.is_set():
-            self.over = True
-            sink.cancel(self.job.task_id)
-            return
-        self.count += 1
-        ended = token in ends
-        piece = "" if ended else self._detokenizer.push(token)
-        last = ended or self.count >= self.most
-        if last:
-            piece += self._detokenizer.finish()
-        added, stopped = self._stops.push(piece, last=last)
-        self.text += added
-        if stopped or last:
-            sink.progress(self.job.task_id, self.count, self.most, "token", added)
-            self._end("stop" if ended or stopped else "length", sink)
-        elif added:
-            sink.progress(self.job.task_id, self.count, self.most, "token", added)
-
-    def _end(self, reason: str, sink: Sink) -> None:
-        self.over = True
-        result = {"text": self.text, "finish_reason": reason, "seed": self.seed}
-        sink.succeed(self.job.task_id, result, Usage(input_tokens=len(self.prompt), output_tokens=self.count))
-
-
-def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> TextGenerator:
+def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load a causal language model from its folder."""
-    path = weights_folder(spec)
-    device = place(placement)
-    progress(0, 2)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    progress(1, 2)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
-    progress(2, 2)
-    return TextGenerator(model.to(device).eval(), tokenizer, device)
+    return TextGenerator(load_weights(AutoModelForCausalLM, spec, placement, progress))
 
 
 class TextGenerator:
     """A loaded causal language model."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._ends = _end_tokens(model, tokenizer)
-        self._context: int | None = getattr(model.config, "max_position_embeddings", None)
-        self.device = str(device)
-        self.dtype: str | None = str(model.dtype).removeprefix("torch.")
-        self.versions = versions()
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._ends = _end_tokens(weights)
+        self._pad = _pad_token(weights, self._ends)
+        self._context = _context_tokens(weights.model.config)
+        # What a checkpoint suggests (sampling, penalties, an end token) would be mixed into each call: parameters decide.
+        weights.model.generation_config = GenerationConfig()
+        self.device = str(weights.device)
+        self.dtype: str | None = weights.dtype
+        self.versions = weights.versions
+        self.memory_bytes = weights.memory_bytes
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job], sink: Sink) -> None:
-        """Generate for all jobs, the longer prompts together."""
+    def run(self, jobs: Sequence[Job[TextGenerationParameters]], sink: Sink) -> None:
+        """Generate for all jobs together."""
         rows = [row for job in jobs if (row := self._row(job, sink)) is not None]
-        rows.sort(key=lambda row: len(row.prompt))
         for start in range(0, len(rows), MOST_ROWS):
             self._generate(rows[start : start + MOST_ROWS], sink)
 
     def unload(self) -> None:
         """Drop the weights."""
-        self._model = None
-        give_memory_back()
+        self._weights.drop()
 
-    def _row(self, job: Job, sink: Sink) -> Row | None:
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
+    def _row(self, job: Job[TextGenerationParameters], sink: Sink) -> Row | None:
         try:
-            params = TextGenerationParameters.model_validate(job.params)
-            prompt = self._prompt(params)
-        except (ValidationError, BadInputError) as error:
-            sink.fail(job.task_id, failure_of(BadInputError(str(error)), "bad_input"))
+            prompt = self._prompt(job.params)
+        except BadInputError as error:
+            sink.fail(job.task_id, run_failure(error))
             return None
-        room = params.max_tokens if self._context is None else min(params.max_tokens, self._context - len(prompt))
-        return Row(job, params, prompt, room, self._tokenizer)
+        most = (
+            job.params.max_tokens if self._context is None else min(job.params.max_tokens, self._context - len(prompt))
+        )
+        return Row(job, prompt, most, self._weights.tokenizer, sink)
 
     def _prompt(self, params: TextGenerationParameters) -> list[int]:
-        ids = self._chat(params) if params.messages is not None else self._tokenizer(params.prompt)["input_ids"]
+        tokenizer = self._weights.tokenizer
+        if params.messages is None:
+            ids = tokenizer(params.prompt)["input_ids"]
+        else:
+            ids = tokenizer(self._chat(params), add_special_tokens=False)["input_ids"]
         if not ids:
-            raise BadInputError("The prompt has no tokens for this model.")
+            raise BadInputError("The prompt has no tokens for this model: send a longer one.")
         if self._context is not None and len(ids) >= self._context:
-            raise BadInputError(f"The prompt has {len(ids)} tokens; this model's context holds {self._context}.")
+            raise BadInputError(
+                f"The prompt has {len(ids)} tokens, and this model takes fewer than {self._context}: shorten it."
+            )
         return ids
 
-    def _chat(self, params: TextGenerationParameters) -> list[int]:
-        if self._tokenizer.chat_template is None:
+    def _chat(self, params: TextGenerationParameters) -> str:
+        tokenizer = self._weights.tokenizer
+        if tokenizer.chat_template is None:
             raise BadInputError("This model has no chat template: send 'prompt' instead of 'messages'.")
-        turns = [{"role": turn.role, "content": turn.content} for turn in params.messages or ()]
-        text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        turns = [turn.model_dump() for turn in params.messages or ()]
+        try:
+            return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise BadInputError(f"The model's chat template refuses these messages: {error}") from error
+
+    # --- generation ---------------------------------------------------------------------------------------------------
 
     def _generate(self, rows: list[Row], sink: Sink) -> None:
+        """Bring rows to their end; without the memory for all at once, half of them first, from where they are."""
+        rows = [row for row in rows if not row.over and not row.check_cancelled()]
+        if not rows:
+            return
         try:
-            self._generate_together(rows, sink)
+            self._generate_together(rows)
         except Exception as error:
-            # Rows that have said something already cannot start over within this attempt.
-            fresh = [row for row in rows if not row.over and row.count == 0]
-            if not is_out_of_memory(error) or len(rows) == 1 or len(fresh) < len(rows):
+            if not is_out_of_memory(error):
                 raise
-            log.warning("no room for %d rows at once; trying half of them", len(rows))
-            give_memory_back()
-            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-                self._generate(half, sink)
+            failure = run_failure(error)
+        else:
+            return
+        give_memory_back()  # here, where the exception no longer holds the tensors of its frames
+        if len(rows) == 1:
+            sink.fail(rows[0].job.task_id, failure)
+            return
+        log.warning("no room for %d rows at once; trying half of them", len(rows))
+        self._generate(rows[: len(rows) // 2], sink)
+        self._generate(rows[len(rows) // 2 :], sink)
 
-    def _generate_together(self, rows: list[Row], sink: Sink) -> None:
-        ids, mask = self._left_padded(rows)  # (B, T), (B, T)
-        pad = self._pad_token()
-        config = GenerationConfig(
-            max_new_tokens=max(row.most for row in rows), do_sample=False, pad_token_id=pad, eos_token_id=None
-        )
-        self._model.generate(
+    def _generate_together(self, rows: list[Row]) -> None:
+        ids, mask = self._left_padded([row.prompt + row.tokens for row in rows])  # (B, T), (B, T)
+        self._weights.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            generation_config=config,
-            streamer=_RowStreamer(rows, self._ends, sink),
+            max_new_tokens=max(row.left for row in rows),
+            do_sample=False,  # `_RowSampler` leaves each sampled row one token to choose
+            pad_token_id=self._pad,
             logits_processor=LogitsProcessorList([_RowSampler(rows)]),
-            stopping_criteria=StoppingCriteriaList([_RowsOver(rows)]),
+            stopping_criteria=StoppingCriteriaList([_RowReader(rows, self._ends)]),
         )
 
-    def _left_padded(self, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(row.prompt) for row in rows)
-        pad = self._pad_token()
-        ids = [[pad] * (width - len(row.prompt)) + row.prompt for row in rows]
-        mask = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
-        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
-
-    def _pad_token(self) -> int:
-        pad = self._tokenizer.pad_token_id
-        return pad if pad is not None else min(self._ends, default=0)
+    def _left_padded(self, texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, texts))
+        ids = [[self._pad] * (width - len(text)) + text for text in texts]
+        mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
+        return torch.tensor(ids, device=self._weights.device), torch.tensor(mask, device=self._weights.device)
 
 
-class _RowStreamer(BaseStreamer):
-    """Hands each step's tokens to their rows; `generate` calls it with the prompts first."""
+class _RowReader(StoppingCriteria):
+    """Hands each step's tokens to their rows, and stops each row when it is over.
 
-    def __init__(self, rows: list[Row], ends: frozenset[int], sink: Sink) -> None:
+    It does a streamer's work as well: `generate` asks the criteria before it calls the streamer, on some devices a step
+    before, so that a streamer could end a row only a step late.
+    """
+
+    def __init__(self, rows: list[Row], ends: frozenset[int]) -> None:
         self._rows = rows
         self._ends = ends
-        self._sink = sink
-        self._prompts_seen = False
 
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompts (B, T), then one token a row (B) each step."""
-        if not self._prompts_seen:
-            self._prompts_seen = True
-            return
-        for row, token in zip(self._rows, value.reshape(-1).tolist(), strict=True):
-            if not row.over:
-                row.take(token, self._ends, self._sink)
-
-    def end(self) -> None:
-        """Nothing is left to say: each row was answered when it ended."""
-
-
-class _RowsOver(StoppingCriteria):
-    """Stops each row when it is over, and the batch with the last of them."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # pyright: ignore
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            row.take(token, self._ends)
         return torch.tensor([row.over for row in self._rows], device=input_ids.device)  # (B)
 
 
 class _RowSampler(LogitsProcessor):
-    """Makes `argmax` draw from each row's own distribution with its own generator (the Gumbel-max trick)."""
+    """Draws the next token of the rows that sample, so that `argmax` finds it; the others stay as they are."""
 
     def __init__(self, rows: list[Row]) -> None:
-        self._sampled = [(index, row) for index, row in enumerate(rows) if row.params.temperature > 0]
+        self._rows = rows
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore
-        for index, row in self._sampled:
-            if not row.over:
-                scores[index] = sample_scores(scores[index], row.params.temperature, row.params.top_p, row.generator)
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        chosen = [index for index, row in enumerate(self._rows) if row.sampled and not row.over]
+        if not chosen:
+            return scores  # (B, V)
+        rows = [self._rows[index] for index in chosen]
+        numbers = [(row.job.params.temperature, row.job.params.top_p, row.dice.throw()) for row in rows]
+        settings = torch.tensor(numbers, dtype=torch.float32, device=scores.device)  # (S, 3)
+        where = torch.tensor(chosen, device=scores.device)  # (S)
+        tokens = draw(scores[where], *settings.unbind(1))  # (S)
+        scores[where] = float("-inf")
+        scores[where, tokens] = 0.0
         return scores  # (B, V)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    ends: set[int] = set()
-    for owner in (model.generation_config, model.config, tokenizer):
-        found = getattr(owner, "eos_token_id", None)
-        ends.update(found if isinstance(found, list) else [] if found is None else [found])
-    return frozenset(ends)
+def _end_tokens(weights: Weights) -> frozenset[int]:
+    """Return every token that ends a text; a checkpoint names one or several, in one or several places."""
+    owners = (weights.model.generation_config, weights.model.config, weights.tokenizer)
+    named = [getattr(owner, "eos_token_id", None) for owner in owners]
+    return frozenset(token for ids in named for token in _as_list(ids))
+
+
+def _pad_token(weights: Weights, ends: Iterable[int]) -> int:
+    pad: int | None = weights.tokenizer.pad_token_id
+    return min(ends, default=0) if pad is None else pad  # it is masked out, so any will do
+
+
+def _context_tokens(config: Any) -> int | None:
+    text = config.get_text_config()
+    return next((size for field in CONTEXT_FIELDS if isinstance(size := getattr(text, field, None), int)), None)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import gc
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
-from bitinglip.workers.engine import ModelSpec, Placement
-from bitinglip.workers.engines.failures import UnusableModelError
-
-PACKAGES = ("torch", "transformers")
+from bitinglip.workers.engine import Placement
 
 
 def place(placement: Placement) -> torch.device:
@@ -24,29 +19,13 @@ def place(placement: Placement) -> torch.device:
     return accelerator or torch.device("cpu")
 
 
+def dtype_for(device: torch.device) -> torch.dtype | str:
+    """Return the precision to load weights in: the checkpoint's own, but on a CPU float32, which each of them can."""
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
 def give_memory_back() -> None:
     """Free what nothing refers to any more, on the device as well."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that a result depends on."""
-    return {name: version(name) for name in PACKAGES}
-
-
-def weights_folder(spec: ModelSpec) -> Path:
-    """Return the folder of a model's snapshot, having looked that it can be loaded.
-
-    Raises:
-        UnusableModelError: it is not there, or has no safetensors.
-    """
-    path = Path(spec.path or "")
-    if spec.path is None or not (path / "config.json").is_file():
-        raise UnusableModelError(f"{spec.reference}: there is no model in {spec.path}.")
-    if not any(path.glob("*.safetensors")):
-        raise UnusableModelError(
-            f"{spec.reference}: there are no safetensors files in its folder; weights in other formats are not loaded."
-        )
-    return path

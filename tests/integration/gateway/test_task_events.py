@@ -160,7 +160,8 @@ async def test_readers_that_leave_are_let_go(client: httpx.AsyncClient, eventual
         return next(float(line.split()[1]) for line in lines if line.startswith("bitinglip_sse_clients "))
 
     async with client.stream("GET", f"/v1/tasks/{task_id}/events") as response:
-        await anext(read_stream(response))
+        events = read_stream(response)
+        await anext(events)
         assert await open_streams() == 1
 
     async def none_open() -> bool:

@@ -1,0 +1,69 @@
+"""One row of a batch of texts: what was asked, what was said so far, and whether it is over."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from bitinglip.events.task import Usage
+from bitinglip.tasks.parameters import TextGenerationParameters
+from bitinglip.workers.engine import Job, Sink
+from bitinglip.workers.engines.decoding import Detokenizer, StopScanner
+from bitinglip.workers.engines.sampling import COLDEST, Dice
+
+SEED_BITS = 32
+
+
+class Row:
+    """A job on its way; it is answered as soon as it ends, whatever its neighbours still have to say."""
+
+    def __init__(
+        self, job: Job[TextGenerationParameters], prompt: list[int], most: int, tokenizer: Any, sink: Sink
+    ) -> None:
+        self.job = job
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.most = most
+        self.over = False
+        self._sink = sink
+        self._text: list[str] = []
+        self._detokenizer = Detokenizer(tokenizer, prompt if job.params.prompt is not None else ())
+        self._stops = StopScanner(job.params.stop)
+        self.sampled = job.params.temperature >= COLDEST
+        self._seed = job.params.seed
+        if self.sampled and self._seed is None:
+            self._seed = secrets.randbits(SEED_BITS)
+        self.dice = Dice(self._seed or 0)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.most - len(self.tokens)
+
+    def take(self, token: int, ends: frozenset[int]) -> None:
+        """Take the row's next token, report what it adds, and end the row if it was the last one."""
+        if self.over or self.check_cancelled():
+            return
+        self.tokens.append(token)
+        ended = token in ends
+        last = ended or self.left == 0
+        piece = "" if ended else self._detokenizer.push(token)
+        text, stopped = self._stops.push(piece + self._detokenizer.finish() if last else piece, last=last)
+        self._text.append(text)
+        self._sink.progress(self.job.task_id, len(self.tokens), self.most, "token", text or None)
+        if stopped or last:
+            self._succeed("stop" if ended or stopped else "length")
+
+    def check_cancelled(self) -> bool:
+        """End the row if its job was cancelled; tells whether it was."""
+        if self.job.cancelled.is_set() and not self.over:
+            self.over = True
+            self._sink.cancel(self.job.task_id)
+        return self.job.cancelled.is_set()
+
+    def _succeed(self, reason: str) -> None:
+        self.over = True
+        result = {"text": "".join(self._text), "finish_reason": reason, "seed": self._seed}
+        self._sink.succeed(
+            self.job.task_id, result, Usage(input_tokens=len(self.prompt), output_tokens=len(self.tokens))
+        )

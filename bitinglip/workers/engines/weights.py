@@ -1,0 +1,129 @@
+"""From a snapshot's folder to a model on its device: from safetensors alone, offline, and without the snapshot's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from bitinglip.workers.engine import ModelSpec, Placement
+from bitinglip.workers.engines.failures import UnusableModelError, described
+from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
+
+PACKAGES = ("torch", "transformers")
+_SAFE = {"local_files_only": True, "trust_remote_code": False}
+_UNUSED_WEIGHTS = ("pooler.", "lm_head.", "cls.")
+"""Parts whose weights a checkpoint may lack: an encoder's heads are not used; a tied one has them elsewhere."""
+
+
+class LoadError(Exception):
+    """A model could not be loaded from its folder; the message names the model, not the folder."""
+
+
+@dataclass
+class Weights:
+    """A model's network and tokenizer, on its device."""
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
+    @property
+    def dtype(self) -> str:
+        """Name of the precision."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the parameters and buffers."""
+        return self.model.get_memory_footprint()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that a result depends on."""
+        return {name: version(name) for name in PACKAGES}
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self.model = self.tokenizer = None
+        give_memory_back()
+
+
+def load_weights(
+    auto: Any, spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None], **options: Any
+) -> Weights:
+    """Load a model with a transformers Auto class.
+
+    Raises:
+        UnusableModelError: its weights are not safetensors, are incomplete, or need code of their own.
+        LoadError: the folder is missing or broken.
+    """
+    folder = _folder(spec)
+    device = place(placement)
+    with _errors_named(spec, folder), _progress_hooked(progress):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_SAFE)
+        model, info = auto.from_pretrained(
+            folder, dtype=dtype_for(device), use_safetensors=True, output_loading_info=True, **_SAFE, **options
+        )
+    missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in _UNUSED_WEIGHTS))
+    if missing:
+        raise UnusableModelError(f"{spec.reference}: {len(missing)} weights are missing, {missing[0]} among them.")
+    return Weights(model.to(device).eval(), tokenizer, device)
+
+
+def _folder(spec: ModelSpec) -> Path:
+    folder = Path(spec.path or "")
+    if spec.path is None or not (folder / "config.json").is_file():
+        raise LoadError(f"{spec.reference}: its folder is not on this machine, or has no config.json.")
+    if not any(folder.glob("*.safetensors")):
+        raise UnusableModelError(
+            f"{spec.reference}: it has no safetensors files, and weights in other formats can run code when they are "
+            "loaded: convert them with transformers' `save_pretrained`."
+        )
+    return folder
+
+
+@contextmanager
+def _errors_named(spec: ModelSpec, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UnusableModelError(f"{spec.reference}: it needs code of its own, which is never run.") from error
+        problem = described(error).splitlines()[0].replace(str(folder), spec.reference)
+        raise LoadError(f"{spec.reference}: {problem}") from error
+
+
+@contextmanager
+def _progress_hooked(progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Let the library's progress bars report to us; they are iterated over, not updated."""
+    before = transformers_logging.set_tqdm_hook(lambda _factory, args, kwargs: _Bar(progress, *args, **kwargs))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+
+
+class _Bar:
+    def __init__(self, progress: Callable[[int, int], None], items: Iterable[Any] = (), *_: Any, **__: Any) -> None:
+        self._progress = progress
+        self._items = list(items)
+
+    def __iter__(self) -> Iterator[Any]:
+        total = len(self._items)
+        told = 0
+        for done, item in enumerate(self._items, 1):
+            yield item
+            if done * 100 // total > told or done == total:
+                told = done * 100 // total
+                self._progress(done, total)
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_args, **_kwargs: None

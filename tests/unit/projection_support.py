@@ -1,0 +1,193 @@
+"""Histories and databases for the tests of the projections."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from bitinglip.events.envelope import RawMessage, decode, encode
+from bitinglip.events.registry import Event
+from bitinglip.events.task import (
+    Failure,
+    TaskEvent,
+    TaskQueued,
+    TaskSubmitted,
+    Usage,
+)
+from bitinglip.ids import TaskId, encode_ulid
+from bitinglip.projections import queries
+from bitinglip.projections.database import Database, open_database
+from bitinglip.projections.query import TaskFilter
+from bitinglip.projections.rows import TaskRow, reader
+from bitinglip.projections.writer import write
+from bitinglip.settings import Projections
+from bitinglip.tasks.commands import (
+    AssignAttempt,
+    CancelTask,
+    FailAttempt,
+    ProgressAttempt,
+    StopAttempt,
+    SucceedAttempt,
+    TaskCommand,
+)
+from bitinglip.tasks.state import Task, decide, evolve, fold
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Projections(memory_limit="200MB", threads=1)
+STREAM = "TASKS"
+ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "unknown")
+KINDS = ("engine_crashed", "lost_lease", "worker_stopped", "bad_input")
+
+
+def message(event: Event, sequence: int, *, about: str, **changes: Any) -> RawMessage:
+    """Return an event as the stream holds it at this sequence."""
+    time = START + timedelta(milliseconds=sequence)
+    payload = encode(event, id=f"E{sequence}", source="/test", time=time, about=about, **changes)
+    subject = f"bl.task.{about}.{event.type.removeprefix('task.')}"
+    return RawMessage(sequence, int(time.timestamp() * 1e9), subject, payload)
+
+
+class _Unheard(TaskEvent):
+    """An event of a type that this version does not know."""
+
+    type = "task.unheard_of"
+    example = {}
+
+
+class Story:
+    """The log of some tasks, made event by event through the task's own rules."""
+
+    def __init__(self, draw: Any, tasks: int) -> None:
+        self._draw = draw
+        self.messages: list[RawMessage] = []
+        self._tasks: dict[str, Task | None] = {encode_ulid(n + 1): None for n in range(tasks)}
+        self._sequence = 0
+
+    def step(self) -> None:
+        """Let something happen to one of the tasks."""
+        task_id = TaskId(self._draw(st.sampled_from(sorted(self._tasks))))
+        task = self._tasks[task_id]
+        action = self._draw(st.sampled_from(ACTIONS))
+        if task is None:
+            self._tell(task_id, self._submitted(task_id))
+        elif action == "queued":
+            attempt = max(1, task.attempt + self._draw(st.integers(0, 1)))
+            self._tell(task_id, TaskQueued(task_id=task_id, attempt=attempt, reason="retry"))
+        elif action == "unknown":
+            self._tell(task_id, _Unheard(task_id=task_id))
+        elif not task.ended:
+            self._do(task, self._command(task, action))
+
+    def _submitted(self, task_id: TaskId) -> TaskSubmitted:
+        later = self._draw(st.booleans())
+        return TaskSubmitted.model_validate(
+            TaskSubmitted.example
+            | {"task_id": task_id, "retry": {"max_attempts": self._draw(st.integers(1, 3))}}
+            | ({"run_at": START + timedelta(seconds=9), "metadata": {"a": "b"}} if later else {})
+        )
+
+    def _do(self, task: Task, command: TaskCommand) -> None:
+        decision = decide(task, command)
+        if isinstance(decision, tuple):
+            for event in decision:
+                self._tell(task.id, event)
+
+    def _tell(self, task_id: TaskId, event: TaskEvent) -> None:
+        self._sequence += self._draw(st.integers(1, 3))
+        at = START + timedelta(milliseconds=self._sequence)
+        task = self._tasks[task_id]
+        if not isinstance(event, _Unheard):
+            self._tasks[task_id] = evolve(task, event, self._sequence, at)
+        self.messages.append(message(event, self._sequence, about=task_id))
+
+    def _command(self, task: Task, action: str) -> TaskCommand:
+        now = START + timedelta(milliseconds=self._sequence, days=1)
+        attempt = {"attempt": task.attempt, "worker_id": task.worker_id or "none"}
+        match action:
+            case "assign":
+                worker = self._draw(st.sampled_from(["rig-1", "rig-2"]))
+                return AssignAttempt(
+                    ready_sequence=task.ready_sequence, worker_id=worker, node_id="rig", device="cpu",
+                    revision=self._draw(st.sampled_from([None, "r1"])), batch_size=1, now=now,
+                )  # fmt: skip
+            case "progress":
+                return ProgressAttempt(**attempt, step=self._draw(st.integers(0, 9)), total=self._draw(st.none()))
+            case "succeed":
+                usage = Usage(input_tokens=3, output_tokens=4)
+                return SucceedAttempt(**attempt, result={"text": "é"}, usage=usage, run_ms=1.5, versions={"v": "1"})
+            case "fail":
+                kind = self._draw(st.sampled_from(KINDS))
+                failure = Failure(kind=kind, message="it broke", retryable=kind != "bad_input")
+                return FailAttempt(**attempt, failure=failure, run_ms=2.5, now=now, jitter=0.5)
+            case "cancel":
+                return CancelTask(reason="enough")
+            case _:
+                return StopAttempt(**attempt)
+
+
+@st.composite
+def stories(draw: Any) -> list[RawMessage]:
+    """Draw the log of some tasks, interleaved; now and then without a task's first event."""
+    story = Story(draw, draw(st.integers(1, 4)))
+    for _ in range(draw(st.integers(1, 40))):
+        story.step()
+    return story.messages[draw(st.integers(0, 2)) :]
+
+
+@st.composite
+def cut(draw: Any, messages: Seq[RawMessage]) -> list[Seq[RawMessage]]:
+    """Draw a way to cut messages into batches."""
+    ends = sorted(draw(st.sets(st.integers(1, max(1, len(messages) - 1)), max_size=6))) if messages else []
+    return [messages[a:b] for a, b in zip([0, *ends], [*ends, len(messages)], strict=True) if a < b]
+
+
+@contextmanager
+def fresh_database() -> Iterator[Database]:
+    """Open an empty database for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = open_database(Path(folder) / "p.duckdb", SETTINGS)
+        begin(database)
+        yield database
+        database.close()
+
+
+def begin(database: Database) -> None:
+    """Begin all streams, as the projector does."""
+    for stream in ("TASKS", "WORKERS", "MODELS"):
+        database.add_checkpoint(stream, "then")
+
+
+def table_of(batches: Iterable[Seq[RawMessage]], stream: str = STREAM) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all tables after these batches."""
+    with fresh_database() as database:
+        for batch in batches:
+            write(database, stream, batch)
+        return dump(database)
+
+
+def dump(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of all tables."""
+    tables = ("events", "tasks", "workers", "models", "checkpoints")
+    return {name: database.rows(f"select * from {name} order by all") for name in tables}
+
+
+def task_rows(database: Database) -> dict[str, TaskRow]:
+    """Return all tasks of a database by id."""
+    rows = database.rows(queries.text("tasks"), TaskFilter(limit=10_000).params())
+    return {row.task_id: row for row in map(reader(TaskRow), rows)}
+
+
+def folded(messages: Iterable[RawMessage]) -> dict[str, Task]:
+    """Return all tasks of a history as the Python fold tells them."""
+    histories: dict[str, list[RawMessage]] = {}
+    for one in messages:
+        histories.setdefault(one.subject.split(".")[2], []).append(one)
+    tasks = {task_id: fold(decode(one, STREAM) for one in history) for task_id, history in histories.items()}
+    return {task_id: task for task_id, task in tasks.items() if task is not None}

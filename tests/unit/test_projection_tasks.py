@@ -1,0 +1,110 @@
+"""The SQL of the tasks projection tells the same story as the Python fold, however the log is cut into batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bitinglip.events.envelope import RawMessage
+from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued, TaskSubmitted, TaskSucceeded
+from bitinglip.projections.rows import TaskRow
+from bitinglip.projections.writer import write
+from bitinglip.tasks.state import Task
+from tests.unit.projection_support import cut, folded, fresh_database, message, stories, table_of, task_rows
+
+SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+ID = "01JZ0000000000000000000000"
+
+
+@SLOW
+@given(st.data())
+def test_every_cutting_makes_the_same_tables(data: st.DataObject) -> None:
+    story = data.draw(stories())
+    whole = table_of([story])
+    assert table_of(data.draw(cut(story))) == whole
+    assert table_of([[one] for one in story]) == whole
+
+
+@SLOW
+@given(stories())
+def test_sql_agrees_with_the_fold(story: list[RawMessage]) -> None:
+    with fresh_database() as database:
+        write(database, "TASKS", story)
+        rows = task_rows(database)
+    tasks = folded(story)
+    assert rows.keys() == tasks.keys()
+    for task_id, task in tasks.items():
+        assert _told(rows[task_id]) == _folded(task), task_id
+
+
+@SLOW
+@given(st.data())
+def test_overlapping_replays_change_nothing(data: st.DataObject) -> None:
+    story = data.draw(stories())
+    replayed = [story[: index + 3] for index in range(0, len(story), 3)]
+    assert table_of([*replayed, story, story]) == table_of([story])
+
+
+def _told(row: TaskRow) -> dict[str, Any]:
+    return {
+        "state": row.state,
+        "attempt": row.attempt,
+        "failures": row.failures,
+        "worker_id": row.worker_id,
+        "sequence": row.last_sequence,
+        "cancel": row.cancel_requested,
+        "max_attempts": row.max_attempts,
+        "metadata": row.metadata,
+        "queued_at": row.queued_at if row.state == "queued" else None,
+    }
+
+
+def _folded(task: Task) -> dict[str, Any]:
+    return {
+        "state": task.state,
+        "attempt": task.attempt,
+        "failures": task.failures,
+        "worker_id": task.worker_id,
+        "sequence": task.sequence,
+        "cancel": task.cancel is not None,
+        "max_attempts": task.submitted.retry.max_attempts,
+        "metadata": task.submitted.metadata,
+        "queued_at": task.ready_at if task.state == "queued" else None,
+    }
+
+
+def _one(*messages: RawMessage) -> TaskRow:
+    with fresh_database() as database:
+        for one in messages:
+            write(database, "TASKS", [one])
+        return task_rows(database)[ID]
+
+
+SUBMITTED = message(TaskSubmitted.model_validate(TaskSubmitted.example | {"task_id": ID}), 1, about=ID)
+ASSIGNED = message(TaskAssigned.model_validate(TaskAssigned.example | {"task_id": ID}), 2, about=ID)
+
+
+def test_a_queued_that_came_too_late_changes_nothing() -> None:
+    late = message(TaskQueued(task_id=ID, attempt=1, reason="scheduled"), 3, about=ID)  # type: ignore[arg-type]
+    row, before = _one(SUBMITTED, ASSIGNED, late), _one(SUBMITTED, ASSIGNED)
+    assert (row.state, row.queued_at, row.started_at) == ("running", before.queued_at, before.started_at)
+
+
+def test_a_row_has_everything_that_its_events_say() -> None:
+    failed = message(TaskFailed.model_validate(TaskFailed.example | {"task_id": ID}), 3, about=ID)
+    queued = message(TaskQueued(task_id=ID, attempt=2, reason="retry"), 4, about=ID)  # type: ignore[arg-type]
+    again = message(TaskAssigned.model_validate(TaskAssigned.example | {"task_id": ID, "attempt": 2}), 5, about=ID)
+    example = TaskSucceeded.example | {"task_id": ID, "attempt": 2, "usage": {"input_tokens": 7}}
+    row = _one(SUBMITTED, ASSIGNED, failed, queued, again, message(TaskSucceeded.model_validate(example), 6, about=ID))
+    assert (row.state, row.attempt, row.failures, row.wait_ms, row.device) == ("succeeded", 2, 1, 12, "cuda:0")
+    assert row.failure == TaskFailed.example["failure"]
+    assert row.result == TaskSucceeded.example["result"]
+    assert (row.run_ms, row.load_ms, row.input_tokens, row.output_tokens) == (41.5, 0.0, 7, 0)
+    assert [row.submitted_at, row.queued_at, row.started_at, row.finished_at] == sorted(
+        moment for moment in (row.submitted_at, row.queued_at, row.started_at, row.finished_at) if moment is not None
+    )
+    assert row.params == {"prompt": "Once"}
+    assert row.params_ref is None
+    assert row.result_ref is None
