@@ -6,7 +6,7 @@ import asyncio
 import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
@@ -61,7 +61,7 @@ class App:
         await self._door(scope, receive, send)
 
     @asynccontextmanager
-    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+    async def lifespan(self, _app: object = None) -> AsyncGenerator[None]:
         """Open the gateway's parts, and close them afterwards.
 
         Raises:
@@ -113,7 +113,7 @@ class _Server(uvicorn.Server):
         self._ready()
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
@@ -135,7 +135,7 @@ def _config(app: App) -> uvicorn.Config:
 
 
 @contextmanager
-def _stopped_by(stop: asyncio.Event | None, server: uvicorn.Server, closing: asyncio.Event) -> Iterator[None]:
+def _stopped_by(stop: asyncio.Event | None, server: uvicorn.Server, closing: asyncio.Event) -> Generator[None]:
     """Let the server end when it is told to: by the event, or by a signal."""
     loop = asyncio.get_running_loop()
 

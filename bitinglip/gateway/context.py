@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -87,7 +87,7 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(
     settings: Settings, metrics: Metrics, key_id: str | None, closing: asyncio.Event
-) -> AsyncIterator[Gateway]:
+) -> AsyncGenerator[Gateway]:
     """Open the parts, and close them in the opposite order.
 
     Raises:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.errors import BitingLipError, NoServer, ProjectionBehind
+from bitinglip.errors import NoServer, ProjectionBehind
 from bitinglip.gateway import metrics
 from bitinglip.gateway.cluster import queue_depths
 from bitinglip.gateway.context import Gateway, gateway_of
@@ -29,23 +31,21 @@ async def readyz(request: Request) -> Response:
 
 
 async def prometheus(request: Request) -> Response:
-    """Answer `GET /metrics`; what cannot be asked just now is left out."""
+    """Answer `GET /metrics`; what needs the log is left out while that is away."""
     gateway = gateway_of(request)
-    await _collect(gateway)
+    gateway.metrics.connected.set(gateway.log.connected)
+    gateway.metrics.queue_depth.clear()
+    gateway.metrics.lag.clear()
+    with suppress(NoServer):
+        await _ask_log(gateway)
+    gateway.metrics.tasks.clear()
+    for state, count in (await gateway.readmodel.queries.counts()).items():
+        gateway.metrics.tasks.labels(state).set(count)
     return Response(gateway.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
-async def _collect(gateway: Gateway) -> None:
-    found = gateway.metrics
-    found.connected.set(gateway.log.connected)
-    found.queue_depth.clear()
-    found.tasks.clear()
-    try:
-        for (lane, model), depth in (await queue_depths(gateway.log)).items():
-            found.queue_depth.labels(lane, model).set(depth)
-        for state, count in (await gateway.readmodel.queries.counts()).items():
-            found.tasks.labels(state).set(count)
-        for lag in await gateway.readmodel.lag():
-            found.lag.labels(lag.stream).set(lag.last - lag.applied)
-    except BitingLipError:
-        return
+async def _ask_log(gateway: Gateway) -> None:
+    for (lane, model), depth in (await queue_depths(gateway.log)).items():
+        gateway.metrics.queue_depth.labels(lane, model).set(depth)
+    for lag in await gateway.readmodel.lag():
+        gateway.metrics.lag.labels(lag.stream).set(lag.last - lag.applied)

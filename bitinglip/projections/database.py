@@ -30,7 +30,6 @@ DATA_ERRORS = (
     duckdb.DataError,
     duckdb.IntegrityError,
     duckdb.InvalidInputException,
-    duckdb.BinderException,
     ValueError,
 )
 """What a message that cannot be read makes DuckDB (or Arrow) say; any other error is the file's or the machine's."""

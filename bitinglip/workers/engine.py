@@ -78,7 +78,7 @@ class Run(_Message):
 
 
 class Cancel(_Message):
-    """Stop this task at the next step or token; it is answered by `JobCancelled` (or by its result, if that is faster)."""
+    """Stop this task at its next step; it is answered by `JobCancelled` (or by its result, if that is faster)."""
 
     type: Literal["cancel"] = "cancel"
     task_id: str
@@ -188,14 +188,20 @@ def encode_frame(messages: Sequence[BaseModel]) -> bytes:
 
 
 def encode_message(message: BaseModel) -> bytes:
-    """Encode one message, as it stands in a frame's array."""
-    return orjson.dumps(message.model_dump())
+    """Encode one message, as it stands in a frame's array; large results are not copied for it."""
+    return orjson.dumps(message.__dict__, default=_plain)
 
 
 def frame(messages: Sequence[bytes]) -> bytes:
     """Put encoded messages into one frame."""
     body = b"[" + b",".join(messages) + b"]"
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def _plain(value: object) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def decode_to_engine(body: bytes) -> list[ToEngine]:
@@ -216,7 +222,7 @@ P = TypeVar("P", bound=Parameters)
 
 @dataclass(frozen=True)
 class Job(Generic[P]):
-    """One task in the engine process: its validated parameters, and the flag by which a cancel reaches a running step."""
+    """One task in the engine process: its validated parameters, and the flag by which a cancel reaches it."""
 
     task_id: str
     params: P

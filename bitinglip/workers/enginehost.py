@@ -67,6 +67,7 @@ class EngineHost:
         self._batch = 0
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._problem: str | None = None
+        self._stopping = False
         self._exit: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -171,6 +172,7 @@ class EngineHost:
         """End the process and all that it started: asked first, killed after the grace period."""
         if self._process is None:
             return
+        self._stopping = True
         if grace_s > 0 and self.alive:
             self._signal(signal.SIGTERM)
             with suppress(TimeoutError):
@@ -277,7 +279,7 @@ class EngineHost:
 
     def _close(self, status: int) -> None:
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        told = "; ".join(self._last_lines)
+        told = "" if self._stopping else "; ".join(self._last_lines)
         reason = (self._problem or how) + (f" ({told})" if told else "")
         assert self._exit is not None
         self._exit.set_result(reason)

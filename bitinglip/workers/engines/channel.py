@@ -120,7 +120,9 @@ def _encode(message: BaseModel) -> bytes:
         body, problem = b"", f"The result is not JSON: {described(error)}"
     if problem is None:
         return body
-    if not isinstance(message, JobSucceeded):
-        raise ValueError(f"{type(message).__name__}: {problem}")
-    failure = Failure(kind="engine_error", message=problem, retryable=False)
-    return encode_message(JobFailed(task_id=message.task_id, failure=failure))
+    match message:
+        case JobSucceeded(task_id=task_id):
+            failure = Failure(kind="engine_error", message=problem, retryable=False)
+            return encode_message(JobFailed(task_id=task_id, failure=failure))
+        case _:
+            raise RuntimeError(f"{type(message).__name__}: {problem}")

@@ -26,7 +26,7 @@ class Echo:
     """The loaded no-model: the steps of a batch's jobs run side by side."""
 
     device = "cpu"
-    dtype = None
+    dtype: str | None = None
     versions: dict[str, str] = {}
     memory_bytes = 0
 

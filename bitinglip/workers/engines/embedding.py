@@ -1,4 +1,4 @@
-"""`embedding`: texts to vectors with any encoder that `AutoModel` loads, pooled as its sentence-transformers files say."""
+"""`embedding`: texts to vectors, with any encoder that `AutoModel` loads."""
 
 from __future__ import annotations
 

@@ -16,6 +16,10 @@ class BadInputError(Exception):
     """The task's input cannot be run on this model; the message says why, to the caller."""
 
 
+class LoadError(Exception):
+    """The model could not be loaded from its folder; the message names the model, not the folder."""
+
+
 class UnusableModelError(Exception):
     """The model cannot be loaded by this engine, here or elsewhere; the message says why, to the caller."""
 
@@ -32,9 +36,9 @@ def run_failure(error: Exception) -> Failure:
 
 def load_failure(error: Exception) -> Failure:
     """Return what an exception in a load means: another try may help, unless the model itself is not one for us."""
-    if isinstance(error, UnusableModelError):
-        return Failure(kind="load_failed", message=_cut(str(error)), retryable=False)
-    return Failure(kind="load_failed", message=described(error), retryable=True)
+    known = isinstance(error, UnusableModelError | LoadError)
+    message = _cut(str(error)) if known else described(error)
+    return Failure(kind="load_failed", message=message, retryable=not isinstance(error, UnusableModelError))
 
 
 def is_out_of_memory(error: Exception) -> bool:

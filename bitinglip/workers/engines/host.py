@@ -23,18 +23,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitinglip.events.task import Failure, Usage
+from bitinglip.events.task import Failure
 from bitinglip.tasks.parameters import PARAMETERS
 from bitinglip.workers.engine import (
     PROTOCOL,
     BatchDone,
     Cancel,
     Job,
-    JobAnswer,
-    JobCancelled,
-    JobFailed,
     JobSpec,
-    JobSucceeded,
     Load,
     Loaded,
     LoadedModel,
@@ -50,6 +46,7 @@ from bitinglip.workers.engine import (
 )
 from bitinglip.workers.engines.channel import Channel
 from bitinglip.workers.engines.failures import BadInputError, UnusableModelError, load_failure, run_failure
+from bitinglip.workers.engines.reporter import Reporter
 
 log = logging.getLogger("bitinglip.engine")
 
@@ -64,45 +61,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS
 """What the libraries read from the environment: an engine has no business on the network."""
 
 PR_SET_PDEATHSIG = 1
-
-
-class Reporter:
-    """The sink of one batch: sees to it that each job is answered once."""
-
-    def __init__(self, channel: Channel, jobs: Sequence[JobSpec]) -> None:
-        self._channel = channel
-        self._open = {job.task_id for job in jobs}
-        self._started = time.perf_counter()
-
-    @property
-    def unanswered(self) -> list[str]:
-        """Tasks that have had no final answer."""
-        return sorted(self._open)
-
-    def progress(
-        self, task_id: str, step: int, total: int | None = None, unit: str = "step", text: str | None = None
-    ) -> None:
-        """Report a step, unless the job is answered."""
-        if task_id in self._open:
-            self._channel.progress(task_id, step, total, unit, text)
-
-    def succeed(self, task_id: str, result: dict[str, Any], usage: Usage) -> None:
-        """Report the result."""
-        run_ms = (time.perf_counter() - self._started) * 1000
-        self._answer(JobSucceeded(task_id=task_id, result=result, usage=usage, run_ms=run_ms))
-
-    def fail(self, task_id: str, failure: Failure) -> None:
-        """Report a failure."""
-        self._answer(JobFailed(task_id=task_id, failure=failure))
-
-    def cancel(self, task_id: str) -> None:
-        """Report that the job stopped because it was cancelled."""
-        self._answer(JobCancelled(task_id=task_id))
-
-    def _answer(self, message: JobAnswer) -> None:
-        if message.task_id in self._open:
-            self._open.discard(message.task_id)
-            self._channel.answer(message.task_id, message)
+SWITCH_S = 0.001
+"""Longest that a model's Python code keeps the reader and the writer waiting."""
 
 
 class Flags:
@@ -291,6 +251,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     _live_with_the_worker()
+    sys.setswitchinterval(SWITCH_S)
     os.environ.update(OFFLINE)
     os.set_inheritable(args.fd, False)  # a grandchild must not hold the socket open
     channel = Channel(socket.socket(fileno=args.fd), args.ticks_per_s)

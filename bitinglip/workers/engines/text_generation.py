@@ -43,7 +43,7 @@ class TextGenerator:
         self._ends = _end_tokens(weights)
         self._pad = _pad_token(weights, self._ends)
         self._context = _context_tokens(weights.model.config)
-        # What a checkpoint suggests (sampling, penalties, an end token) would be mixed into each call: parameters decide.
+        # What a checkpoint suggests (sampling, penalties, end tokens) would be mixed into each call: parameters decide.
         weights.model.generation_config = GenerationConfig()
         self.device = str(weights.device)
         self.dtype: str | None = weights.dtype
@@ -69,10 +69,8 @@ class TextGenerator:
         except BadInputError as error:
             sink.fail(job.task_id, run_failure(error))
             return None
-        most = (
-            job.params.max_tokens if self._context is None else min(job.params.max_tokens, self._context - len(prompt))
-        )
-        return Row(job, prompt, most, self._weights.tokenizer, sink)
+        room = job.params.max_tokens if self._context is None else self._context - len(prompt)
+        return Row(job, prompt, min(job.params.max_tokens, room), self._weights.tokenizer, sink)
 
     def _prompt(self, params: TextGenerationParameters) -> list[int]:
         tokenizer = self._weights.tokenizer

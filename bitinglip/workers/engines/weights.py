@@ -1,4 +1,4 @@
-"""From a snapshot's folder to a model on its device: from safetensors alone, offline, and without the snapshot's code."""
+"""From a snapshot's folder to a model on its device: safetensors alone, offline, and no code of the snapshot's."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from bitinglip.workers.engine import ModelSpec, Placement
-from bitinglip.workers.engines.failures import UnusableModelError, described
+from bitinglip.workers.engines.failures import LoadError, UnusableModelError, described
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
 PACKAGES = ("torch", "transformers")
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
 _UNUSED_WEIGHTS = ("pooler.", "lm_head.", "cls.")
 """Parts whose weights a checkpoint may lack: an encoder's heads are not used; a tied one has them elsewhere."""
-
-
-class LoadError(Exception):
-    """A model could not be loaded from its folder; the message names the model, not the folder."""
 
 
 @dataclass
