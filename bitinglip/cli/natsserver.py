@@ -174,7 +174,7 @@ class PrivateServer:
         return await self._process.wait()
 
     def _config(self, ports: Path) -> str:
-        sync = "always" if self._sync_always else "2m"
+        sync = "always" if self._sync_always else '"2m"'
         return f"""# Written by BitingLip at each start; change the settings, not this file.
 host: 127.0.0.1
 port: {self.port or -1}

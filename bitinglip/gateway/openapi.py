@@ -75,7 +75,7 @@ LISTING = (
     _query("model", "Model reference."),
     _query("lane", "Lane.", LANE),
     _query("metadata.<key>", "Value that the task's metadata has under the key."),
-    _query("submitted_after", "Submitted at this time or later.", TIME),
+    _query("submitted_after", "Submitted after this time.", TIME),
     _query("submitted_before", "Submitted before this time.", TIME),
     _query("limit", "Most tasks in the answer; 50 if not given.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     _query("cursor", "`next_cursor` of the page before."),
