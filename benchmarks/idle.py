@@ -15,14 +15,18 @@ WATCH_S = 30.0
 
 async def measure() -> list[Figure]:
     """Watch one of each for a while."""
-    async with scratch() as folder, nats_server(folder) as server:
-        async with worker(server.url, folder) as (worker_process, _), gateway(server.url, folder) as (gateway_process, _):
-            await asyncio.sleep(SETTLE_S)
-            before = [_seconds(process) for process in (gateway_process, worker_process)]
-            await asyncio.sleep(WATCH_S)
-            after = [_seconds(process) for process in (gateway_process, worker_process)]
-            shares = [(end - start) / WATCH_S * 100 for start, end in zip(before, after, strict=True)]
-            sizes = [process.memory_info().rss / 1e6 for process in (gateway_process, worker_process)]
+    async with (
+        scratch() as folder,
+        nats_server(folder) as server,
+        worker(server.url, folder) as (worker_process, _),
+        gateway(server.url, folder) as (gateway_process, _),
+    ):
+        await asyncio.sleep(SETTLE_S)
+        before = [_seconds(process) for process in (gateway_process, worker_process)]
+        await asyncio.sleep(WATCH_S)
+        after = [_seconds(process) for process in (gateway_process, worker_process)]
+        shares = [(end - start) / WATCH_S * 100 for start, end in zip(before, after, strict=True)]
+        sizes = [process.memory_info().rss / 1e6 for process in (gateway_process, worker_process)]
     return [
         Figure("idle gateway", shares[0], "% of a core", 1, at_least=False),
         Figure("idle worker", shares[1], "% of a core", 1, at_least=False),

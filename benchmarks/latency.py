@@ -25,10 +25,14 @@ BODY = orjson.dumps({"kind": "echo", "model": "echo", "params": {"message": 1}})
 
 async def measure() -> list[Figure]:
     """Measure without HTTP, and through HTTP and SSE."""
-    async with scratch() as folder, nats_server(folder) as server:
-        async with worker(server.url, folder), gateway(server.url, folder) as (_, ready):
-            plain = await without_http(server.url)
-            http = await through_http(ready["url"])
+    async with (
+        scratch() as folder,
+        nats_server(folder) as server,
+        worker(server.url, folder),
+        gateway(server.url, folder) as (_, ready),
+    ):
+        plain = await without_http(server.url)
+        http = await through_http(ready["url"])
     return [
         Figure(
             "submit → terminal event, without HTTP", quantile(plain, 0.5), "ms (median)", 3, at_least=False,
@@ -82,7 +86,9 @@ async def _one_http(submitting: Connection, following: Connection, host: str) ->
     assert answer.startswith(b"HTTP/1.1 202"), answer
     task_id = orjson.loads(await reader.readexactly(_length(answer)))["task_id"]
     reader, writer = following
-    writer.write(f"GET /v1/tasks/{task_id}/events HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n".encode())
+    writer.write(
+        f"GET /v1/tasks/{task_id}/events HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n".encode()
+    )
     await reader.readuntil(b"event: task.succeeded")
     taken = (time.perf_counter() - started) * 1000
     await reader.readuntil(b"\r\n0\r\n\r\n")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a private nats-server, processes of ours, figures, and the machine that they were taken on."""
+"""What the benchmarks share: a private nats-server, processes of ours, figures, and their machine."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ async def nats_server(folder: Path) -> AsyncIterator[PrivateServer]:
 
 
 @asynccontextmanager
-async def process(kind: str, nats_url: str, folder: Path, **settings: Any) -> AsyncIterator[tuple[psutil.Process, dict[str, Any]]]:
+async def process(
+    kind: str, nats_url: str, folder: Path, **settings: Any
+) -> AsyncIterator[tuple[psutil.Process, dict[str, Any]]]:
     """Run a gateway or a worker; yields the process and what it says when it is ready."""
     env = {
         **os.environ,

@@ -38,7 +38,9 @@ async def measure() -> list[Figure]:
         await log.close()
     return [
         Figure("worker, tasks queued: to their terminal event", rate, "tasks/s", 3000, at_least=True),
-        Figure("the same, as a share of the raw floor", rate / floor, "", 0.3, at_least=True, note=f"floor {floor:,.0f}/s"),
+        Figure(
+            "the same, as a share of the raw floor", rate / floor, "", 0.3, at_least=True, note=f"floor {floor:,.0f}/s"
+        ),
         Figure("worker without a gateway that projects", alone, "tasks/s", 3000, at_least=True),
     ]
 

@@ -395,10 +395,10 @@ class ChildFailed(Defect):
     """A process that `bitinglip up` started ended before it was ready."""
 
     code = "child_failed"
-    template = "{name} did not start (status {status}). The end of its log:\n  {told}"
+    template = "{name} did not start (status {exit_status}). The end of its log:\n  {told}"
     remedy = "Mend what the log says and start again."
     name: str
-    status: int
+    exit_status: int
     told: str
 
 

@@ -30,83 +30,110 @@ class _Section(BaseModel):
 class Nats(_Section):
     """The event log's server."""
 
-    url: str | None = Field(None, description="Server to use; none: `bitinglip up` starts a private one.")
-    server: Path | None = Field(None, description="Path of the nats-server binary; none: PATH, then the cache.")
-    port: Port = Field(0, description="Port of the private server on loopback; 0: a free one.")
-    replicas: int = Field(1, ge=1, le=5, description="Copies of each stream (3 on a three-node cluster).")
+    url: str | None = Field(default=None, description="Server to use; none: `bitinglip up` starts a private one.")
+    server: Path | None = Field(default=None, description="Path of the nats-server binary; none: PATH, then the cache.")
+    port: Port = Field(default=0, description="Port of the private server on loopback; 0: a free one.")
+    replicas: int = Field(default=1, ge=1, le=5, description="Copies of each stream (3 on a three-node cluster).")
     sync_always: bool = Field(
-        False, description="The private server syncs each write to disk before its ack (about 40 times slower)."
+        default=False, description="The private server syncs each write to disk before its ack (about 40 times slower)."
     )
     max_store_bytes: int = Field(
-        20 * 2**30, ge=2**20, description="Most bytes that the private server keeps on disk, all streams together."
+        default=20 * 2**30,
+        ge=2**20,
+        description="Most bytes that the private server keeps on disk, all streams together.",
     )
-    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for the first connection.")
-    append_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for an append's ack before it is retried.")
-    in_flight: int = Field(4096, ge=1, description="Most appends that one process has unacknowledged at a time.")
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="Seconds to wait for the first connection.")
+    append_timeout_s: float = Field(
+        default=5.0, gt=0, description="Seconds to wait for an append's ack before it is retried."
+    )
+    in_flight: int = Field(
+        default=4096, ge=1, description="Most appends that one process has unacknowledged at a time."
+    )
 
 
 class Log(_Section):
     """What the log keeps, and what a process prints."""
 
-    tick_ttl_s: int = Field(86_400, ge=1, description="Seconds that progress events stay in the log.")
-    heartbeat_ttl_s: int = Field(3_600, ge=1, description="Seconds that worker heartbeats stay in the log.")
+    tick_ttl_s: int = Field(default=86_400, ge=1, description="Seconds that progress events stay in the log.")
+    heartbeat_ttl_s: int = Field(default=3_600, ge=1, description="Seconds that worker heartbeats stay in the log.")
     inline_max_bytes: int = Field(
-        65_536, ge=1024, le=512 * 1024, description="Inputs and results over this many bytes become artifacts."
+        default=65_536, ge=1024, le=512 * 1024, description="Inputs and results over this many bytes become artifacts."
     )
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is printed.")
-    format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is printed."
+    )
+    format: Literal["text", "json"] = Field(default="text", description="Log lines as text or as JSON.")
 
 
 class Gateway(_Section):
     """The HTTP door."""
 
-    host: str = Field("127.0.0.1", description="Address to bind; any but loopback needs an API key.")
-    port: Port = Field(8420, description="Port to bind; 0: a free one.")
-    url: str = Field("http://127.0.0.1:8420", description="Gateway that the command line speaks to.")
-    api_key: SecretStr | None = Field(None, min_length=16, description="Key that callers send as a bearer token.")
-    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body.")
-    wait_max_s: float = Field(60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds.")
-    sse_heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
-    drain_s: float = Field(5.0, ge=0, description="Seconds that open requests get to end on shutdown.")
+    host: str = Field(default="127.0.0.1", description="Address to bind; any but loopback needs an API key.")
+    port: Port = Field(default=8420, description="Port to bind; 0: a free one.")
+    url: str = Field(default="http://127.0.0.1:8420", description="Gateway that the command line speaks to.")
+    api_key: SecretStr | None = Field(
+        default=None, min_length=16, description="Key that callers send as a bearer token."
+    )
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body.")
+    wait_max_s: float = Field(
+        default=60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds."
+    )
+    sse_heartbeat_s: float = Field(default=15.0, gt=0, description="Seconds between comments on a quiet event stream.")
+    drain_s: float = Field(default=5.0, ge=0, description="Seconds that open requests get to end on shutdown.")
 
 
 class Worker(_Section):
     """One card's process."""
 
-    id: str | None = Field(None, description="Stable name of the worker; none: made from the node and the process.")
-    node: str | None = Field(None, description="Name of this machine; none: its host name.")
-    models: tuple[str, ...] = Field(
-        (), description="Models to serve (`REFERENCE` or `REFERENCE=PATH`); none: `echo` and all in `models.dir`."
+    id: str | None = Field(
+        default=None, description="Stable name of the worker; none: made from the node and the process."
     )
-    device: str = Field("auto", description="Device to run on: auto, cpu, cuda:0, xpu:0, mps.")
-    lease_s: float = Field(30.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost.")
-    heartbeat_s: float = Field(10.0, gt=0, description="Seconds between a worker's heartbeat events.")
-    max_batch: int = Field(64, ge=1, le=4096, description="Most tasks that are pulled and run together.")
-    grace_s: float = Field(20.0, ge=0, description="Seconds that running tasks get to end when a worker is stopped.")
-    load_timeout_s: float = Field(1800.0, gt=0, description="Seconds that a model may take to load.")
-    max_loaded: int = Field(2, ge=1, description="Most models that an engine process keeps loaded.")
-    ticks_per_s: float = Field(20.0, gt=0, le=100, description="Most progress events a second for one task.")
-    threads: int = Field(0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
+    node: str | None = Field(default=None, description="Name of this machine; none: its host name.")
+    models: tuple[str, ...] = Field(
+        default=(),
+        description="Models to serve (`REFERENCE` or `REFERENCE=PATH`); none: `echo` and all in `models.dir`.",
+    )
+    device: str = Field(default="auto", description="Device to run on: auto, cpu, cuda:0, xpu:0, mps.")
+    lease_s: float = Field(
+        default=30.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost."
+    )
+    heartbeat_s: float = Field(default=10.0, gt=0, description="Seconds between a worker's heartbeat events.")
+    max_batch: int = Field(default=64, ge=1, le=4096, description="Most tasks that are pulled and run together.")
+    grace_s: float = Field(
+        default=20.0, ge=0, description="Seconds that running tasks get to end when a worker is stopped."
+    )
+    load_timeout_s: float = Field(default=1800.0, gt=0, description="Seconds that a model may take to load.")
+    max_loaded: int = Field(default=2, ge=1, description="Most models that an engine process keeps loaded.")
+    ticks_per_s: float = Field(default=20.0, gt=0, le=100, description="Most progress events a second for one task.")
+    threads: int = Field(default=0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
 
 
 class Models(_Section):
     """The weights on this machine."""
 
-    dir: Path | None = Field(None, description="Folder of local models, `<org>/<name>`; none: `<data_dir>/models`.")
-    hub_cache: Path | None = Field(None, description="The hub's cache; none: huggingface_hub's own place.")
+    dir: Path | None = Field(
+        default=None, description="Folder of local models, `<org>/<name>`; none: `<data_dir>/models`."
+    )
+    hub_cache: Path | None = Field(default=None, description="The hub's cache; none: huggingface_hub's own place.")
 
 
 class Projections(_Section):
     """The DuckDB read models of a gateway."""
 
-    path: Path | None = Field(None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
-    flush_ms: float = Field(5.0, ge=0, description="Milliseconds that a quiet projector waits to gather a batch.")
-    batch_max: int = Field(20_000, ge=1, description="Most events in one transaction.")
-    memory_limit: str = Field("512MB", description="DuckDB's memory limit.")
-    threads: int = Field(2, ge=1, description="DuckDB's threads.")
-    read_wait_s: float = Field(5.0, ge=0, description="Longest wait of a read for its own writes, in seconds.")
-    query_timeout_s: float = Field(30.0, gt=0, description="Longest run of a query that a caller sends, in seconds.")
-    query_max_rows: int = Field(10_000, ge=1, description="Most rows in the answer to a query that a caller sends.")
+    path: Path | None = Field(default=None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
+    flush_ms: float = Field(
+        default=5.0, ge=0, description="Milliseconds that a quiet projector waits to gather a batch."
+    )
+    batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
+    memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")
+    threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
+    read_wait_s: float = Field(default=5.0, ge=0, description="Longest wait of a read for its own writes, in seconds.")
+    query_timeout_s: float = Field(
+        default=30.0, gt=0, description="Longest run of a query that a caller sends, in seconds."
+    )
+    query_max_rows: int = Field(
+        default=10_000, ge=1, description="Most rows in the answer to a query that a caller sends."
+    )
 
 
 class Settings(_Section):

@@ -82,7 +82,7 @@ def show(gateway: Client, url: str) -> bool:
     right = right and embeddings(gateway)
     say(f"\n4. What the log says of task {first}:")
     timeline(gateway, first)
-    say(f"\n5. DuckDB, over all of it: bitinglip query \"{QUERY}\"")
+    say(f'\n5. DuckDB, over all of it: bitinglip query "{QUERY}"')
     subprocess.run([*bitinglip("query", QUERY, "--url", url)], check=True)
     return right
 
@@ -139,7 +139,20 @@ def timeline(gateway: Client, task_id: str) -> None:
         say(f"   {event.id:>5}  +{after_ms:8.1f} ms  {event.type:<16} {orjson.dumps(data).decode()}")
 
 
-SHOWN = ("kind", "model", "lane", "attempt", "worker_id", "device", "wait_ms", "step", "text", "result", "failure", "load_ms")
+SHOWN = (
+    "kind",
+    "model",
+    "lane",
+    "attempt",
+    "worker_id",
+    "device",
+    "wait_ms",
+    "step",
+    "text",
+    "result",
+    "failure",
+    "load_ms",
+)
 
 
 def finished(gateway: Client, task_id: str) -> dict[str, Any]:

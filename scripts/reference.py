@@ -55,9 +55,8 @@ def settings() -> str:
     ]
     head = "| setting | environment | default | meaning |\n| --- | --- | --- | --- |\n"
     return (
-        HEAD
-        + "# Settings\n\nA flag beats the environment, the environment beats the file that `BITINGLIP_CONFIG` names (TOML), "
-        "and that beats the default. `bitinglip config show` prints what is in force.\n\n" + head + "\n".join(rows) + "\n"
+        HEAD + "# Settings\n\nA flag beats the environment, that beats the file that `BITINGLIP_CONFIG` names (TOML), "
+        "and that the default. `bitinglip config show` prints what is in force.\n\n" + head + "\n".join(rows) + "\n"
     )
 
 
@@ -69,9 +68,13 @@ def error_pages() -> str:
         Unavailable: "time can act",
         Defect: "we must act",
     }
-    parts = [HEAD + "# Errors\n\nOver HTTP each is a problem document (RFC 9457) with type `urn:bitinglip:error:<code>`.\n"]
+    parts = [
+        HEAD + "# Errors\n\nOver HTTP each is a problem document (RFC 9457) with type `urn:bitinglip:error:<code>`.\n"
+    ]
     for branch, who in branches.items():
-        parts.append(f"\n## {branch.__name__}: {who}\n\n| code | status | exit | what | remedy |\n| --- | --- | --- | --- | --- |\n")
+        parts.append(
+            f"\n## {branch.__name__}: {who}\n\n| code | status | exit | what | remedy |\n| --- | --- | --- | --- | --- |\n"  # noqa: E501
+        )
         parts += [_error(cls) for cls in _subclasses(branch)]
     return "".join(parts)
 
@@ -87,8 +90,15 @@ def _event(cls: type[Event]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    return text.replace("typing.", "").replace("bitinglip.events.task.", "").replace("bitinglip.ids.", "").replace("|", "or")
+    text = (
+        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    )
+    return (
+        text.replace("typing.", "")
+        .replace("bitinglip.events.task.", "")
+        .replace("bitinglip.ids.", "")
+        .replace("|", "or")
+    )
 
 
 def _default(field: Any) -> str:

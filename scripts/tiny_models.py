@@ -1,7 +1,7 @@
 """Small models of real architectures, made in seconds: for the demo and the tests.
 
-`python -m scripts.tiny_models FOLDER` makes `FOLDER/demo/story`, a causal language model that has learned a few sentences
-by heart, and `FOLDER/sentence-transformers/all-MiniLM-L6-v2` with MiniLM's real weights.
+`python -m scripts.tiny_models FOLDER` makes `FOLDER/demo/story`, a causal language model that has learned a few
+sentences by heart, and `FOLDER/sentence-transformers/all-MiniLM-L6-v2` with MiniLM's real weights.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def make_all(models_dir: Path) -> None:
     make_story_model(models_dir / "demo" / "story")
     _once(
         models_dir / "sentence-transformers" / "all-MiniLM-L6-v2",
-        lambda part: shutil.copytree(minilm_path(), part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__")),
+        lambda part: shutil.copytree(
+            minilm_path(), part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__")
+        ),
     )
 
 

@@ -14,9 +14,9 @@ from nats.errors import Error as NatsError
 
 from bitinglip.events.log import EventLog
 from bitinglip.settings import Nats
-
 from tests.support.cluster import Cluster
-from tests.support.server import ACCOUNTS, RestartableServer, Server, eventually as wait_for
+from tests.support.server import ACCOUNTS, RestartableServer, Server
+from tests.support.server import eventually as wait_for
 
 for name in [name for name in os.environ if name.startswith("BITINGLIP_") and name != "BITINGLIP_NATS_SERVER"]:
     del os.environ[name]
@@ -72,7 +72,7 @@ async def log(nats_url: str) -> AsyncIterator[EventLog]:
 
 
 @pytest.fixture
-def eventually():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def eventually():  # type: ignore[no-untyped-def]
     """Wait for a condition: `await eventually(check)`."""
     return wait_for
 

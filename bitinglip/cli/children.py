@@ -24,7 +24,9 @@ LAST_LINES = 12
 class Child:
     """One gateway or worker process; its log goes to a file."""
 
-    def __init__(self, name: str, module: str, env: Mapping[str, str], log_file: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, module: str, env: Mapping[str, str], log_file: Path, say: Callable[[str], None]
+    ) -> None:
         self.name = name
         self.ready: dict[str, Any] = {}
         self._module = module
@@ -92,7 +94,7 @@ class Child:
             line = b""
         if not line:
             status = await self._process.wait()
-            raise ChildFailed(name=self.name, status=status, told=self._last_lines())
+            raise ChildFailed(name=self.name, exit_status=status, told=self._last_lines())
         self.ready = orjson.loads(line)
 
     async def _keep_alive(self) -> None:

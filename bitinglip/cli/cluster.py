@@ -142,7 +142,9 @@ class Cluster:
             ]
         )
         port = "" if url == self._settings.gateway.url else f" --url {url}"
-        render.line(f"\nTry: bitinglip task submit echo --model echo --param message=hello --wait{port}\nCtrl-C stops it.")
+        render.line(
+            f"\nTry: bitinglip task submit echo --model echo --param message=hello --wait{port}\nCtrl-C stops it."
+        )
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -167,4 +169,4 @@ def _become(module: str, flags: dict[str, Any]) -> None:
     """Replace this process, so that signals and exit codes are those of the process that does the work."""
     settings_of(**flags)
     os.environ.update(_environment(flags))
-    os.execv(sys.executable, [sys.executable, "-m", module])
+    os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606

@@ -48,10 +48,7 @@ def doctor(url: Url = None, as_json: Json = False) -> None:
 
 
 def _python(_: Settings) -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("python", "fail", version, "BitingLip needs Python 3.11 or newer.")
-    return Finding("python", "ok", version)
+    return Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
 
 
 def _nats_server(settings: Settings) -> Finding:
@@ -69,7 +66,9 @@ def _data_dir(settings: Settings) -> Finding:
     folder = settings.data_dir
     nearest = next(parent for parent in [folder, *folder.parents] if parent.exists())
     if not os.access(nearest, os.W_OK):
-        return Finding("data directory", "fail", f"{folder} cannot be written", "Set BITINGLIP_DATA_DIR to another one.")
+        return Finding(
+            "data directory", "fail", f"{folder} cannot be written", "Set BITINGLIP_DATA_DIR to another one."
+        )
     return Finding("data directory", "ok", f"{folder}" + ("" if folder.exists() else " (will be made)"))
 
 
@@ -95,7 +94,9 @@ def _models(settings: Settings) -> Finding:
     found = sorted({*folder.glob("*/config.json"), *folder.glob("*/*/config.json")})
     names = ", ".join(path.parent.relative_to(folder).as_posix() for path in found)
     if not found:
-        return Finding("models", "warn", f"none in {folder}", "Put model folders there (ORG/NAME), or name them by --model.")
+        return Finding(
+            "models", "warn", f"none in {folder}", "Put model folders there (ORG/NAME), or name them by --model."
+        )
     return Finding("models", "ok", names)
 
 

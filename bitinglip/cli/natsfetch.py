@@ -82,7 +82,9 @@ def from_debian(scratch: Path) -> Path:
     _run([*apt, "download", "nats-server"], root)
     (package,) = root.glob("nats-server_*.deb")
     _run(["dpkg", "-x", str(package), str(root / "unpacked")], root)
-    return next(path for path in (root / "unpacked").rglob("nats-server") if path.is_file() and os.access(path, os.X_OK))
+    return next(
+        path for path in (root / "unpacked").rglob("nats-server") if path.is_file() and os.access(path, os.X_OK)
+    )
 
 
 def _apt_options(root: Path) -> list[str]:

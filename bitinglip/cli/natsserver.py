@@ -121,7 +121,9 @@ class PrivateServer:
         await self.start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         """Stop it."""
         await self.stop()
 
@@ -197,9 +199,8 @@ jetstream {{
         try:
             async with asyncio.timeout(READY_S):
                 while self._process.returncode is None:
-                    if ports_file.exists() and (text := ports_file.read_text("utf-8")).rstrip().endswith("}"):
-                        ports: dict[str, Any] = json.loads(text)
-                        return int(ports["nats"][0].rpartition(":")[2])
+                    if port := _port_in(ports_file):
+                        return port
                     await asyncio.sleep(0.02)
         except TimeoutError:
             await self.kill()
@@ -218,6 +219,15 @@ jetstream {{
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _port_in(ports_file: Path) -> int | None:
+    """Return the port that the server has written down; none as long as the file is not whole."""
+    text = ports_file.read_text("utf-8").rstrip() if ports_file.exists() else ""
+    if not text.endswith("}"):
+        return None
+    ports: dict[str, Any] = json.loads(text)
+    return int(ports["nats"][0].rpartition(":")[2])
 
 
 def die_with_parent() -> None:

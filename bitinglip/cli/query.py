@@ -25,7 +25,9 @@ class Format(StrEnum):
 
 def query(
     sql: Annotated[str | None, typer.Argument(help="One SELECT; - reads it from standard input.")] = None,
-    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="Value of the next ?, as JSON or text.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="Value of the next ?, as JSON or text.")
+    ] = None,
     format_: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
     schema: Annotated[bool, typer.Option("--schema", help="Print the tables and columns instead.")] = False,
     url: Url = None,

@@ -94,7 +94,7 @@ def list_(
 
 @app.command("watch")
 def watch_command(task_id: str, url: Url = None, as_json: Json = False) -> None:
-    """Show a task while it runs, then its result. Ends with 0 if it succeeded, 1 if it failed, 5 if it was cancelled."""
+    """Show a task while it runs, then its result. Ends with 0 (succeeded), 1 (failed) or 5 (cancelled)."""
     raise typer.Exit(watch(client(url), _id(task_id), quiet=False, as_json=as_json))
 
 
@@ -187,5 +187,3 @@ def _read(text: str) -> str:
         return Path(text[1:]).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(field=text, problem=str(error)) from error
-
-

@@ -21,7 +21,9 @@ ENDS = {
 
 def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool) -> int:
     """Follow a task; prints its result, and returns the exit code that tells how it ended."""
-    shown = _Json() if as_json and not quiet else _Quiet() if quiet else _Screen() if render.out.is_terminal else _Lines()
+    shown = (
+        _Json() if as_json and not quiet else _Quiet() if quiet else _Screen() if render.out.is_terminal else _Lines()
+    )
     state = "unknown"
     for event in gateway.events(f"/v1/tasks/{task_id}/events", ended=lambda event: end_of(event) is not None):
         shown.show(event)

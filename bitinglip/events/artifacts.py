@@ -1,5 +1,8 @@
 """Big bytes by their digest, in the object store: events carry only the reference."""
 
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import hashlib

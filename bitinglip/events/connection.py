@@ -4,6 +4,9 @@ All answers of a connection come to one inbox, told apart by a number: an append
 not a subscription.
 """
 
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio
@@ -11,11 +14,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+from nats.errors import NoServersError, UnexpectedEOF
 
 from bitinglip.errors import NoServer
 from bitinglip.events.streams import check_server
@@ -152,7 +155,7 @@ class Connection:
 
 
 async def _report(error: Exception) -> None:
-    if isinstance(error, OSError | nats.errors.NoServersError | nats.errors.UnexpectedEOF):
+    if isinstance(error, OSError | NoServersError | UnexpectedEOF):
         log.debug("NATS: %s", error or type(error).__name__)
         return
     log.warning("NATS: %s: %s", type(error).__name__, error)

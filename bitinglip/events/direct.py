@@ -74,7 +74,7 @@ async def _request(
 
 
 def raw_from_headers(msg: Msg) -> RawMessage:
-    """Read a message whose place in its stream is told by headers: a direct get's answer, or a republished one."""
+    """Read a message whose place in its stream is told by headers: the answer to a direct get, or a republished one."""
     headers = msg.headers or {}
     return RawMessage(
         int(headers["Nats-Sequence"]), _nanoseconds(headers["Nats-Time-Stamp"]), headers["Nats-Subject"], msg.data

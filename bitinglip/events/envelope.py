@@ -56,7 +56,7 @@ class Recorded:
     event: Event
 
 
-def encode(event: Event, *, id: str, source: str, time: datetime, about: str, causation: str | None = None) -> bytes:  # noqa: A002
+def encode(event: Event, *, id: str, source: str, time: datetime, about: str, causation: str | None = None) -> bytes:
     """Encode an event as CloudEvents JSON. `about` is what it is about: a task, a worker, a node, a model."""
     document = {
         "specversion": "1.0",

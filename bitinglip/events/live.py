@@ -1,14 +1,14 @@
 """One task's events, history and live, joined without gap or repeat.
 
-Live messages come from the republished subject, which bears each one's sequence. It is plain NATS: what passes while the
-connection is away is gone there, so after a reconnect, after an overflow, and once in a while when it is quiet, the history
-is read on from the last sequence seen.
+Live messages come from the republished subject, which bears each one's sequence. It is plain NATS: what passes while
+the connection is away is gone there, so after a reconnect, after an overflow, and once in a while when it is quiet,
+the history is read on from the last sequence seen.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from nats.aio.msg import Msg
 
@@ -35,7 +35,7 @@ class LiveEvents:
         self._wake = asyncio.Event()
         self._gap = True  # the history has not been read yet
 
-    async def batches(self, after: int) -> AsyncIterator[list[RawMessage]]:
+    async def batches(self, after: int) -> AsyncGenerator[list[RawMessage], None]:
         """Yield the events after a sequence; never ends. While the server is away it is waited for.
 
         Raises:

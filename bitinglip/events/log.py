@@ -1,10 +1,14 @@
 """The log: append with an expected sequence, read one task, tail a stream."""
 
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence as Seq
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +34,9 @@ from bitinglip.settings import Nats
 CONFLICT_CODES = frozenset({10071, 10164})
 FULL_CODES = frozenset({10023, 10047, 10077, 10110, 10122})
 TOO_LARGE_CODES = frozenset({10054, 10055})
+
+CHUNK = 32
+"""Appends that are written to the socket at a time."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -67,7 +74,9 @@ class Append:
 class EventLog:
     """The event log of one process. `source` names the process in every event that it appends."""
 
-    def __init__(self, connection: Connection, source: str, ids: Ids | None = None, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, connection: Connection, source: str, ids: Ids | None = None, clock: Clock = system_clock
+    ) -> None:
         self.connection = connection
         self.source = source
         self.clock = clock
@@ -76,7 +85,9 @@ class EventLog:
         self._slots = asyncio.Semaphore(self._settings.in_flight)
 
     @classmethod
-    async def connect(cls, settings: Nats, source: str, ids: Ids | None = None, clock: Clock = system_clock) -> EventLog:
+    async def connect(
+        cls, settings: Nats, source: str, ids: Ids | None = None, clock: Clock = system_clock
+    ) -> EventLog:
         """Connect, and make or update the streams.
 
         Raises:
@@ -159,9 +170,11 @@ class EventLog:
     async def append_all(self, appends: Seq[Append]) -> list[Sequence | BitingLipError]:
         """Store many events, all in flight at once (bounded); returns each one's sequence or error, in order."""
         waiting: list[asyncio.Future[Sequence] | BitingLipError] = []
-        for append in appends:
+        for count, append in enumerate(appends, 1):
             await self._slots.acquire()
             waiting.append(await self._send(append))
+            if count % CHUNK == 0:
+                await asyncio.sleep(0)  # let these go out while the next ones are made
         return [await self._settle(append, sent) for append, sent in zip(appends, waiting, strict=True)]
 
     async def _send(self, append: Append) -> asyncio.Future[Sequence] | BitingLipError:
@@ -185,7 +198,9 @@ class EventLog:
             return error
         return acked
 
-    async def _settle(self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError) -> Sequence | BitingLipError:
+    async def _settle(
+        self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError
+    ) -> Sequence | BitingLipError:
         deadline = time.monotonic() + self._settings.append_timeout_s
         patience = self._settings.append_timeout_s / 4
         retried = False
@@ -254,7 +269,7 @@ class EventLog:
         return created.isoformat() if created is not None else ""
 
     async def queue_depths(self) -> dict[str, int]:
-        """Return how many work messages wait or run, by subject `bl.queue.<lane>.<queue>.<task_id>`'s lane and queue."""
+        """Return how many work messages wait or run, by consumer (`<lane>-<queue>`)."""
         try:
             infos = await self.connection.js.consumers_info("QUEUE")
         except NatsError as error:
@@ -263,7 +278,7 @@ class EventLog:
 
     def tail(
         self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 20_000
-    ) -> AsyncIterator[list[RawMessage]]:
+    ) -> AsyncGenerator[list[RawMessage], None]:
         """Yield a stream's messages after a sequence, in order, without gap or repeat, over reconnects.
 
         Each list is what has arrived, 1 to `most` messages. It waits for more and never ends: close it.
@@ -271,7 +286,7 @@ class EventLog:
         chosen = filters or STREAM_FILTERS[stream]
         return tail(self.connection, stream, after, chosen, most)
 
-    async def follow_task(self, task_id: TaskId, after: int = 0) -> AsyncIterator[list[Recorded]]:
+    async def follow_task(self, task_id: TaskId, after: int = 0) -> AsyncGenerator[list[Recorded], None]:
         """Yield a task's events after a sequence: its history, then live, joined without gap or repeat. Never ends."""
         async with aclosing(LiveEvents(self.connection, task_id).batches(after)) as batches:
             async for batch in batches:

@@ -1,11 +1,14 @@
 """The work queue: pull work messages of a route, keep their lease, ack them or hand them back.
 
-Two kinds of pull request, each with a subscription of its own per route that is made once. One asks for what is there now
-and ends at once. The other one stands, for a single message, so that an idle worker hears of work as it comes. A standing
-request is never withdrawn: the server may be sending while it hears of that, and what it sends into the void is lost
-until its lease ends (seen as 30 s stalls). If one is answered while the worker is busy, the message is handed back at
-once, for a worker that is not.
+Two kinds of pull request, each with a subscription of its own per route that is made once. One asks for what is there
+now and ends at once. The other one stands, for a single message, so that an idle worker hears of work as it comes. A
+standing request is never withdrawn: the server may be sending while it hears of that, and what it sends into the void
+is lost until its lease ends (seen as 30 s stalls). If one is answered while the worker is busy, the message is handed
+back at once, for a worker that is not.
 """
+
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ _DONE = frozenset({"404", "408"})
 
 @dataclass(slots=True)
 class Delivery:
-    """A work message in our hands: a lease that lasts until its consumer's ack wait, and again from each sign of life."""
+    """A work message in our hands: a lease that lasts for the consumer's ack wait, from each sign of life."""
 
     connection: Connection
     route: Route
@@ -144,7 +147,7 @@ class WorkQueue:
         await asyncio.gather(*self._handing_back)
         return self._take()
 
-    async def _ask(self, route: Route, ask: dict[str, object], *, standing: bool) -> _Request:
+    async def _ask(self, route: Route, ask: dict[str, int], *, standing: bool) -> _Request:
         request = self._requests.get((route, standing)) or await self._subscribe(route, standing)
         if not (standing and request.open):
             request.open, request.missing = True, False
@@ -233,4 +236,3 @@ def _read(connection: Connection, route: Route, msg: Msg) -> Delivery:
     sequence = int(source.split(" ")[1]) if source.startswith(TASKS) else 0
     raw = RawMessage(sequence, int(parts[base + 3]), msg.subject, msg.data)
     return Delivery(connection, route, decode(raw, TASKS), int(parts[base]), msg.reply)
-

@@ -3,6 +3,9 @@
 Least server version: 2.12 (message schedules, ADR-51; per-message TTL, ADR-43; direct batch get, ADR-31).
 """
 
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -61,7 +64,7 @@ def declarations(settings: Nats) -> list[StreamConfig]:
         "allow_direct": True,
         "allow_msg_ttl": True,
     }
-    kept: dict[str, Any] = common | {"retention": RetentionPolicy.LIMITS, "deny_delete": True}
+    kept: dict[str, Any] = {**common, "retention": RetentionPolicy.LIMITS, "deny_delete": True}
     return [
         StreamConfig(
             name=TASKS,
@@ -76,7 +79,8 @@ def declarations(settings: Nats) -> list[StreamConfig]:
             name=QUEUE,
             description="Work that is ready to run, copied from TASKS by the server.",
             sources=[_ready_work()],
-            **common | {"retention": RetentionPolicy.WORK_QUEUE},
+            retention=RetentionPolicy.WORK_QUEUE,
+            **common,
         ),
         StreamConfig(
             name=WORKERS,
@@ -159,7 +163,9 @@ async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:
     for setting in FIXED:
         if (found := getattr(existing, setting)) != getattr(declared, setting):
             raise IncompatibleStream(
-                name=f"The stream {declared.name}", setting=f"{setting} = {found}", problem="it was made by something else"
+                name=f"The stream {declared.name}",
+                setting=f"{setting} = {found}",
+                problem="it was made by something else",
             )
     await js.update_stream(declared)
 

@@ -8,8 +8,8 @@
     bl.model.<queue>.<event>                        stream MODELS
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
 
-`<queue>` is a model's reference as one token: letters, digits, `-` and `_` stand for themselves, every other byte of its
-UTF-8 is `=` and two hex digits. It holds no wildcard, dot or space, so it can name a consumer as well.
+`<queue>` is a model's reference as one token: letters, digits, `-` and `_` stand for themselves, every other byte of
+its UTF-8 is `=` and two hex digits. It holds no wildcard, dot or space, so it can name a consumer as well.
 """
 
 from __future__ import annotations

@@ -1,14 +1,19 @@
 """A stream from a sequence on, in order, without gap or repeat: an ordered push consumer (ADR-17).
 
-The consumer is ephemeral and its state is ours: the last sequence seen. Whatever goes wrong (a gap in the consumer's own
-count, heartbeats that stay away, a reconnect) is mended in one way, by a new consumer from the sequence after that one.
+The consumer is ephemeral and its state is ours: the last sequence seen. Whatever goes wrong (a gap in the consumer's
+own count, heartbeats that stay away, a reconnect) is mended in one way, by a new consumer from the sequence after
+that one.
 """
+
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence as Seq
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as Seq
 from contextlib import aclosing, suppress
 
 from nats.aio.msg import Msg
@@ -33,7 +38,7 @@ class _BrokenError(Exception):
 
 async def tail(
     connection: Connection, stream: str, after: int, filters: Seq[str], most: int
-) -> AsyncIterator[list[RawMessage]]:
+) -> AsyncGenerator[list[RawMessage], None]:
     """Yield the stream's messages after a sequence, as they arrive, 1 to `most` at a time; never ends."""
     failures = 0
     while True:
@@ -64,7 +69,7 @@ class _Consumer:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def batches(self, after: int) -> AsyncIterator[list[RawMessage]]:
+    async def batches(self, after: int) -> AsyncGenerator[list[RawMessage], None]:
         inbox = self._connection.client.new_inbox()
         forget = self._connection.on_reconnect(lambda: self._break("reconnected"))
         subscription = await self._connection.subscribe(inbox, self._received)

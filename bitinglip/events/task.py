@@ -14,7 +14,14 @@ Lane = Literal["interactive", "normal", "batch"]
 LANES: tuple[Lane, ...] = ("interactive", "normal", "batch")
 
 FailureKind = Literal[
-    "bad_input", "out_of_memory", "load_failed", "engine_crashed", "engine_error", "timed_out", "lost_lease", "worker_stopped"
+    "bad_input",
+    "out_of_memory",
+    "load_failed",
+    "engine_crashed",
+    "engine_error",
+    "timed_out",
+    "lost_lease",
+    "worker_stopped",
 ]
 Attempt = Annotated[int, Field(ge=1)]
 
@@ -49,9 +56,13 @@ class Usage(_Value):
 class RetryPolicy(_Value):
     """How often, and how soon, a failed attempt is followed by another."""
 
-    max_attempts: int = Field(3, ge=1, le=100, description="Attempts in all, the first one included.")
-    base_ms: int = Field(1_000, ge=0, le=3_600_000, description="Wait before the second attempt, in milliseconds.")
-    max_ms: int = Field(60_000, ge=0, le=86_400_000, description="Longest wait between two attempts, in milliseconds.")
+    max_attempts: int = Field(default=3, ge=1, le=100, description="Attempts in all, the first one included.")
+    base_ms: int = Field(
+        default=1_000, ge=0, le=3_600_000, description="Wait before the second attempt, in milliseconds."
+    )
+    max_ms: int = Field(
+        default=60_000, ge=0, le=86_400_000, description="Longest wait between two attempts, in milliseconds."
+    )
 
 
 class TaskEvent(Event):
@@ -138,7 +149,14 @@ class TaskProgressed(TaskEvent):
     """A tick: step k of n, and what was added to the answer's text; it leaves the log after its time to live."""
 
     type = "task.progressed"
-    example = {"task_id": "01JZ0000000000000000000000", "attempt": 1, "step": 7, "total": 64, "unit": "token", "text": " a"}
+    example = {
+        "task_id": "01JZ0000000000000000000000",
+        "attempt": 1,
+        "step": 7,
+        "total": 64,
+        "unit": "token",
+        "text": " a",
+    }
 
     attempt: Attempt
     step: int
@@ -195,7 +213,7 @@ class TaskFailed(TaskEvent):
 
 @event
 class TaskCancelRequested(TaskEvent):
-    """Somebody asked for a running task to stop; its worker answers with `task.cancelled`, or with the result if that was faster."""
+    """Somebody asked for a running task to stop; its worker answers by `task.cancelled`, or by its result if faster."""
 
     type = "task.cancel_requested"
     example = {"task_id": "01JZ0000000000000000000000", "by": None, "reason": "changed my mind"}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import cast
 
-from bitinglip.errors import ProjectionBehind, UnknownModel
+from bitinglip.errors import CorruptEvent, ProjectionBehind, UnknownModel
 from bitinglip.events import subjects
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelRegistered
 from bitinglip.events.streams import MODELS
+
+log = logging.getLogger(__name__)
 
 CATCH_UP_S = 5.0
 
@@ -20,21 +23,21 @@ CATCH_UP_S = 5.0
 class Catalogue:
     """Every model that a worker has registered, by reference and kind."""
 
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
+    def __init__(self, event_log: EventLog) -> None:
+        self._log = event_log
         self._models: dict[tuple[str, str], ModelRegistered] = {}
         self._applied = 0
         self._moved = asyncio.Condition()
         self._follower: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, log: EventLog) -> Catalogue:
+    async def open(cls, event_log: EventLog) -> Catalogue:
         """Read what the log knows by now, and follow it from there.
 
         Raises:
             NoServer: the log cannot be read.
         """
-        catalogue = cls(log)
+        catalogue = cls(event_log)
         catalogue._follower = asyncio.create_task(catalogue._follow(), name="catalogue")
         try:
             await catalogue._catch_up()
@@ -81,7 +84,11 @@ class Catalogue:
 
     async def _apply(self, batch: list[RawMessage]) -> None:
         for message in batch:
-            event = decode(message, MODELS).event
+            try:
+                event = decode(message, MODELS).event
+            except CorruptEvent as error:
+                log.error("passed over: %s", error)  # noqa: TRY400  (the message says where)
+                continue
             if isinstance(event, ModelRegistered):
                 self._models[event.reference, event.kind] = event
         async with self._moved:

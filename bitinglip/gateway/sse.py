@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, suppress
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
-from bitinglip.errors import NoServer
+from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events.envelope import RawMessage
 from bitinglip.gateway.context import Gateway
+from bitinglip.gateway.responses import json
 
 MEDIA_TYPE = "text/event-stream"
 GONE = b": the event log cannot be reached; connect again with Last-Event-ID\n\n"
@@ -50,9 +51,12 @@ def frame(message: RawMessage) -> bytes:
 
 
 def json_list(messages: Iterable[RawMessage]) -> Response:
-    """Answer with the events as a JSON array; each has its sequence as the CloudEvents attribute `sequence`."""
-    events = (b'{"sequence":"%d",%b' % (message.sequence, one_line(message.payload)[1:]) for message in messages)
-    return Response(b"[" + b",".join(events) + b"]", media_type="application/json")
+    """Answer with the events as a JSON array; each has its sequence as the CloudEvents attribute `sequence`.
+
+    Raises:
+        CorruptEvent: one of them is no JSON object.
+    """
+    return json([_numbered(message) for message in messages])
 
 
 def type_of(message: RawMessage) -> str:
@@ -62,8 +66,8 @@ def type_of(message: RawMessage) -> str:
 
 
 def one_line(payload: bytes) -> bytes:
-    """Return JSON on one line; what BitingLip writes is on one already."""
-    return orjson.dumps(orjson.loads(payload)) if b"\n" in payload or b"\r" in payload else payload
+    """Return JSON on one line: a line's end can only be white space in it. What BitingLip writes is on one already."""
+    return b" ".join(payload.splitlines()) if b"\n" in payload or b"\r" in payload else payload
 
 
 async def until_closed(source: AsyncIterator[_T], closing: asyncio.Event) -> AsyncGenerator[_T]:
@@ -92,6 +96,13 @@ async def _frames(gateway: Gateway, batches: AsyncIterator[list[RawMessage]]) ->
                     yield b"".join(map(frame, batch))
             except NoServer:
                 yield GONE
+
+
+def _numbered(message: RawMessage) -> dict[str, Any]:
+    try:
+        return {"sequence": str(message.sequence)} | orjson.loads(message.payload)
+    except (orjson.JSONDecodeError, TypeError) as error:
+        raise CorruptEvent(where=f"{message.subject}:{message.sequence}", problem=str(error)) from error
 
 
 async def _next(source: AsyncIterator[_T]) -> _T | None:

@@ -149,7 +149,7 @@ async def _of_kind(
 async def _kind(gateway: Gateway, watch: Watch, message: RawMessage, kinds: OrderedDict[str, str | None]) -> str | None:
     """Return the kind that an event is about; a task's is said by its first event alone."""
     if watch.stream == MODELS:
-        return orjson.loads(message.payload)["data"].get("kind")
+        return _said_kind(message)
     task_id = message.subject.split(".", 3)[2]
     if task_id not in kinds:
         kinds[task_id] = await _submitted_kind(gateway, TaskId(task_id), message)
@@ -162,4 +162,12 @@ async def _submitted_kind(gateway: Gateway, task_id: TaskId, message: RawMessage
     first: RawMessage | None = message
     if sse.type_of(message) != "task.submitted":
         first = await get_last(gateway.log.connection, TASKS, f"bl.task.{task_id}.submitted.>")
-    return None if first is None else orjson.loads(first.payload)["data"]["kind"]
+    return None if first is None else _said_kind(first)
+
+
+def _said_kind(message: RawMessage) -> str | None:
+    """Return the kind that the event itself says; none for one that says none, or cannot be read."""
+    try:
+        return orjson.loads(message.payload)["data"]["kind"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None

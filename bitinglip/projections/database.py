@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from bitinglip.errors import ProjectionFileBusy
+from bitinglip.errors import InvalidConfig, ProjectionFileBusy
 from bitinglip.projections import sql
 from bitinglip.settings import Projections
 
@@ -132,6 +132,7 @@ def open_database(path: Path, settings: Projections) -> Database:
 
     Raises:
         ProjectionFileBusy: another process has it open.
+        InvalidConfig: DuckDB refuses a setting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -184,8 +185,8 @@ def _connect(path: Path, settings: Projections) -> duckdb.DuckDBPyConnection:
         text = str(error)
         if "lock on file" in text or "different configuration" in text:
             raise ProjectionFileBusy(path=str(path), problem=text.partition("\n")[0]) from error
-        if isinstance(error, duckdb.InvalidInputException):
-            raise
+        if isinstance(error, duckdb.ParserException | duckdb.InvalidInputException):
+            raise InvalidConfig(problem=f"projections: {text.partition(chr(10))[0]}") from error
         raise UnusableFileError(text) from error
 
 

@@ -89,6 +89,10 @@ class ReadModel:
         """Whether it has caught up with the log once."""
         return self._current.projector.caught_up.is_set()
 
+    async def wait_ready(self) -> None:
+        """Wait until it has caught up with the log once."""
+        await self._current.projector.wait_caught_up()
+
     def applied(self, stream: str) -> int:
         """Return the sequence of the last applied event of a stream."""
         return self._checkpoints.applied(stream)

@@ -30,6 +30,8 @@ LOOK_S = 0.05
 """Seconds between two looks at a running query."""
 GRACE_S = 2.0
 """Seconds that DuckDB gets to notice an interruption before its caller is answered without it."""
+ARROW_ERRORS = (OSError, ValueError, TypeError, OverflowError, RuntimeError, NotImplementedError)
+"""What Arrow, or a parameter on its way into DuckDB, says."""
 _EXACT = 2**63
 
 
@@ -48,6 +50,7 @@ class Sandbox:
 
     def __init__(self, run: Callable[[Callable[[Database], Table]], Awaitable[Table]]) -> None:
         self._run = run
+        self._stopping: set[asyncio.Future[None]] = set()
 
     async def run(self, sql: str, params: Params, timeout_s: float, max_rows: int) -> Table:
         """Run one SELECT.
@@ -61,9 +64,11 @@ class Sandbox:
         running.add_done_callback(_forget)
         try:
             await _watch(query, running, timeout_s)
-        finally:
-            query.stop()
-        await _stopped(query, running)
+        except asyncio.CancelledError:
+            self._stopping.add(stopping := asyncio.ensure_future(_stop(query, running)))
+            stopping.add_done_callback(self._stopping.discard)
+            raise
+        await _stop(query, running)
         if query.refused is not None:
             raise QueryRefused(problem=query.refused)
         if not running.done() or isinstance(running.exception(), Interrupted):
@@ -97,11 +102,9 @@ class _Query:
             self._vet(cursor)
             with cursor.read_only():
                 return self._collect(cursor)
-        except WriteError as error:
-            if isinstance(error, Interrupted):
-                raise
-            raise QueryRefused(problem=str(error)) from error
-        except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # what Arrow or the parameters say
+        except (WriteError, *ARROW_ERRORS) as error:
+            if self._halt.is_set():
+                raise Interrupted("stopped") from error
             raise QueryRefused(problem=str(error)) from error
         finally:
             self._hold(None)
@@ -111,6 +114,7 @@ class _Query:
             self._cursor = cursor
 
     def _vet(self, cursor: Database) -> None:
+        self._look()
         if not cursor.is_one_select(self._sql):
             raise QueryRefused(problem="it is not exactly one SELECT")
         problem = refusal(orjson.loads(cursor.rows("select json_serialize_sql(?::varchar)", [self._sql])[0][0]))
@@ -150,8 +154,8 @@ async def _watch(query: _Query, running: asyncio.Future[Table], timeout_s: float
             return
 
 
-async def _stopped(query: _Query, running: asyncio.Future[Table]) -> None:
-    """Wait until a stopped query has noticed, for a while."""
+async def _stop(query: _Query, running: asyncio.Future[Table]) -> None:
+    """Stop the query if it still runs, and wait until it has noticed, for a while."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + GRACE_S
     while not running.done() and loop.time() < deadline:

@@ -33,13 +33,15 @@ class SubmitTask(BaseModel):
     kind: str = Field(description="Kind of task: " + ", ".join(KINDS) + ".")
     model: str = Field(min_length=1, max_length=200, description="Model reference: `org/name` or `org/name@revision`.")
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the kind.")
-    lane: Lane = Field("normal", description="How urgent it is.")
+    lane: Lane = Field(default="normal", description="How urgent it is.")
     retry: Retry = Field(default_factory=Retry, description="What follows a failed attempt.")
     metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=32, description="The caller's own labels; kept, and can be filtered by."
     )
-    expires_at: AwareDatetime | None = Field(None, description="Not started by then: the task expires.")
-    timeout_s: float | None = Field(None, gt=0, le=604_800, description="Longest that one attempt may run, in seconds.")
+    expires_at: AwareDatetime | None = Field(default=None, description="Not started by then: the task expires.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, le=604_800, description="Longest that one attempt may run, in seconds."
+    )
 
     @field_validator("kind")
     @classmethod

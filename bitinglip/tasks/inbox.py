@@ -64,6 +64,7 @@ class Inbox:
             TaskNotFound: there is no such task.
             IllegalTransition: it has ended in another way.
         """
+        conflict: Conflict | None = None
         for _ in range(TRIES):
             task = fold(await self._log.read_task(task_id))
             if task is None:
@@ -72,6 +73,7 @@ class Inbox:
                 return await self._cancel(task, command)
             except Conflict as error:
                 conflict = error
+        assert conflict is not None
         raise conflict
 
     async def _cancel(self, task: Task, command: CancelTask) -> Task:
@@ -93,12 +95,9 @@ class Inbox:
 
     async def _submitted(self, command: SubmitTask, key_id: str | None, idempotency_key: str | None) -> TaskSubmitted:
         params, params_ref = await self._inline_or_artifact(command)
-        if idempotency_key is None:
-            task_id = TaskId(self._log.ids())
-        else:
-            task_id = task_id_for_key(key_id or "", idempotency_key)
+        made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)
         return TaskSubmitted(
-            task_id=task_id,
+            task_id=made,
             kind=command.kind,
             model=command.model,
             lane=command.lane,

@@ -29,11 +29,11 @@ class Result(BaseModel):
 class EchoParameters(Parameters):
     """Gives back what it got, after some idle steps: for tests, benchmarks and a first look."""
 
-    message: Any = Field(None, description="Any JSON value; it is the result.")
-    steps: int = Field(0, ge=0, le=100_000, description="Progress steps to report first.")
-    step_ms: float = Field(0.0, ge=0, le=60_000, description="Milliseconds that one step takes.")
+    message: Any = Field(default=None, description="Any JSON value; it is the result.")
+    steps: int = Field(default=0, ge=0, le=100_000, description="Progress steps to report first.")
+    step_ms: float = Field(default=0.0, ge=0, le=60_000, description="Milliseconds that one step takes.")
     fail: Literal["bad_input", "out_of_memory", "crash"] | None = Field(
-        None, description="Fail in this way instead, on every attempt."
+        default=None, description="Fail in this way instead, on every attempt."
     )
 
 
@@ -53,17 +53,26 @@ class ChatMessage(Parameters):
 class TextGenerationParameters(Parameters):
     """Continue a prompt, or answer a conversation; one of the two is given."""
 
-    prompt: Text | None = Field(None, description="Text to continue.")
+    prompt: Text | None = Field(default=None, description="Text to continue.")
     messages: tuple[ChatMessage, ...] | None = Field(
-        None, min_length=1, max_length=1000, description="Conversation to answer, through the model's own chat template."
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="Conversation to answer, through the model's own chat template.",
     )
-    max_tokens: int = Field(256, ge=1, le=131_072, description="Most tokens to generate.")
-    temperature: float = Field(0.0, ge=0.0, le=2.0, description="Randomness; 0 takes the likeliest token each time.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample among the likeliest tokens of this total probability.")
+    max_tokens: int = Field(default=256, ge=1, le=131_072, description="Most tokens to generate.")
+    temperature: float = Field(
+        default=0.0, ge=0.0, le=2.0, description="Randomness; 0 takes the likeliest token each time."
+    )
+    top_p: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="Sample among the likeliest tokens of this total probability."
+    )
     stop: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
-        (), max_length=16, description="Texts that end the answer; they are not part of it."
+        default=(), max_length=16, description="Texts that end the answer; they are not part of it."
     )
-    seed: Seed | None = Field(None, description="Seed of the sampling; none: one is drawn and told in the result.")
+    seed: Seed | None = Field(
+        default=None, description="Seed of the sampling; none: one is drawn and told in the result."
+    )
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -87,7 +96,7 @@ class EmbeddingParameters(Parameters):
     input: Text | Annotated[tuple[Text, ...], Field(min_length=1, max_length=2048)] = Field(
         description="One text, or up to 2048."
     )
-    normalize: bool = Field(True, description="Scale each vector to length 1.")
+    normalize: bool = Field(default=True, description="Scale each vector to length 1.")
 
 
 class EmbeddingResult(Result):

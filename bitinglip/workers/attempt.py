@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from bitinglip.errors import BitingLipError, Conflict, IllegalTransition, NoServer
@@ -113,7 +114,7 @@ class Scribe:
         return [step.result for step in steps]
 
     async def settle(self, attempt: Attempt, outcome: Stale | AwaitTimer | None) -> None:
-        """Let go of the work message as its task's state asks for: ack it, hand it back, or leave it to its new owner."""
+        """Let go of the work message as its task's state asks: ack it, hand it back, or leave it to its new owner."""
         attempt.settled = True
         if attempt.timer is not None:
             attempt.timer.cancel()
@@ -178,4 +179,3 @@ class Scribe:
             log.error("the history of task %s cannot be: %s", step.attempt.id, error)  # noqa: TRY400
             step.result, step.done = Stale(), True
         return None
-

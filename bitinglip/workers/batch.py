@@ -135,7 +135,9 @@ class BatchRunner:
 
     async def _run_on(self, model: ModelSpec | None, batch: list[Attempt]) -> None:
         if model is None:
-            await self._fail(batch, Failure(kind="bad_input", message="This worker has no such model.", retryable=False))
+            await self._fail(
+                batch, Failure(kind="bad_input", message="This worker has no such model.", retryable=False)
+            )
             return
         try:
             host = await self._engine()
@@ -286,7 +288,9 @@ class BatchRunner:
             failure = Failure(kind="engine_crashed", message=died.problem, retryable=True)
             log.error("the engine process died: %s", died.problem)
             await self._tell_engine_exited(died.problem)
-        timed_out = Failure(kind="timed_out", message="The attempt ran too long; its engine was killed.", retryable=True)
+        timed_out = Failure(
+            kind="timed_out", message="The attempt ran too long; its engine was killed.", retryable=True
+        )
         await self._fail([attempt for attempt in batch if attempt.timed_out], timed_out)
         await self._fail([attempt for attempt in batch if not attempt.timed_out], failure)
 

@@ -1,8 +1,8 @@
 """What a worker does next: a pure function of the facts it sees.
 
-Lanes share a worker by weight (stride scheduling, Waldspurger and Weihl 1995): each task served moves its lane's pass on
-by 1/weight, and the lane with the least pass is served first. So `batch` gets its share however long `interactive` is, and
-a lane that was empty meanwhile has saved nothing up.
+Lanes share a worker by weight (stride scheduling, Waldspurger and Weihl 1995): each task served moves its lane's pass
+on by 1/weight, and the lane with the least pass is served first. So `batch` gets its share however long `interactive`
+is, and a lane that was empty meanwhile has saved nothing up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Everything is killed at random while tasks come in; then the log is asked.
 
-Seeded: BITINGLIP's promise is checked on the log itself, not on what any process says. Set `FAULTS_SEED` and `FAULTS_ROUNDS`
-for another or a longer run.
+Seeded: BITINGLIP's promise is checked on the log itself, not on what any process says. Set `FAULTS_SEED` and
+`FAULTS_ROUNDS` for another or a longer run.
 """
 
 from __future__ import annotations
@@ -179,14 +179,16 @@ async def check_read_models(battlefield: Field, log: EventLog) -> None:
 
 async def caught_up(client: httpx.AsyncClient, log: EventLog) -> bool:
     with suppress(NoServer):
-        last = (await log.read_last("TASKS", "bl.task.>"))
+        last = await log.read_last("TASKS", "bl.task.>")
         answer = await client.post("/v1/query", json={"sql": "SELECT max(sequence) FROM events WHERE stream = 'TASKS'"})
         return answer.status_code == 200 and last is not None and answer.json()["rows"][0][0] >= last.sequence
     return False
 
 
 async def dump(client: httpx.AsyncClient) -> list[Any]:
-    answer = await client.post("/v1/query", json={"sql": "SELECT task_id, state, attempt, * FROM tasks ORDER BY task_id"})
+    answer = await client.post(
+        "/v1/query", json={"sql": "SELECT task_id, state, attempt, * FROM tasks ORDER BY task_id"}
+    )
     assert answer.status_code == 200, answer.text
     rows = orjson.loads(answer.content)["rows"]
     assert len(rows) < 10_000, "the dump is cut off: raise the row limit"
@@ -199,7 +201,9 @@ async def test_nothing_of_ours_outlives_its_parent(cluster: Cluster, log: EventL
     from bitinglip.tasks.commands import SubmitTask
     from bitinglip.tasks.inbox import Inbox
 
-    accepted = await Inbox(log, 65_536).submit(SubmitTask(kind="echo", model="echo", params={"steps": 1000, "step_ms": 20}))
+    accepted = await Inbox(log, 65_536).submit(
+        SubmitTask(kind="echo", model="echo", params={"steps": 1000, "step_ms": 20})
+    )
 
     async def engine() -> list[int]:
         return children_of(worker.pid)

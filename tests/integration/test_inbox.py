@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import orjson
 import pytest
@@ -14,7 +13,6 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE
 from bitinglip.events.task import TaskAssigned, TaskSubmitted, TaskSucceeded
 from bitinglip.ids import TaskId
-from bitinglip.settings import Nats
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 
@@ -27,7 +25,9 @@ def inbox(log: EventLog) -> Inbox:
 
 
 async def assign(log: EventLog, task_id: TaskId, expected: int) -> int:
-    return await log.append(log.task_append(TaskAssigned.model_validate(TaskAssigned.example | {"task_id": task_id}), expected))
+    return await log.append(
+        log.task_append(TaskAssigned.model_validate(TaskAssigned.example | {"task_id": task_id}), expected)
+    )
 
 
 async def test_an_accepted_task_is_in_the_log(log: EventLog, inbox: Inbox) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
@@ -187,7 +187,9 @@ async def test_any_nats_client_reads_the_log_as_json(log: EventLog, nats_url: st
     assert orjson.loads(message.data or b"")["data"]["task_id"] == task_id
 
 
-async def test_ready_tasks_are_copied_into_the_queue_by_the_server(log: EventLog, eventually: Callable[..., Any]) -> None:
+async def test_ready_tasks_are_copied_into_the_queue_by_the_server(
+    log: EventLog, eventually: Callable[..., Any]
+) -> None:
     task_id, _ = await submit(log)
 
     async def copied() -> bool:
@@ -225,7 +227,7 @@ async def test_a_stream_that_cannot_be_changed_is_refused_by_name(nats_url: str)
 
 
 async def test_no_server_is_said_clearly() -> None:
-    with pytest.raises(NoServer, match="127.0.0.1:1"):
+    with pytest.raises(NoServer, match=r"127\.0\.0\.1:1"):
         await EventLog.connect(Nats(url="nats://127.0.0.1:1", connect_timeout_s=0.5), "/test")
 
 

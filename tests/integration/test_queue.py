@@ -14,7 +14,6 @@ from bitinglip.events.streams import QUEUE, Route
 from bitinglip.events.subjects import encode_token
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.ids import TaskId
-from bitinglip.settings import Nats
 
 NORMAL = Route("normal", encode_token("demo/a"))
 URGENT = Route("interactive", encode_token("demo/a"))
@@ -82,7 +81,7 @@ async def test_a_busy_worker_hands_back_what_its_standing_request_brings(log: Ev
 
 
 async def test_nothing_is_lost_between_waits(log: EventLog, queue: WorkQueue) -> None:
-    """Work keeps arriving while requests are made and withdrawn: each task is seen, and none twice at first delivery."""
+    """Work keeps arriving while requests are made and answered: each task is seen, and once at its first delivery."""
     ids = set[TaskId]()
 
     async def produce() -> None:

@@ -96,7 +96,9 @@ async def test_the_queue_is_empty_afterwards(log: EventLog, inbox: Inbox, cluste
 async def test_progress_is_told(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
     await cluster.worker()
     history = await outcome(log, await submit(inbox, echo(steps=20, step_ms=20)))
-    steps = [getattr(recorded.event, "step", None) for recorded in history if recorded.type == "task.progressed"]
+    steps: list[Any] = [
+        getattr(recorded.event, "step", None) for recorded in history if recorded.type == "task.progressed"
+    ]
     assert steps == sorted(set(steps))
     assert 2 <= len(steps) <= 20
 
@@ -275,7 +277,11 @@ async def test_a_worker_tells_what_it_is_and_serves(log: EventLog, cluster: Clus
 async def test_a_worker_without_its_model_says_so(cluster: Cluster, tmp_path: Any) -> None:
     process = Process(
         "worker",
-        {"BITINGLIP_NATS_URL": cluster.nats_url, "BITINGLIP_WORKER_MODELS": "no/such", "BITINGLIP_DATA_DIR": str(tmp_path)},
+        {
+            "BITINGLIP_NATS_URL": cluster.nats_url,
+            "BITINGLIP_WORKER_MODELS": "no/such",
+            "BITINGLIP_DATA_DIR": str(tmp_path),
+        },
         tmp_path / "w.log",
     )
     await process.start(wait=False)

@@ -18,7 +18,9 @@ CONSUMER_NAME = re.compile(r"[^\s.*>/\\]+")
 """What NATS takes as a consumer's name."""
 
 texts = st.text(min_size=1, max_size=60).filter(lambda text: _encodable(text))
-ids = st.builds(lambda t, r: TaskId(Ulids(lambda: t, lambda: r)()), st.floats(0, 2**47 / 1000), st.integers(0, 2**80 - 1))
+ids = st.builds(
+    lambda t, r: TaskId(Ulids(lambda: t, lambda: r)()), st.floats(0, 2**47 / 1000), st.integers(0, 2**80 - 1)
+)
 events = st.from_regex(r"[a-z_]{1,20}", fullmatch=True)
 
 

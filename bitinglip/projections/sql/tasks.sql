@@ -95,102 +95,84 @@ comment on column tasks.last_sequence is 'Sequence of its last event in TASKS.';
 comment on column tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
 -- name: apply
+update batch
+set makes_ready = false
+from batch as earlier
+where batch.type = 'task.queued'
+    and earlier.about = batch.about
+    and earlier.sequence < batch.sequence
+    and earlier.state_key >= batch.state_key;
+
 create or replace temp table task_changes as
-with facts as (
+with told as (
     select
-        about as task_id, sequence, type, failure_kind,
-        case type
-            when 'task.submitted' then if(delayed, 4, 5)
-            when 'task.queued' then attempt * 4 + 1
-            when 'task.assigned' then attempt * 4 + 2
-            when 'task.failed' then if(delayed, attempt * 4 + 3, 2147483647)
-            when 'task.succeeded' then 2147483647
-            when 'task.cancelled' then 2147483647
-            when 'task.expired' then 2147483647
-            when 'task.dead_lettered' then 2147483647
-        end as state_key
-    from batch
-    where starts_with(type, 'task.') and stream = 'TASKS'
-), stale as (
-    select late.sequence
-    from facts as late
-    join facts as earlier on earlier.task_id = late.task_id
-    where late.type = 'task.queued' and earlier.sequence < late.sequence and earlier.state_key >= late.state_key
-), told as (
-    select
-        task_id,
+        about as task_id,
         max(sequence) as last_sequence,
         max(state_key) as state_key,
-        max(if(type = 'task.queued' or state_key = 5, state_key, null)) as queued_key,
-        min(if(type = 'task.submitted', sequence, null)) as submitted_sequence,
-        max(if(type = 'task.assigned', sequence, null)) as assigned_sequence,
-        max(if(type = 'task.queued' or state_key = 5, sequence, null)) as queued_sequence,
-        max(if(type = 'task.progressed', sequence, null)) as progressed_sequence,
-        max(if(type in ('task.failed', 'task.dead_lettered'), sequence, null)) as failed_sequence,
-        min(if(state_key = 2147483647, sequence, null)) as ended_sequence,
+        min(sequence) filter (type = 'task.submitted') as submitted_sequence,
+        arg_min(time, sequence) filter (type = 'task.submitted') as submitted_at,
+        arg_min(data, sequence) filter (type = 'task.submitted') as submitted,
+        max(state_key) filter (makes_ready) as ready_key,
+        arg_max(time, sequence) filter (makes_ready) as queued_at,
+        max(attempt) filter (type = 'task.assigned') as attempt,
+        arg_max(time, sequence) filter (type = 'task.assigned') as started_at,
+        arg_max(data, sequence) filter (type = 'task.assigned') as assigned,
+        max(attempt) filter (type = 'task.progressed') as progressed_attempt,
+        arg_max(data, sequence) filter (type = 'task.progressed') as progressed,
+        arg_max(data, sequence) filter (type in ('task.failed', 'task.dead_lettered')) as failed,
+        arg_min(type, sequence) filter (state_key = 2147483647) as ended_type,
+        arg_min(time, sequence) filter (state_key = 2147483647) as finished_at,
+        arg_min(data, sequence) filter (state_key = 2147483647) as ended,
         count_if(
             type = 'task.dead_lettered' or (type = 'task.failed' and failure_kind is distinct from 'worker_stopped')
         ) as failures,
         count_if(type = 'task.cancel_requested') > 0 as cancel_requested
-    from facts
-    where sequence not in (from stale)
+    from batch
+    where starts_with(type, 'task.')
     group by task_id
 )
 select
-    task_id,
+    * exclude (submitted, assigned, progressed, failed, ended),
     case
-        when ended.type is not null then ended.type[6:]
+        when ended_type is not null then ended_type[6:]
         when state_key % 4 = 1 then 'queued'
         when state_key % 4 = 2 then 'running'
         else 'scheduled'
     end as state,
-    state_key,
-    queued_key,
-    json_transform(submitted.data, '{
+    ended_type = 'task.succeeded' as succeeded,
+    json_transform(submitted, '{
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
         "timeout_ms": "BIGINT"
     }') as s,
-    json_transform(assigned.data, '{
+    json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
     }') as a,
-    json_transform(progressed.data, '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}') as p,
-    json_transform(failed.data, '{"failure": "JSON", "run_ms": "DOUBLE"}') as f,
-    json_transform(ended.data, '{
+    if(
+        progressed_attempt >= coalesce(attempt, 0),
+        json_transform(progressed, '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}'),
+        null
+    ) as p,
+    json_transform(failed, '{"failure": "JSON", "run_ms": "DOUBLE"}') as f,
+    json_transform(ended, '{
         "run_ms": "DOUBLE", "load_ms": "DOUBLE", "result": "JSON", "result_ref": "JSON", "versions": "JSON",
         "usage": {"input_tokens": "BIGINT", "output_tokens": "BIGINT"}
-    }') as r,
-    assigned.attempt as attempt,
-    submitted.time as submitted_at,
-    queued.time as queued_at,
-    assigned.time as started_at,
-    ended.time as finished_at,
-    if(ended.type = 'task.succeeded', coalesce(r['load_ms'], 0), null) as load_ms,
-    if(ended.type = 'task.succeeded', coalesce(r['usage']['input_tokens'], 0), null) as input_tokens,
-    if(ended.type = 'task.succeeded', coalesce(r['usage']['output_tokens'], 0), null) as output_tokens,
-    failures,
-    cancel_requested,
-    submitted_sequence,
-    last_sequence
-from told
-left join batch as submitted on submitted.sequence = submitted_sequence
-left join batch as assigned on assigned.sequence = assigned_sequence
-left join batch as queued on queued.sequence = queued_sequence
-left join batch as progressed
-    on progressed.sequence = progressed_sequence and progressed_sequence > coalesce(assigned_sequence, 0)
-left join batch as failed on failed.sequence = failed_sequence
-left join batch as ended on ended.sequence = ended_sequence;
+    }') as r
+from told;
 
 insert into tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
     s.params_ref, s.request_sha256, coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
-    coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at, finished_at,
-    a.wait_ms, coalesce(r.run_ms, f.run_ms), load_ms, r.result, r.result_ref, f.failure, failures, input_tokens,
-    output_tokens, r.versions, cancel_requested, p.step, p.total, p.unit, submitted_sequence, last_sequence, state_key
+    coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at,
+    finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
+    r.result_ref, f.failure, failures, if(succeeded, coalesce(r.usage.input_tokens, 0), null),
+    if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
+    submitted_sequence, last_sequence, state_key
 from task_changes
-where submitted_sequence is not null;
+where submitted_sequence is not null
+on conflict do nothing;
 
 update tasks
 set
@@ -201,23 +183,23 @@ set
     node_id = if(new.attempt is null, tasks.node_id, new.a.node_id),
     device = if(new.attempt is null, tasks.device, new.a.device),
     revision = if(new.attempt is null, tasks.revision, new.a.revision),
-    queued_at = if(new.queued_key > tasks.state_key, new.queued_at, tasks.queued_at),
+    queued_at = if(new.ready_key > tasks.state_key, new.queued_at, tasks.queued_at),
     started_at = coalesce(new.started_at, tasks.started_at),
     finished_at = coalesce(tasks.finished_at, new.finished_at),
-    wait_ms = coalesce(new.a.wait_ms, tasks.wait_ms),
+    wait_ms = if(new.attempt is null, tasks.wait_ms, new.a.wait_ms),
     run_ms = coalesce(new.r.run_ms, new.f.run_ms, tasks.run_ms),
-    load_ms = coalesce(new.load_ms, tasks.load_ms),
+    load_ms = if(new.succeeded, coalesce(new.r.load_ms, 0), tasks.load_ms),
     result = coalesce(new.r.result, tasks.result),
     result_ref = coalesce(new.r.result_ref, tasks.result_ref),
     failure = coalesce(new.f.failure, tasks.failure),
     failures = tasks.failures + new.failures,
-    input_tokens = coalesce(new.input_tokens, tasks.input_tokens),
-    output_tokens = coalesce(new.output_tokens, tasks.output_tokens),
+    input_tokens = if(new.succeeded, coalesce(new.r.usage.input_tokens, 0), tasks.input_tokens),
+    output_tokens = if(new.succeeded, coalesce(new.r.usage.output_tokens, 0), tasks.output_tokens),
     versions = coalesce(new.r.versions, tasks.versions),
     cancel_requested = tasks.cancel_requested or new.cancel_requested,
-    progress_step = if(new.attempt is null, coalesce(new.p.step, tasks.progress_step), new.p.step),
-    progress_total = if(new.attempt is null, coalesce(new.p.total, tasks.progress_total), new.p.total),
-    progress_unit = if(new.attempt is null, coalesce(new.p.unit, tasks.progress_unit), new.p.unit),
+    progress_step = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_step, new.p.step),
+    progress_total = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_total, new.p.total),
+    progress_unit = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_unit, new.p.unit),
     last_sequence = new.last_sequence
 from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;

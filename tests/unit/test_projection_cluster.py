@@ -1,0 +1,81 @@
+"""The projections of workers and models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitinglip.events.envelope import RawMessage
+from bitinglip.events.model import ModelRegistered
+from bitinglip.events.registry import Event
+from bitinglip.events.worker import WorkerEngineExited, WorkerHeartbeat, WorkerStarted, WorkerStopped
+from bitinglip.projections import queries
+from bitinglip.projections.rows import ModelRow, WorkerRow, reader
+from bitinglip.projections.writer import write
+from tests.unit.projection_support import fresh_database, message
+
+HISTORY = [
+    (WorkerStarted, {}),
+    (WorkerHeartbeat, {"done": 1}),
+    (WorkerEngineExited, {}),
+    (WorkerEngineExited, {"reason": "again"}),
+    (WorkerHeartbeat, {"done": 2}),
+    (WorkerStopped, {}),
+    (WorkerStarted, {"pid": 99}),
+    (WorkerEngineExited, {"reason": "third"}),
+    (WorkerHeartbeat, {"done": 0}),
+]
+
+
+def _messages(history: list[tuple[type[Event], dict[str, Any]]], about: str) -> list[RawMessage]:
+    return [
+        message(cls.model_validate(cls.example | changes), number, about=about)
+        for number, (cls, changes) in enumerate(history, 1)
+    ]
+
+
+def _workers(history: list[tuple[type[Event], dict[str, Any]]], size: int) -> list[WorkerRow]:
+    messages = _messages(history, "rig-1-0")
+    with fresh_database() as database:
+        for start in range(0, len(messages), size):
+            write(database, "WORKERS", messages[start : start + size])
+        return [reader(WorkerRow)(row) for row in database.rows(queries.text("workers"))]
+
+
+@pytest.mark.parametrize("end", range(1, len(HISTORY) + 1))
+def test_workers_do_not_depend_on_the_cutting(end: int) -> None:
+    whole = _workers(HISTORY[:end], 100)
+    assert _workers(HISTORY[:end], 1) == whole
+    assert _workers(HISTORY[:end], 2) == whole
+
+
+def test_a_start_begins_anew() -> None:
+    [row] = _workers(HISTORY, 3)
+    assert (row.state, row.pid, row.done, row.engine_exits, row.engine_exit_reason) == ("started", 99, 0, 1, "third")
+    assert (row.stopped_at, row.stop_reason) == (None, None)
+    assert row.models == [{"kind": "echo", "reference": "echo", "revision": None}]
+    assert row.loaded == ["openai-community/gpt2"]
+
+
+def test_a_stop_is_told() -> None:
+    [row] = _workers(HISTORY[:6], 2)
+    assert (row.state, row.stop_reason, row.stopped_at, row.engine_exits) == ("stopped", "signal", row.seen_at, 2)
+
+
+def test_models_are_told_once_for_each_kind_and_revision() -> None:
+    history: list[tuple[type[Event], dict[str, Any]]] = [
+        (ModelRegistered, {}),
+        (ModelRegistered, {"revision": None, "size_bytes": 1}),
+        (ModelRegistered, {"revision": None, "size_bytes": 2}),
+        (ModelRegistered, {"kind": "embedding"}),
+    ]
+    with fresh_database() as database:
+        for one in _messages(history, "openai-community/gpt2"):
+            write(database, "MODELS", [one])
+        rows = [reader(ModelRow)(row) for row in database.rows(queries.text("models"))]
+    assert [(row.kind, row.revision, row.size_bytes) for row in rows] == [
+        ("embedding", ModelRegistered.example["revision"], 548_105_171),
+        ("text-generation", ModelRegistered.example["revision"], 548_105_171),
+        ("text-generation", None, 2),
+    ]

@@ -1,0 +1,86 @@
+"""The file: its versions, its damage, its lock, its comments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitinglip.errors import InvalidConfig, ProjectionFileBusy
+from bitinglip.events.task import TaskSubmitted
+from bitinglip.projections import sql
+from bitinglip.projections.database import open_database
+from bitinglip.projections.writer import write
+from tests.unit.projection_support import SETTINGS, message
+
+SUBMITTED = message(TaskSubmitted.model_validate(TaskSubmitted.example), 3, about="01JZ0000000000000000000000")
+
+
+def _fill(path: Path) -> None:
+    database = open_database(path, SETTINGS)
+    database.add_checkpoint("TASKS", "then")
+    write(database, "TASKS", [SUBMITTED])
+    database.close()
+
+
+def _count(path: Path) -> int:
+    database = open_database(path, SETTINGS)
+    try:
+        return database.rows("select count(*) from tasks")[0][0]
+    finally:
+        database.close()
+
+
+def test_a_file_is_kept(tmp_path: Path) -> None:
+    _fill(tmp_path / "deep" / "p.duckdb")
+    assert _count(tmp_path / "deep" / "p.duckdb") == 1
+
+
+def test_changed_sql_makes_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.duckdb"
+    _fill(path)
+    monkeypatch.setattr(sql, "version", lambda name: "another" if name == "tasks" else "same")
+    assert _count(path) == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 100_000])
+def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "p.duckdb"
+    path.write_bytes(damage)
+    assert _count(path) == 0
+
+
+def test_a_damaged_database_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "p.duckdb"
+    _fill(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    assert _count(path) == 0
+
+
+def test_a_file_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p.duckdb"
+    _fill(path)
+    program = f"import duckdb; held = duckdb.connect({str(path)!r}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ProjectionFileBusy, match="in use by another process"):
+            open_database(path, SETTINGS)
+        other.communicate(b"\n")
+    assert _count(path) == 1
+
+
+def test_a_setting_that_duckdb_refuses_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="Memory"):
+        open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"memory_limit": "much"}))
+
+
+def test_every_column_has_a_comment(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "p.duckdb", SETTINGS)
+    rows = database.rows(sql.blocks("system")["schema"])
+    database.close()
+    assert {row[0] for row in rows} == {*sql.NAMES, "checkpoints", "projection_versions"}
+    assert [row for row in rows if not row[1] or not row[4]] == []
