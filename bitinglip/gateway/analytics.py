@@ -75,9 +75,15 @@ def read_query(body: bytes) -> Query:
 
 
 async def schema(request: Request) -> Response:
-    """Answer `GET /v1/schema`: the tables that a query can read."""
+    """Answer `GET /v1/schema`: the tables that a query can read, and their columns."""
     requests.only(request)
-    return json(await gateway_of(request).readmodel.schema())
+    tables = await gateway_of(request).readmodel.schema()
+    columns = [
+        {"table": table.name, "column": column.name, "type": column.type, "comment": column.comment}
+        for table in tables
+        for column in table.columns
+    ]
+    return json({"tables": [{"table": table.name, "comment": table.comment} for table in tables], "columns": columns})
 
 
 async def rebuild(request: Request) -> Response:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import cast
 
 from bitinglip.errors import CorruptEvent, ProjectionBehind, UnknownModel
 from bitinglip.events import subjects
@@ -78,7 +76,7 @@ class Catalogue:
             raise ProjectionBehind(sequence=last.sequence, applied=self._applied) from error
 
     async def _follow(self) -> None:
-        async with aclosing(cast("AsyncGenerator[list[RawMessage]]", self._log.tail(MODELS, 0))) as batches:
+        async with aclosing(self._log.tail(MODELS, 0)) as batches:
             async for batch in batches:
                 await self._apply(batch)
 

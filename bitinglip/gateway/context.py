@@ -27,7 +27,7 @@ RECENT_MOST = 20_000
 
 
 class Recent:
-    """The last sequence that this gateway published for each of the latest tasks; bounded."""
+    """The last sequence that this gateway published or showed for each of the latest tasks; bounded."""
 
     def __init__(self, most: int = RECENT_MOST) -> None:
         self._most = most

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -44,6 +43,7 @@ async def after_history(
 ) -> AsyncGenerator[list[RawMessage]]:
     """Yield a task's events after a sequence, of which `history` are the first, up to its terminal one."""
     until, ended = _to_the_end(history)
+    gateway.recent.note(task_id, until[-1].sequence)  # who has seen an event reads a task that has it
     if wanted := [message for message in until if message.sequence > after]:
         yield wanted
     if not ended:
@@ -54,10 +54,10 @@ async def after_history(
 
 async def follow(gateway: Gateway, task_id: TaskId, after: int) -> AsyncGenerator[list[RawMessage]]:
     """Yield a task's events after a sequence, stored and live, up to its terminal one."""
-    live = cast("AsyncGenerator[list[RawMessage]]", LiveEvents(gateway.log.connection, task_id).batches(after))
-    async with aclosing(live) as batches:
+    async with aclosing(LiveEvents(gateway.log.connection, task_id).batches(after)) as batches:
         async for batch in batches:
             until, ended = _to_the_end(batch)
+            gateway.recent.note(task_id, until[-1].sequence)
             yield until
             if ended:
                 return

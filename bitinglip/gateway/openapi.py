@@ -1,10 +1,8 @@
-"""The OpenAPI 3.1 document, made from the models that validate the requests and from the table below."""
+"""The OpenAPI 3.1 document, made from the models that validate the requests and from the table of operations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import orjson
 from pydantic import BaseModel, TypeAdapter
@@ -14,167 +12,27 @@ from starlette.responses import Response
 
 import bitinglip
 from bitinglip import errors
-from bitinglip.errors import BitingLipError
-from bitinglip.events.task import LANES
 from bitinglip.gateway import problems
 from bitinglip.gateway.analytics import Answer, Query
-from bitinglip.gateway.listing import STATES
-from bitinglip.ids import ULID_PATTERN
+from bitinglip.gateway.operations import (
+    ACCEPTED,
+    ENDING,
+    OPERATIONS,
+    OPTIONAL,
+    REFERENCE,
+    TEXT,
+    TIME,
+    Operation,
+    Schema,
+    array_of,
+    object_of,
+    ref,
+)
 from bitinglip.projections.rows import ModelRow, TaskRow, WorkerRow
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 
-Schema = dict[str, Any]
-REFERENCE = "#/components/schemas/{model}"
 MODELS: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, *PARAMETERS.values(), *RESULTS.values())
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": REFERENCE.format(model=name)}
-
-
-def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required or properties)}
-
-
-def _array(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _query(name: str, description: str, schema: Schema | None = None) -> Schema:
-    return {"name": name, "in": "query", "description": description, "schema": schema or TEXT}
-
-
-def _header(name: str, description: str, schema: Schema | None = None) -> Schema:
-    return {"name": name, "in": "header", "description": description, "schema": schema or TEXT}
-
-
-def _path(name: str, description: str, pattern: str) -> Schema:
-    schema = {"type": "string", "pattern": f"^{pattern}$"}
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
-
-
-TEXT: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer", "minimum": 0}
-FLAG: Schema = {"type": "boolean"}
-TIME: Schema = {"type": "string", "format": "date-time"}
-STATE: Schema = {"type": "string", "enum": list(STATES)}
-LANE: Schema = {"type": "string", "enum": list(LANES)}
-KIND: Schema = {"type": "string", "enum": list(PARAMETERS)}
-
-TASK_ID = _path("task_id", "The task's id, a ULID.", ULID_PATTERN)
-DIGEST = _path("digest", "SHA-256 of the bytes, in hex.", "[0-9a-f]{64}")
-AFTER = _query("after", "Only events after this sequence.", WHOLE)
-LAST_EVENT_ID = _header("Last-Event-ID", "As `after`; sent by an EventSource that connects again.", WHOLE)
-PREFER = _header("Prefer", "`wait=n`: wait up to n seconds for the task's end.")
-KEY = _header("Idempotency-Key", "A repeat with the same key is answered with the first one's task.")
-
-LISTING = (
-    _query("state", "States, repeated or with commas between them.", _array(STATE)),
-    _query("kind", "Kind of task.", KIND),
-    _query("model", "Model reference."),
-    _query("lane", "Lane.", LANE),
-    _query("metadata.<key>", "Value that the task's metadata has under the key."),
-    _query("submitted_after", "Submitted after this time.", TIME),
-    _query("submitted_before", "Submitted before this time.", TIME),
-    _query("limit", "Most tasks in the answer; 50 if not given.", {"type": "integer", "minimum": 1, "maximum": 1000}),
-    _query("cursor", "`next_cursor` of the page before."),
-)
-WATCHING = (
-    _query("stream", "Which stream; `tasks` if not given.", {"type": "string", "enum": ["tasks", "workers", "models"]}),
-    _query("types", "Event types, repeated or with commas between them.", _array(TEXT)),
-    _query("kind", "Only events about this kind of task or model.", KIND),
-    _query("task_id", "Only events of this task."),
-    _query("follow", "`false` ends the stream at the last event of now.", FLAG),
-    AFTER,
-    _query("from", "Where to start without `after`: `end` if not given.", {"type": "string", "enum": ["start", "end"]}),
-    LAST_EVENT_ID,
-)
-LINKS = _object(self=TEXT, events=TEXT)
-ACCEPTED = _object(task_id=TEXT, state=STATE, sequence=WHOLE, links=LINKS)
-ENDING = _object(task_id=TEXT, state=STATE, cancel_requested=FLAG, links=LINKS)
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One route, as the document tells it."""
-
-    method: str
-    path: str
-    summary: str
-    answers: dict[int, Schema]
-    """Schema of the JSON answer by status; an empty one: no body that a schema describes."""
-    refusals: tuple[type[BitingLipError], ...] = ()
-    parameters: tuple[Schema, ...] = ()
-    body: str | None = None
-    media_types: tuple[str, ...] = ("application/json",)
-    open: bool = False
-    """Whether it needs no key."""
-    notes: str = field(default="")
-
-
-BODY = (errors.MalformedBody, errors.UnsupportedMediaType, errors.PayloadTooLarge, errors.InvalidInput)
-SSE = ("text/event-stream", "application/json")
-
-OPERATIONS = (
-    Operation(
-        "post", "/v1/tasks", "Submit a task.", {202: _ref("Accepted"), 200: _ref("Task")},
-        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
-        (KEY, PREFER), body="SubmitTask",
-        notes="202: the task is in the log and will not be lost. 200: it ended within `Prefer: wait=n`. "
-        "With `Accept: text/event-stream` the answer is the task's event stream.",
-    ),
-    Operation(
-        "get", "/v1/tasks", "List tasks, the newest first.", {200: _ref("TaskPage")}, (errors.InvalidInput,), LISTING
-    ),
-    Operation(
-        "get", "/v1/tasks/{task_id}", "Look at a task.", {200: _ref("Task")},
-        (errors.TaskNotFound, errors.InvalidInput, errors.ProjectionBehind, errors.NoServer), (TASK_ID,),
-    ),
-    Operation(
-        "delete", "/v1/tasks/{task_id}", "Cancel a task.", {200: _ref("Ending"), 202: _ref("Ending")},
-        (errors.TaskNotFound, errors.IllegalTransition, errors.InvalidInput, errors.NoServer),
-        (TASK_ID, _query("reason", "Why; kept with the task.", {"type": "string", "maxLength": 512})),
-        notes="200: it has ended. 202: its worker was asked to stop.",
-    ),
-    Operation(
-        "get", "/v1/tasks/{task_id}/events", "Watch a task, from its first event to its end.",
-        {200: _array(_ref("Event")), 204: {}}, (errors.TaskNotFound, errors.InvalidInput, errors.NoServer),
-        (TASK_ID, AFTER, LAST_EVENT_ID, _query("format", "`json`: the history so far.", {"enum": ["sse", "json"]})),
-        media_types=SSE, notes="204: the task ended before or at `Last-Event-ID`, so that an EventSource stops.",
-    ),
-    Operation(
-        "get", "/v1/events", "Watch a whole stream.", {200: {}}, (errors.InvalidInput, errors.NoServer), WATCHING,
-        media_types=("text/event-stream",),
-    ),
-    Operation(
-        "get", "/v1/artifacts/{digest}", "Fetch an artifact.", {200: {}, 304: {}},
-        (errors.ArtifactNotFound, errors.NoServer), (DIGEST, _header("If-None-Match", "ETag of a copy at hand.")),
-        media_types=("application/octet-stream",),
-    ),
-    Operation("get", "/v1/workers", "List the workers.", {200: _object(workers=_array(_ref("Worker")))}),
-    Operation("get", "/v1/models", "List the registered models.", {200: _object(models=_array(_ref("Model")))}),
-    Operation(
-        "get", "/v1/queues", "How many tasks wait or run, by lane and model.",
-        {200: _object(queues=_array(_object(lane=LANE, model=TEXT, depth=WHOLE)))}, (errors.NoServer,),
-    ),
-    Operation(
-        "post", "/v1/query", "Ask the read model in SQL.", {200: _ref("Answer")},
-        (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
-    ),
-    Operation("get", "/v1/schema", "The tables that a query can read.", {200: {"type": "object"}}),
-    Operation(
-        "post", "/v1/projections/rebuild", "Make the read model anew from the log.",
-        {200: _object(rebuilt=FLAG, elapsed_ms={"type": "number"})}, (errors.NoServer,),
-    ),
-    Operation("get", "/healthz", "Whether the process lives.", {200: _object(status=TEXT)}, open=True),
-    Operation(
-        "get", "/readyz", "Whether it can serve.", {200: _object(status=TEXT, log=TEXT, read_model=TEXT)},
-        (errors.NoServer, errors.ProjectionBehind), open=True,
-    ),
-    Operation("get", "/metrics", "Metrics for Prometheus.", {200: {}}, media_types=("text/plain",)),
-    Operation("get", "/openapi.json", "This document.", {200: {"type": "object"}}),
-)  # fmt: skip
 
 
 async def openapi(_: Request) -> Response:
@@ -219,7 +77,7 @@ def _operation(operation: Operation) -> Schema:
     if operation.parameters:
         described["parameters"] = list(operation.parameters)
     if operation.body:
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(operation.body)}}}
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(operation.body)}}}
     return described | ({"security": []} if operation.open else {})
 
 
@@ -245,7 +103,7 @@ def _refusals(operation: Operation) -> Schema:
 
 
 def _problem(types: list[str]) -> Schema:
-    narrowed: Schema = {"allOf": [_ref("Problem"), {"properties": {"type": {"enum": types}}}]}
+    narrowed: Schema = {"allOf": [ref("Problem"), {"properties": {"type": {"enum": types}}}]}
     return {"description": ", ".join(types), "content": {problems.MEDIA_TYPE: {"schema": narrowed}}}
 
 
@@ -257,10 +115,10 @@ def _schemas() -> Schema:
         schemas[_submit_name(kind)] = _submit_schema(base, kind, model)
     return schemas | {
         "SubmitTask": {
-            "oneOf": [_ref(_submit_name(kind)) for kind in PARAMETERS],
+            "oneOf": [ref(_submit_name(kind)) for kind in PARAMETERS],
             "discriminator": {
                 "propertyName": "kind",
-                "mapping": {kind: _ref(_submit_name(kind))["$ref"] for kind in PARAMETERS},
+                "mapping": {kind: ref(_submit_name(kind))["$ref"] for kind in PARAMETERS},
             },
         },
         "Accepted": ACCEPTED,
@@ -268,12 +126,16 @@ def _schemas() -> Schema:
         "Task": _row(TaskRow),
         "Worker": _row(WorkerRow),
         "Model": _row(ModelRow),
-        "TaskPage": _object(tasks=_array(_ref("Task")), next_cursor={"type": ["string", "null"]}),
-        "Event": _object(
+        "TaskPage": object_of(tasks=array_of(ref("Task")), next_cursor=OPTIONAL),
+        "Schema": object_of(
+            tables=array_of(object_of(table=TEXT, comment=OPTIONAL)),
+            columns=array_of(object_of(table=TEXT, column=TEXT, type=TEXT, comment=OPTIONAL)),
+        ),
+        "Event": object_of(
             ("specversion", "id", "type", "data"), specversion=TEXT, id=TEXT, source=TEXT, type=TEXT, subject=TEXT,
             time=TIME, dataschema=TEXT, correlationid=TEXT, causationid=TEXT, sequence=TEXT, data={"type": "object"},
         ),
-        "Problem": _object(
+        "Problem": object_of(
             ("type", "title", "status", "detail", "remedy"), type=TEXT, title=TEXT, status={"type": "integer"},
             detail=TEXT, code=TEXT, remedy=TEXT, request_id=TEXT, field=TEXT,
         ),
@@ -290,5 +152,5 @@ def _submit_name(kind: str) -> str:
 
 def _submit_schema(base: Schema, kind: str, model: type[BaseModel]) -> Schema:
     """Return the body for one kind: the command's own schema, with this kind's parameters."""
-    own = {"kind": {"const": kind, "type": "string"}, "params": _ref(model.__name__)}
+    own = {"kind": {"const": kind, "type": "string"}, "params": ref(model.__name__)}
     return base | {"title": _submit_name(kind), "properties": base["properties"] | own, "description": model.__doc__}

@@ -147,14 +147,17 @@ def checked_task_id(text: str) -> TaskId:
 
 
 def resume_after(request: Request) -> int | None:
-    """Return the sequence after which the caller wants events: `after`, else `Last-Event-ID`; none if neither is given.
+    """Return the sequence after which the caller wants events: `Last-Event-ID`, else `after`; none if neither is given.
+
+    A reader that connects again sends the address that it was given, `after` included, and how far it came since.
 
     Raises:
         InvalidInput: it is not a sequence.
     """
     after = one(request, "after")
-    name, text = ("after", after) if after is not None else ("Last-Event-ID", header(request, b"last-event-id") or None)
-    return None if text is None else number(name, text, 0, 0, SEQUENCE_MOST)
+    given = None if after is None else number("after", after, 0, 0, SEQUENCE_MOST)
+    seen = header(request, b"last-event-id")
+    return number("Last-Event-ID", seen, 0, 0, SEQUENCE_MOST) if seen else given
 
 
 def wants(request: Request, media_type: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import orjson
 from sse_starlette.event import ServerSentEvent
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 def stream(
-    gateway: Gateway, batches: AsyncIterator[list[RawMessage]], headers: Mapping[str, str] | None = None
+    gateway: Gateway, batches: AsyncGenerator[list[RawMessage]], headers: Mapping[str, str] | None = None
 ) -> EventSourceResponse:
     """Answer with these events, until they end, the caller leaves or the gateway closes."""
     return EventSourceResponse(
@@ -70,7 +70,7 @@ def one_line(payload: bytes) -> bytes:
     return b" ".join(payload.splitlines()) if b"\n" in payload or b"\r" in payload else payload
 
 
-async def until_closed(source: AsyncIterator[_T], closing: asyncio.Event) -> AsyncGenerator[_T]:
+async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> AsyncGenerator[_T]:
     """Yield what the source yields, until it ends or the gateway closes."""
     closed = asyncio.ensure_future(closing.wait())
     following: asyncio.Future[_T | None] | None = None
@@ -85,10 +85,10 @@ async def until_closed(source: AsyncIterator[_T], closing: asyncio.Event) -> Asy
     finally:
         closed.cancel()
         await _stop(following)
-        await cast("AsyncGenerator[_T]", source).aclose()
+        await source.aclose()
 
 
-async def _frames(gateway: Gateway, batches: AsyncIterator[list[RawMessage]]) -> AsyncGenerator[bytes]:
+async def _frames(gateway: Gateway, batches: AsyncGenerator[list[RawMessage]]) -> AsyncGenerator[bytes]:
     with gateway.metrics.sse_clients.track_inprogress():
         async with aclosing(until_closed(batches, gateway.closing)) as source:
             try:

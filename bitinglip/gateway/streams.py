@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
 
 import orjson
 from starlette.requests import Request
@@ -102,7 +101,7 @@ async def _tail(gateway: Gateway, watch: Watch, after: int, until: int | None) -
     if until is not None and until <= after:
         return
     source = gateway.log.tail(watch.stream, after, filters=watch.filters, most=1000)
-    async with aclosing(cast("AsyncGenerator[list[RawMessage]]", source)) as batches:
+    async with aclosing(source) as batches:
         if until is None:
             async for batch in batches:
                 yield batch

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 pa: Any = pyarrow

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from enum import Enum
-from typing import cast
 
 from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
@@ -141,7 +140,7 @@ class Projector:
         most = self._settings.batch_max
         buffer = self._buffers[stream]
         tail = self._log.tail(stream, self._checkpoints.applied(stream), most=most)
-        async with aclosing(cast("AsyncGenerator[list[RawMessage]]", tail)) as batches:
+        async with aclosing(tail) as batches:
             async for messages in batches:
                 while len(buffer) >= most * BUFFER_BATCHES:
                     self._room.clear()

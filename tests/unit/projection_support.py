@@ -81,7 +81,7 @@ class Story:
         if task is None:
             self._tell(task_id, self._submitted(task_id))
         elif action == "queued":
-            attempt = max(1, task.attempt + self._draw(st.integers(0, 1)))
+            attempt = max(1, task.attempt + (0 if task.state == "running" else self._draw(st.integers(0, 1))))
             self._tell(task_id, TaskQueued(task_id=task_id, attempt=attempt, reason="retry"))
         elif action == "unknown":
             self._tell(task_id, _Unheard(task_id=task_id))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 import orjson
 import pytest
@@ -26,7 +25,7 @@ class _Renamed(Event):
     type = "task.assigned"
     version = 2
     upcasters = {1: lambda data: {"worker_id": data["who"]} | {k: v for k, v in data.items() if k != "who"}}
-    example: dict[str, Any] = {}
+    example = {}
 
 
 def _old_assigned() -> RawMessage:

@@ -18,7 +18,7 @@ async def test_waiters_wake_in_the_order_of_their_sequences() -> None:
         woken.append(sequence)
 
     waiting = [asyncio.create_task(wait(sequence)) for sequence in (3, 1, 2, 2)]
-    await asyncio.sleep(0)  # sleep-ok: lets the tasks begin
+    await asyncio.wait(waiting, timeout=0)
     assert checkpoints.awaited("TASKS")
     checkpoints.advance("TASKS", 2)
     await asyncio.gather(*waiting[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bitinglip.errors import InvalidConfig, ProjectionFileBusy
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.projections import sql
 from bitinglip.projections.database import open_database
+from bitinglip.projections.rows import ModelRow, TaskRow, WorkerRow
 from bitinglip.projections.writer import write
 from tests.unit.projection_support import SETTINGS, message
 
@@ -76,6 +78,14 @@ def test_a_file_of_another_process_is_left_alone(tmp_path: Path) -> None:
 def test_a_setting_that_duckdb_refuses_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="Memory"):
         open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"memory_limit": "much"}))
+
+
+@pytest.mark.parametrize(("table", "row"), [("tasks", TaskRow), ("workers", WorkerRow), ("models", ModelRow)])
+def test_rows_have_the_columns_of_their_table(tmp_path: Path, table: str, row: type) -> None:
+    database = open_database(tmp_path / "p.duckdb", SETTINGS)
+    columns = [found[2] for found in database.rows(sql.blocks("system")["schema"]) if found[0] == table]
+    database.close()
+    assert [field.name for field in fields(row)] == [column for column in columns if column != "state_key"]
 
 
 def test_every_column_has_a_comment(tmp_path: Path) -> None:

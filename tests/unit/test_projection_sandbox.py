@@ -207,7 +207,8 @@ async def test_what_takes_too_long_is_stopped(sandbox: Sandbox, sql: str) -> Non
 
 async def test_what_grows_too_much_is_stopped(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_GROWTH_BYTES", 200 * 2**20)
-    doubling = "with recursive t as (select 'x' s, 0 n union all select s || s, n + 1 from t where n < 40) select max(length(s)) from t"
+    doubling = """with recursive t as (select 'x' s, 0 n union all select s || s, n + 1 from t where n < 40)
+        select max(length(s)) from t"""
     with pytest.raises(QueryRefused):
         await sandbox.run(doubling, [], 30, 10)
 
@@ -215,7 +216,7 @@ async def test_what_grows_too_much_is_stopped(sandbox: Sandbox, monkeypatch: pyt
 async def test_a_caller_that_leaves_frees_the_thread(sandbox: Sandbox) -> None:
     endless = "select count(*) from range(100000000000)"
     running = [asyncio.create_task(sandbox.run(endless, [], 60, 1)) for _ in range(module.THREADS)]
-    await asyncio.sleep(0)  # sleep-ok: lets them take the threads
+    await asyncio.wait(running, timeout=0.05)
     with pytest.raises(QueryTimeout):
         await sandbox.run("select 1", [], 0.2, 1)
     for task in running:

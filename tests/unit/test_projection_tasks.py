@@ -14,7 +14,9 @@ from bitinglip.projections.writer import write
 from bitinglip.tasks.state import Task
 from tests.unit.projection_support import cut, folded, fresh_database, message, stories, table_of, task_rows
 
-SLOW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 ID = "01JZ0000000000000000000000"
 
 

@@ -1,6 +1,5 @@
 -- All models that a worker ever registered, by name.
 
-select
-    reference, kind, revision, architecture, size_bytes, context_tokens, registered_at, last_sequence
+select *
 from models
 order by reference, kind, revision;

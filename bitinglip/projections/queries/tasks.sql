@@ -1,12 +1,7 @@
 -- A page of tasks, the newest first. A parameter that is null filters nothing; $cursor is the submitted_sequence of
 -- the last row of the page before. Metadata: all of $metadata (key -> value) must be there.
 
-select
-    task_id, state, kind, model, lane, key_id, idempotency_key, metadata, params, params_ref, request_sha256,
-    max_attempts, run_at, expires_at, timeout_ms, attempt, worker_id, node_id, device, revision, submitted_at,
-    queued_at, started_at, finished_at, wait_ms, run_ms, load_ms, result, result_ref, failure, failures,
-    input_tokens, output_tokens, versions, cancel_requested, progress_step, progress_total, progress_unit,
-    submitted_sequence, last_sequence
+select * exclude (state_key)
 from tasks
 where ($cursor is null or submitted_sequence < $cursor)
     and ($states is null or state in $states)

@@ -1,0 +1,177 @@
+"""Every route as the OpenAPI document tells it: one table, checked against the routes that are served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bitinglip import errors
+from bitinglip.errors import BitingLipError
+from bitinglip.events.task import LANES
+from bitinglip.gateway.listing import STATES
+from bitinglip.ids import ULID_PATTERN
+from bitinglip.tasks.parameters import PARAMETERS
+
+Schema = dict[str, Any]
+REFERENCE = "#/components/schemas/{model}"
+
+
+def ref(name: str) -> Schema:
+    """Return a reference to a schema of the document by its name."""
+    return {"$ref": REFERENCE.format(model=name)}
+
+
+def object_of(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    """Return the schema of an object; all of its properties are required unless `required` names them."""
+    return {"type": "object", "properties": properties, "required": list(required or properties)}
+
+
+def array_of(items: Schema) -> Schema:
+    """Return the schema of an array."""
+    return {"type": "array", "items": items}
+
+
+def in_query(name: str, description: str, schema: Schema | None = None) -> Schema:
+    """Describe a query parameter; a text unless a schema is given."""
+    return {"name": name, "in": "query", "description": description, "schema": schema or TEXT}
+
+
+def in_header(name: str, description: str, schema: Schema | None = None) -> Schema:
+    """Describe a request header; a text unless a schema is given."""
+    return {"name": name, "in": "header", "description": description, "schema": schema or TEXT}
+
+
+def in_path(name: str, description: str, pattern: str) -> Schema:
+    """Describe a part of the path."""
+    schema = {"type": "string", "pattern": f"^{pattern}$"}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+TEXT: Schema = {"type": "string"}
+OPTIONAL: Schema = {"type": ["string", "null"]}
+WHOLE: Schema = {"type": "integer", "minimum": 0}
+FLAG: Schema = {"type": "boolean"}
+TIME: Schema = {"type": "string", "format": "date-time"}
+STATE: Schema = {"type": "string", "enum": list(STATES)}
+LANE: Schema = {"type": "string", "enum": list(LANES)}
+KIND: Schema = {"type": "string", "enum": list(PARAMETERS)}
+
+TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
+DIGEST = in_path("digest", "SHA-256 of the bytes, in hex.", "[0-9a-f]{64}")
+AFTER = in_query("after", "Only events after this sequence.", WHOLE)
+LAST_EVENT_ID = in_header(
+    "Last-Event-ID", "As `after`, and before it; sent by an EventSource that connects again.", WHOLE
+)
+PREFER = in_header("Prefer", "`wait=n`: wait up to n seconds for the task's end.")
+KEY = in_header("Idempotency-Key", "A repeat with the same key is answered with the first one's task.")
+
+LISTING = (
+    in_query("state", "States, repeated or with commas between them.", array_of(STATE)),
+    in_query("kind", "Kind of task.", KIND),
+    in_query("model", "Model reference."),
+    in_query("lane", "Lane.", LANE),
+    in_query("metadata.<key>", "Value that the task's metadata has under the key."),
+    in_query("submitted_after", "Submitted after this time.", TIME),
+    in_query("submitted_before", "Submitted before this time.", TIME),
+    in_query("limit", "Most tasks in the answer; 50 if not given.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    in_query("cursor", "`next_cursor` of the page before."),
+)
+WATCHING = (
+    in_query(
+        "stream", "Which stream; `tasks` if not given.", {"type": "string", "enum": ["tasks", "workers", "models"]}
+    ),
+    in_query("types", "Event types, repeated or with commas between them.", array_of(TEXT)),
+    in_query("kind", "Only events about this kind of task or model.", KIND),
+    in_query("task_id", "Only events of this task."),
+    in_query("follow", "`false` ends the stream at the last event of now.", FLAG),
+    AFTER,
+    in_query(
+        "from", "Where to start without `after`: `end` if not given.", {"type": "string", "enum": ["start", "end"]}
+    ),
+    LAST_EVENT_ID,
+)
+LINKS = object_of(self=TEXT, events=TEXT)
+ACCEPTED = object_of(task_id=TEXT, state=STATE, sequence=WHOLE, links=LINKS)
+ENDING = object_of(task_id=TEXT, state=STATE, cancel_requested=FLAG, links=LINKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One route, as the document tells it."""
+
+    method: str
+    path: str
+    summary: str
+    answers: dict[int, Schema]
+    """Schema of the JSON answer by status; an empty one: no body that a schema describes."""
+    refusals: tuple[type[BitingLipError], ...] = ()
+    parameters: tuple[Schema, ...] = ()
+    body: str | None = None
+    media_types: tuple[str, ...] = ("application/json",)
+    open: bool = False
+    """Whether it needs no key."""
+    notes: str = ""
+
+
+BODY = (errors.MalformedBody, errors.UnsupportedMediaType, errors.PayloadTooLarge, errors.InvalidInput)
+SSE = ("text/event-stream", "application/json")
+
+OPERATIONS = (
+    Operation(
+        "post", "/v1/tasks", "Submit a task.", {202: ref("Accepted"), 200: ref("Task")},
+        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
+        (KEY, PREFER), body="SubmitTask",
+        notes="202: the task is in the log and will not be lost. 200: it ended within `Prefer: wait=n`. "
+        "With `Accept: text/event-stream` the answer is the task's event stream.",
+    ),
+    Operation(
+        "get", "/v1/tasks", "List tasks, the newest first.", {200: ref("TaskPage")}, (errors.InvalidInput,), LISTING
+    ),
+    Operation(
+        "get", "/v1/tasks/{task_id}", "Look at a task.", {200: ref("Task")},
+        (errors.TaskNotFound, errors.InvalidInput, errors.ProjectionBehind, errors.NoServer), (TASK_ID,),
+    ),
+    Operation(
+        "delete", "/v1/tasks/{task_id}", "Cancel a task.", {200: ref("Ending"), 202: ref("Ending")},
+        (errors.TaskNotFound, errors.IllegalTransition, errors.InvalidInput, errors.NoServer),
+        (TASK_ID, in_query("reason", "Why; kept with the task.", {"type": "string", "maxLength": 512})),
+        notes="200: it has ended. 202: its worker was asked to stop.",
+    ),
+    Operation(
+        "get", "/v1/tasks/{task_id}/events", "Watch a task, from its first event to its end.",
+        {200: array_of(ref("Event")), 204: {}}, (errors.TaskNotFound, errors.InvalidInput, errors.NoServer),
+        (TASK_ID, AFTER, LAST_EVENT_ID, in_query("format", "`json`: the history so far.", {"enum": ["sse", "json"]})),
+        media_types=SSE, notes="204: the task ended before or at `Last-Event-ID`, so that an EventSource stops.",
+    ),
+    Operation(
+        "get", "/v1/events", "Watch a whole stream.", {200: {}}, (errors.InvalidInput, errors.NoServer), WATCHING,
+        media_types=("text/event-stream",),
+    ),
+    Operation(
+        "get", "/v1/artifacts/{digest}", "Fetch an artifact.", {200: {}, 304: {}},
+        (errors.ArtifactNotFound, errors.NoServer), (DIGEST, in_header("If-None-Match", "ETag of a copy at hand.")),
+        media_types=("application/octet-stream",),
+    ),
+    Operation("get", "/v1/workers", "List the workers.", {200: object_of(workers=array_of(ref("Worker")))}),
+    Operation("get", "/v1/models", "List the registered models.", {200: object_of(models=array_of(ref("Model")))}),
+    Operation(
+        "get", "/v1/queues", "How many tasks wait or run, by lane and model.",
+        {200: object_of(queues=array_of(object_of(lane=LANE, model=TEXT, depth=WHOLE)))}, (errors.NoServer,),
+    ),
+    Operation(
+        "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},
+        (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
+    ),
+    Operation("get", "/v1/schema", "The tables that a query can read.", {200: ref("Schema")}),
+    Operation(
+        "post", "/v1/projections/rebuild", "Make the read model anew from the log.",
+        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"})}, (errors.NoServer,),
+    ),
+    Operation("get", "/healthz", "Whether the process lives.", {200: object_of(status=TEXT)}, open=True),
+    Operation(
+        "get", "/readyz", "Whether it can serve.", {200: object_of(status=TEXT, log=TEXT, read_model=TEXT)},
+        (errors.NoServer, errors.ProjectionBehind), open=True,
+    ),
+    Operation("get", "/metrics", "Metrics for Prometheus.", {200: {}}, media_types=("text/plain",)),
+    Operation("get", "/openapi.json", "This document.", {200: {"type": "object"}}),
+)  # fmt: skip
