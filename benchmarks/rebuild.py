@@ -60,13 +60,13 @@ def duckdb_half(events: int, folder: Path) -> dict[str, Any]:
 
 
 async def publish(log: EventLog, events: int) -> None:
-    for number, message in enumerate(history(events)):
+    """Publish without acks, and let the server keep up: it drops what it has no room for."""
+    for number, message in enumerate(history(events), 1):
         await log.connection.publish(message.subject, message.payload)
-        if number % 5_000 == 0:
+        if number % 5_000 == 0 or number == events:
             await log.connection.client.flush(timeout=60)
-    await log.connection.client.flush(timeout=60)
-    while await log.last_sequence("TASKS") < events:  # noqa: ASYNC110  (the server tells nobody)
-        await asyncio.sleep(0.1)
+            while await log.last_sequence("TASKS") < number:  # noqa: ASYNC110  (the server tells nobody)
+                await asyncio.sleep(0.01)
 
 
 async def end_to_end(events: int, folder: Path) -> dict[str, Any]:

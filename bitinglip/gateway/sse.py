@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import orjson
@@ -23,6 +23,7 @@ from bitinglip.gateway.responses import json
 
 MEDIA_TYPE = "text/event-stream"
 GONE = b": the event log cannot be reached; connect again with Last-Event-ID\n\n"
+CANCEL_S = 0.1
 _T = TypeVar("_T")
 
 
@@ -84,8 +85,17 @@ async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> As
             yield item
     finally:
         closed.cancel()
-        await _stop(following)
+        await stop(following)
         await source.aclose()
+
+
+async def stop(following: asyncio.Future[Any] | None) -> None:
+    """Cancel what waits for the next item and see it end; asked again, as `wait_for` can swallow one cancellation."""
+    while following is not None and not following.done():
+        following.cancel()
+        await asyncio.wait((following,), timeout=CANCEL_S)
+    if following is not None and not following.cancelled():
+        following.exception()
 
 
 async def _frames(gateway: Gateway, batches: AsyncGenerator[list[RawMessage]]) -> AsyncGenerator[bytes]:
@@ -107,13 +117,6 @@ def _numbered(message: RawMessage) -> dict[str, Any]:
 
 async def _next(source: AsyncIterator[_T]) -> _T | None:
     return await anext(source, None)
-
-
-async def _stop(following: asyncio.Future[_T | None] | None) -> None:
-    if following is not None and not following.done():
-        following.cancel()
-        with suppress(asyncio.CancelledError, NoServer):
-            await following
 
 
 def _heartbeat() -> ServerSentEvent:

@@ -127,8 +127,7 @@ async def _up_to(
                 yield wanted
             following = asyncio.ensure_future(anext(batches))
     finally:
-        following.cancel()
-        await asyncio.wait((following,))
+        await sse.stop(following)
 
 
 async def _of_kind(

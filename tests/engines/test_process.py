@@ -65,9 +65,13 @@ async def test_a_crash_ends_the_run_with_its_reason_and_a_new_process_works(host
 async def test_a_killed_process_is_noticed_at_once(host: EngineHost) -> None:
     key = await load(host, ECHO)
     with pytest.raises(EngineDied, match="signal 9"):
-        async for _ in host.run(key, [JobSpec(task_id="a", params={"steps": 1000, "step_ms": 20})]):
-            os.kill(host.pid, signal.SIGKILL)
+        await _kill_while_it_runs(host, key)
     assert "signal 9" in await host.wait_exit()
+
+
+async def _kill_while_it_runs(host: EngineHost, key: str) -> None:
+    async for _ in host.run(key, [JobSpec(task_id="a", params={"steps": 1000, "step_ms": 20})]):
+        os.kill(host.pid, signal.SIGKILL)
 
 
 async def test_a_running_job_is_cancelled_and_its_neighbour_runs(host: EngineHost) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.workers.engine import JobCancelled, JobFailed, JobProgressed, JobSpec, JobSucceeded, LoadFailed, ModelSpec
+from bitinglip.workers.engine import (
+    JobCancelled,
+    JobFailed,
+    JobProgressed,
+    JobSpec,
+    JobSucceeded,
+    LoadFailed,
+    ModelSpec,
+)
 from bitinglip.workers.enginehost import EngineHost
 from scripts.tiny_models import CHAT, STORY
 from tests.engines.support import load, run

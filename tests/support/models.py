@@ -15,11 +15,13 @@ MAKERS = {"story": "make_story_model", "gpt2": "make_gpt2"}
 
 
 def model_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """Return the folder of a model, made once a session; the story model is shared with the demo if that has made it."""
+    """Return the folder of a model, made once a session; outside CI the demo's own is taken if it is there."""
     made = cache_path().parent / "demo-models" / "demo" / name
     if (made / "config.json").is_file() and "CI" not in os.environ:
         return made
     folder = factory.mktemp("models") / name
-    code = f"from pathlib import Path; from scripts.tiny_models import {MAKERS[name]} as make; make(Path({str(folder)!r}))"
+    code = (
+        f"from pathlib import Path; from scripts.tiny_models import {MAKERS[name]} as make; make(Path({str(folder)!r}))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
     return folder

@@ -1,0 +1,320 @@
+"""The command line as a person or a script uses it: a subprocess against a real cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+COMMAND = (sys.executable, "-m", "bitinglip.cli.main")
+ULID = 26
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed, as one JSON document."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """What it printed, as JSON lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+async def bitinglip(*arguments: str, stdin: str = "", **environment: str) -> Ended:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *arguments,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+class TestWithoutACluster:
+    """What needs no gateway, and what is said when there is none."""
+
+    async def test_help_and_version(self) -> None:
+        assert "task" in (await bitinglip("--help")).out
+        assert (await bitinglip("--version")).out.startswith("bitinglip ")
+
+    async def test_every_setting_is_shown_with_its_origin_and_no_secret(self) -> None:
+        shown = await bitinglip(
+            "config", "show", "--json", BITINGLIP_GATEWAY_API_KEY="0123456789abcdef", BITINGLIP_GATEWAY_PORT="1"
+        )
+        rows = {row["name"]: row for row in shown.lines}
+        assert rows["gateway.port"]["value"] == 1
+        assert rows["gateway.port"]["origin"] == "environment"
+        assert rows["nats.url"]["origin"] == "default"
+        assert "0123456789abcdef" not in shown.out
+        assert (await bitinglip("config", "show")).out.splitlines()[0].split("\t") == [
+            "name", "value", "origin", "description",
+        ]  # fmt: skip
+
+    async def test_no_gateway_is_said_with_a_remedy(self) -> None:
+        ended = await bitinglip("task", "list", "--url", "http://127.0.0.1:1")
+        assert ended.status == 4
+        assert "No gateway answers at http://127.0.0.1:1" in ended.err
+        assert "remedy: Start one with `bitinglip up`" in ended.err
+
+    async def test_a_wrong_setting_is_said(self) -> None:
+        ended = await bitinglip("task", "list", BITINGLIP_GATEWAY_PROT="1")
+        assert ended.status == 2
+        assert "BITINGLIP_GATEWAY_PROT" in ended.err
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("task", "submit"),
+            ("task", "submit", "echo"),
+            ("task", "submit", "echo", "--model", "echo", "--param", "novalue"),
+            ("task", "submit", "echo", "--model", "echo", "--params-json", "[1]"),
+            ("task", "submit", "echo", "--model", "echo", "--prompt", "@/no/such/file"),
+            ("query",),
+            ("nonsense",),
+        ],
+    )
+    async def test_wrong_usage_ends_with_2(self, arguments: tuple[str, ...]) -> None:
+        ended = await bitinglip(*arguments)
+        assert ended.status == 2
+        assert "Traceback" not in ended.err
+
+    async def test_the_doctor_finds_what_is_there(self, tmp_path: Path) -> None:
+        ended = await bitinglip("doctor", "--json", "--url", "http://127.0.0.1:1", BITINGLIP_DATA_DIR=str(tmp_path))
+        findings = {line["check"]: line for line in ended.lines}
+        assert findings["nats-server"]["verdict"] == "ok"
+        assert findings["gateway"]["verdict"] == "warn"
+        assert findings["models"]["remedy"]
+        assert ended.status == 0
+
+    async def test_the_doctor_fails_for_what_is_needed(self, tmp_path: Path) -> None:
+        ended = await bitinglip("doctor", BITINGLIP_NATS_SERVER=str(tmp_path / "none"))
+        assert ended.status == 1
+        assert "FAIL" in ended.out
+        assert "→" in ended.out
+
+    async def test_a_worker_or_gateway_without_a_server_says_so(self, tmp_path: Path) -> None:
+        for what in ("worker", "gateway"):
+            ended = await bitinglip(
+                what, "--nats-url", "nats://127.0.0.1:1", "--data-dir", str(tmp_path),
+                BITINGLIP_NATS_CONNECT_TIMEOUT_S="0.5", BITINGLIP_WORKER_MODELS="echo",
+            )  # fmt: skip
+            assert ended.status == 4
+            assert "remedy:" in ended.err
+
+
+class Up:
+    """A running `bitinglip up`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self.said: dict[str, Any] = {}
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, *arguments: str) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *COMMAND, "up", "--json", "--port", "0", "--data-dir", str(self._data_dir), *arguments,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), 60)
+        assert line, (await self._process.communicate())[1].decode()
+        self.said = json.loads(line)
+
+    @property
+    def children(self) -> list[psutil.Process]:
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children(recursive=True)
+
+    async def stop(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+        assert self._process is not None
+        self._process.send_signal(number)
+        _, err = await asyncio.wait_for(self._process.communicate(), 60)
+        assert self._process.returncode is not None
+        return self._process.returncode, err.decode()
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="class")
+async def url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    up = Up(tmp_path_factory.mktemp("up"))
+    await up.start("--model", "echo")
+    yield up.said["url"]
+    await up.stop()
+
+
+@pytest.mark.asyncio(loop_scope="class")
+class TestOnACluster:
+    """Each command, on a cluster that `bitinglip up` runs."""
+
+    async def test_a_task_from_submission_to_result(self, url: str) -> None:
+        submitted = await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "message=hello", "--url", url)
+        task_id = submitted.out.strip()
+        assert len(task_id) == ULID
+        watched = await bitinglip("task", "watch", task_id, "--url", url)
+        assert (watched.status, watched.out) == (0, '{"message":"hello"}\n')
+        got = await bitinglip("task", "get", task_id, "--json", "--url", url)
+        assert (got.json["state"], got.json["result"]) == ("succeeded", {"message": "hello"})
+        assert "succeeded" in (await bitinglip("task", "get", task_id, "--url", url)).out
+
+    async def test_parameters_from_json_files_and_standard_input(self, url: str, tmp_path: Path) -> None:
+        (tmp_path / "p.json").write_text('{"message": [1, 2]}')
+        for given, stdin in ((f"@{tmp_path / 'p.json'}", ""), ("-", '{"message": [1, 2]}')):
+            ended = await bitinglip(
+                "task", "submit", "echo", "-m", "echo", "--params-json", given, "--wait", "--url", url, stdin=stdin
+            )
+            assert ended.out == '{"message":[1,2]}\n'
+
+    async def test_a_failed_task_ends_with_1_and_says_why(self, url: str) -> None:
+        ended = await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "fail=bad_input", "--watch", "--url", url)
+        assert ended.status == 1
+        assert "failed" in ended.err
+
+    async def test_a_cancelled_task_ends_with_5(self, url: str) -> None:
+        arguments = ("task", "submit", "echo", "-m", "echo", "-p", "steps=10000", "-p", "step_ms=10", "--url", url)
+        task_id = (await bitinglip(*arguments)).out.strip()
+        watching = asyncio.create_task(bitinglip("task", "watch", task_id, "--url", url))
+        cancelled = await bitinglip("task", "cancel", task_id, "--reason", "enough", "--url", url)
+        assert cancelled.status == 0
+        assert (await watching).status == 5
+
+    async def test_a_key_makes_one_task(self, url: str) -> None:
+        arguments = ("task", "submit", "echo", "-m", "echo", "--idempotency-key", "k1", "--url", url)
+        assert (await bitinglip(*arguments)).out == (await bitinglip(*arguments)).out
+
+    async def test_lists_are_filtered_and_paged(self, url: str) -> None:
+        for number in range(3):
+            await bitinglip("task", "submit", "echo", "-m", "echo", "--metadata", f"n={number}", "--wait", "--url", url)
+        one = await bitinglip("task", "list", "--metadata", "n=1", "--json", "--url", url)
+        assert [task["metadata"] for task in one.lines] == [{"n": "1"}]
+        table = (await bitinglip("task", "list", "--limit", "2", "--state", "succeeded", "--url", url)).out.splitlines()
+        assert table[0].split("\t")[:2] == ["task_id", "state"]
+        assert len(table) == 3
+
+    async def test_refusals_keep_their_field_and_remedy(self, url: str) -> None:
+        unknown = await bitinglip("task", "submit", "echo", "-m", "no/such", "--url", url)
+        assert unknown.status == 2
+        assert "no/such" in unknown.err
+        assert "remedy:" in unknown.err
+        wrong = await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "steps=-1", "--url", url)
+        assert "params.steps" in wrong.err
+        assert (await bitinglip("task", "get", "0" * ULID, "--url", url)).status == 2
+        assert (await bitinglip("task", "get", "../../x", "--url", url)).status == 2
+
+    async def test_the_log_is_exported_and_tailed(self, url: str, tmp_path: Path) -> None:
+        await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", url)
+        lines = (await bitinglip("events", "export", "--type", "task.submitted", "--url", url)).lines
+        assert {line["type"] for line in lines} == {"task.submitted"}
+        await bitinglip("events", "export", "--stream", "workers", "-o", str(tmp_path / "w.jsonl"), "--url", url)
+        assert json.loads((tmp_path / "w.jsonl").read_text().splitlines()[0])["type"] == "worker.started"
+
+    async def test_a_tail_ends_with_ctrl_c_without_a_traceback(self, url: str) -> None:
+        arguments = ("events", "tail", "--from-start", "--url", url)
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert b"task.submitted" in line
+        assert (process.returncode, err) == (130, b"")
+
+    async def test_sql(self, url: str) -> None:
+        sql = "SELECT ? AS a, 'x' AS b, NULL AS c"
+        assert (await bitinglip("query", sql, "-p", "7", "--json", "--url", url)).json == {"a": 7, "b": "x", "c": None}
+        rows = list(
+            csv.reader(io.StringIO((await bitinglip("query", sql, "-p", "7", "--format", "csv", "--url", url)).out))
+        )
+        assert rows == [["a", "b", "c"], ["7", "x", ""]]
+        assert (await bitinglip("query", "-", "--url", url, stdin="SELECT 1 AS one")).out == "one\n1\n"
+        refused = await bitinglip("query", "DROP TABLE tasks", "--url", url)
+        assert refused.status == 2
+        schema = await bitinglip("query", "--schema", "--url", url)
+        assert any(line.startswith("tasks\tstate\t") for line in schema.out.splitlines())
+
+    async def test_the_doctor_is_content(self, url: str) -> None:
+        ended = await bitinglip("doctor", "--url", url)
+        assert ended.status == 0
+        assert f"{url} is ready" in ended.out
+
+
+class TestUp:
+    """`bitinglip up` itself."""
+
+    async def test_it_starts_again_what_dies_and_leaves_nothing_behind(
+        self, tmp_path: Path, eventually: Callable[..., Any]
+    ) -> None:
+        up = Up(tmp_path)
+        await up.start("--model", "echo")
+        url = up.said["url"]
+        before = {child.pid: " ".join(child.cmdline()) for child in up.children}
+        worker = next(pid for pid, line in before.items() if "workers.main" in line)
+        gateway = next(pid for pid, line in before.items() if "gateway.main" in line)
+        for pid in (worker, gateway):
+            os.kill(pid, signal.SIGKILL)
+
+        async def answers() -> bool:
+            ended = await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "message=1", "--wait", "--url", url)
+            return ended.status == 0
+
+        await eventually(answers, within_s=60)
+        children = up.children
+        status, err = await up.stop()
+        assert status == 0
+        assert "was killed by signal 9; starting it again" in err
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+    async def test_its_data_survives(self, tmp_path: Path) -> None:
+        up = Up(tmp_path)
+        await up.start("--model", "echo")
+        first = await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", up.said["url"])
+        assert first.status == 0
+        assert (await up.stop(signal.SIGTERM))[0] == 0
+        await up.start("--model", "echo")
+        listed = await bitinglip("task", "list", "--json", "--url", up.said["url"])
+        assert [task["state"] for task in listed.lines] == ["succeeded"]
+        await up.stop()
+
+    async def test_a_model_that_is_not_there_is_said_and_everything_ends(self, tmp_path: Path) -> None:
+        ended = await bitinglip("up", "--port", "0", "--data-dir", str(tmp_path), "--model", "no/such")
+        assert ended.status != 0
+        assert "no/such" in ended.err
+
+    async def test_killed_it_takes_all_with_it(self, tmp_path: Path, eventually: Callable[..., Any]) -> None:
+        up = Up(tmp_path)
+        await up.start("--model", "echo")
+        children = up.children
+        up.kill()
+        await eventually(
+            lambda: not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE],
+            within_s=30,
+        )
