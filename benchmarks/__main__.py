@@ -1,0 +1,57 @@
+"""`make bench`: every question, one after the other, and one table at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+
+from benchmarks import idle, latency, post, throughput
+from benchmarks.support import Figure, publish
+
+REBUILT = 1_000_000
+
+
+async def rebuild() -> list[Figure]:
+    """Rebuild in processes of their own, for their peaks of memory."""
+    half, whole = await _rebuild("duckdb"), await _rebuild("whole")
+    note = f"the DuckDB half alone {half['events_per_s']:,}/s"
+    return [
+        Figure("rebuild of 1,000,000 events, end to end", whole["events_per_s"], "events/s", 100_000, True, note),
+        Figure("the same, most resident memory", whole["peak_rss_mb"], "MB", 1_500, at_least=False),
+    ]
+
+
+async def _rebuild(what: str) -> dict[str, Any]:
+    command = ("-m", "benchmarks.rebuild", "--only", what, "--events", str(REBUILT))
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=subprocess.PIPE)
+    output, _ = await process.communicate()
+    return json.loads(output)
+
+
+QUESTIONS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
+    "throughput": throughput.measure,
+    "latency": latency.measure,
+    "post": post.measure,
+    "rebuild": rebuild,
+    "idle": idle.measure,
+}
+
+
+async def main() -> None:
+    """Measure what is named, or everything."""
+    figures: list[Figure] = []
+    for name in sys.argv[1:] or QUESTIONS:
+        sys.stdout.write(f"{name} …\n")
+        sys.stdout.flush()
+        figures += await QUESTIONS[name]()
+    publish(figures)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
