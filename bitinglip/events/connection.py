@@ -11,29 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError, UnexpectedEOF
 
 from bitinglip.errors import NoServer
+from bitinglip.events.client import DirectClient, DirectHandler, Handler
 from bitinglip.events.streams import check_server
 from bitinglip.settings import Nats
 
 log = logging.getLogger(__name__)
 
 RECONNECT_WAIT_S = 0.25
-Handler = Callable[[Msg], Awaitable[None]]
 
 
 class Connection:
     """A connection that comes back by itself; while it is away, publishing fails at once instead of piling up."""
 
-    def __init__(self, client: Client, settings: Nats) -> None:
+    def __init__(self, client: DirectClient, settings: Nats) -> None:
         self.client = client
         self.js = client.jetstream()
         self.settings = settings
@@ -51,7 +50,7 @@ class Connection:
             NoServer: nothing answers in time.
             ServerTooOld: it is older than the log needs.
         """
-        client = Client()
+        client = DirectClient()
         holder: list[Connection] = []
 
         async def reconnected() -> None:
@@ -86,7 +85,7 @@ class Connection:
         check_server(version.major, version.minor, version.patch)
         connection = cls(client, settings)
         holder.append(connection)
-        await client.subscribe(f"{connection._inbox}.*", cb=connection._answered, pending_msgs_limit=0)
+        await client.subscribe_bare(f"{connection._inbox}.*", connection._acked, connection._answered)
         return connection
 
     @property
@@ -130,8 +129,16 @@ class Connection:
         except NatsError as error:
             raise NoServer(problem=f"not connected ({type(error).__name__})") from error
 
+    async def subscribe_direct(self, subject: str, handler: DirectHandler) -> Subscription:
+        """Subscribe to messages that are handed over as they are parsed."""
+        try:
+            return await self.client.subscribe_direct(subject, handler)
+        except NatsError as error:
+            raise NoServer(problem=f"not connected ({type(error).__name__})") from error
+
     async def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription; one that is already gone with its connection is fine."""
+        self.client.forget_direct(subscription)
         with suppress(NatsError):
             await subscription.unsubscribe()
 
@@ -142,6 +149,11 @@ class Connection:
             with suppress(NatsError, asyncio.TimeoutError):
                 await self.client.flush(timeout=2)
         await self.client.close()
+
+    def _acked(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        handler = self._answers.get(subject[len(self._inbox) + 1 :].decode())
+        if handler is not None:
+            handler(Msg(self.client, data=payload))
 
     async def _answered(self, msg: Msg) -> None:
         handler = self._answers.get(msg.subject.rpartition(".")[2])

@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, suppress
 
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
@@ -29,6 +28,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 BUFFER_BATCHES = 2
 """Batches that may wait here before the server is told to hold back (it waits for our flow-control answer)."""
+STATUS = b"NATS/1.0 "
+"""How the headers of the server's own messages begin."""
 BACKOFF_S = (0.05, 0.25, 1.0)
 
 
@@ -66,13 +67,13 @@ class _Consumer:
         self._count = 0
         self._broken: str | None = None
         self._wake = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._owed: str | None = None
+        self._answering: asyncio.Future[None] | None = None
 
     async def batches(self, after: int) -> AsyncGenerator[list[RawMessage], None]:
         inbox = self._connection.client.new_inbox()
         forget = self._connection.on_reconnect(lambda: self._break("reconnected"))
-        subscription = await self._connection.subscribe(inbox, self._received)
+        subscription = await self._connection.subscribe_direct(inbox, self._received)
         name: str | None = None
         try:
             name = (await self._connection.js.add_consumer(self._stream, config=self._config(inbox, after))).name
@@ -80,7 +81,6 @@ class _Consumer:
                 yield await self._next()
         finally:
             forget()
-            self._room.set()
             await self._connection.unsubscribe(subscription)
             if name is not None and self._connection.connected:
                 with suppress(NatsError):
@@ -112,38 +112,45 @@ class _Consumer:
             except TimeoutError:
                 self._break("no heartbeat")
         batch, self._arrived = self._arrived[: self._most], self._arrived[self._most :]
-        self._room.set()
+        self._go_on()
         return batch
 
-    async def _received(self, msg: Msg) -> None:
-        if msg.headers and "Status" in msg.headers and not msg.data:
-            await self._control(msg)
+    def _received(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        if headers is not None and not payload and headers.startswith(STATUS):
+            self._control(reply.decode(), headers.decode())
             return
-        if len(self._arrived) >= self._most * BUFFER_BATCHES:
-            self._room.clear()
-            await self._room.wait()
-        parts = msg.reply.split(".")
+        parts = reply.split(b".")
         base = 5 if len(parts) == 9 else 7
         self._count += 1
         if int(parts[base + 1]) != self._count:
             self._break("a gap in the consumer's count")
         elif self._broken is None:
-            self._arrived.append(RawMessage(int(parts[base]), int(parts[base + 2]), msg.subject, msg.data))
+            self._arrived.append(RawMessage(int(parts[base]), int(parts[base + 2]), subject.decode(), payload))
             self._wake.set()
 
-    async def _control(self, msg: Msg) -> None:
-        headers = msg.headers or {}
-        if headers["Status"] != "100":
-            self._break(f"status {headers['Status']} {headers.get('Description', '')}")
-            return
-        answer_to = msg.reply or headers.get("Nats-Consumer-Stalled")
-        if answer_to:
-            with suppress(NoServer):
-                await self._connection.publish(answer_to, b"")
+    def _control(self, reply: str, text: str) -> None:
+        status, _, lines = text.removeprefix(STATUS.decode()).partition("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines.split("\r\n") if ": " in line)
+        if not status.startswith("100"):
+            self._break(f"status {status}")
+        elif answer_to := reply or headers.get("Nats-Consumer-Stalled"):
+            self._owed = answer_to
+            self._go_on()
         elif int(headers.get("Nats-Last-Consumer", self._count)) != self._count:
             self._break("a gap before a heartbeat")
         else:
             self._wake.set()
+
+    def _go_on(self) -> None:
+        """Let the server send more, if there is room: it has asked, and holds back until it is answered."""
+        if self._owed is None or len(self._arrived) >= self._most * BUFFER_BATCHES:
+            return
+        self._answering = asyncio.ensure_future(self._answer(self._owed))
+        self._owed = None
+
+    async def _answer(self, subject: str) -> None:
+        with suppress(NoServer):
+            await self._connection.publish(subject, b"")
 
     def _break(self, why: str) -> None:
         self._broken = self._broken or why

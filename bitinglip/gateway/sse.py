@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import anyio
 import orjson
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
@@ -23,7 +24,8 @@ from bitinglip.gateway.responses import json
 
 MEDIA_TYPE = "text/event-stream"
 GONE = b": the event log cannot be reached; connect again with Last-Event-ID\n\n"
-CANCEL_S = 0.1
+CANCEL_S = 1.0
+"""Longer than closing a reader takes: asking again sooner would cut its cleaning short."""
 _T = TypeVar("_T")
 
 
@@ -72,7 +74,10 @@ def one_line(payload: bytes) -> bytes:
 
 
 async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> AsyncGenerator[_T]:
-    """Yield what the source yields, until it ends or the gateway closes."""
+    """Yield what the source yields, until it ends or the gateway closes; then the source is closed.
+
+    The response cancels it over and over when the caller leaves (anyio's way), so the cleaning is shielded.
+    """
     closed = asyncio.ensure_future(closing.wait())
     following: asyncio.Future[_T | None] | None = None
     try:
@@ -85,8 +90,9 @@ async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> As
             yield item
     finally:
         closed.cancel()
-        await stop(following)
-        await source.aclose()
+        with anyio.CancelScope(shield=True):
+            await stop(following)
+            await source.aclose()
 
 
 async def stop(following: asyncio.Future[Any] | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import anyio
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -127,7 +128,8 @@ async def _up_to(
                 yield wanted
             following = asyncio.ensure_future(anext(batches))
     finally:
-        await sse.stop(following)
+        with anyio.CancelScope(shield=True):
+            await sse.stop(following)
 
 
 async def _of_kind(

@@ -15,8 +15,6 @@ from bitinglip.events.registry import REGISTRY, SCHEMA_PREFIX, Event, upcast
 from bitinglip.projections.arrow import pa
 
 CORRUPT = "corrupt"
-CHUNK = 2_500
-"""Rows of one Arrow batch: DuckDB hands each to a thread."""
 
 
 def to_arrow(messages: Seq[RawMessage]) -> Any:
@@ -26,14 +24,13 @@ def to_arrow(messages: Seq[RawMessage]) -> Any:
         ValueError: a payload is not UTF-8.
     """
     sequences, times, _, payloads = zip(*messages, strict=True)
-    table = pa.table(
+    return pa.table(
         {
             "sequence": pa.array(sequences, pa.uint64()),
             "time_ns": pa.array(times, pa.int64()),
             "payload": pa.array(newest(payloads, REGISTRY), pa.binary()).cast(pa.string()),
         }
     )
-    return pa.Table.from_batches(table.to_batches(max_chunksize=CHUNK))
 
 
 def newest(payloads: Seq[bytes], types: Mapping[str, type[Event]]) -> Seq[bytes]:

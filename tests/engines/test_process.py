@@ -97,11 +97,19 @@ async def test_an_unknown_kind_cannot_be_loaded(host: EngineHost) -> None:
 
 
 async def test_the_process_ends_with_its_worker(eventually: Callable[..., Any]) -> None:
-    code = (
-        "import asyncio\nfrom bitinglip.settings import Worker\nfrom bitinglip.workers.enginehost import EngineHost\n"
-        "async def main():\n    host = EngineHost(Worker(), 'cpu')\n    await host.start()\n"
-        "    print(host.pid, flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())\n"
-    )
+    code = """
+import asyncio
+from bitinglip.settings import Worker
+from bitinglip.workers.enginehost import EngineHost
+
+async def main():
+    host = EngineHost(Worker(), "cpu")
+    await host.start()
+    print(host.pid, flush=True)
+    await host.wait_exit()
+
+asyncio.run(main())
+"""
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     assert worker.stdout is not None
     pid = int(await worker.stdout.readline())

@@ -13,7 +13,7 @@ create table events (
     source varchar not null,
     about varchar not null,
     causation varchar,
-    data json not null
+    data json using compression zstd not null
 );
 
 comment on table events is 'The event log; one row per event.';

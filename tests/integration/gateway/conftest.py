@@ -35,7 +35,7 @@ def settings(nats_url: str, tmp_path: Path) -> Settings:
     return Settings(
         data_dir=tmp_path,
         nats=Nats(url=nats_url),
-        gateway=Gateway(port=0, drain_s=1, max_body_bytes=256 * 1024, sse_heartbeat_s=0.1, wait_max_s=5),
+        gateway=Gateway(port=0, drain_s=5, max_body_bytes=256 * 1024, sse_heartbeat_s=0.1, wait_max_s=5),
     )
 
 

@@ -20,7 +20,7 @@ def settings_for(url: str, folder: Path) -> Settings:
     return Settings(
         data_dir=folder,
         nats=Nats(url=url, append_timeout_s=0.5, connect_timeout_s=1),
-        gateway=Gateway(port=0, drain_s=1, sse_heartbeat_s=0.1),
+        gateway=Gateway(port=0, drain_s=5, sse_heartbeat_s=0.1),
     )
 
 
