@@ -76,7 +76,7 @@ def show(gateway: Client, url: str) -> bool:
     question = next(iter(CHAT))
     _, text = stream_text(gateway, {"messages": [{"role": "user", "content": question}]}, f"{question} → ")
     right = right and text == CHAT[question]
-    say("\n2. All that the story model knows, in one go (they run together in a batch):")
+    say("\n2. All that the story model knows, submitted in one go:")
     right = right and batch(gateway)
     say("\n3. Embeddings (MiniLM's real weights):")
     right = right and embeddings(gateway)

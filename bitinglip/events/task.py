@@ -188,6 +188,8 @@ class TaskSucceeded(TaskEvent):
     """Milliseconds on the device."""
     load_ms: float = 0.0
     """Milliseconds that this attempt waited for its model to load."""
+    device: str | None = None
+    """Device that it ran on, as the engine says (`task.assigned` may say `auto`)."""
     versions: dict[str, str] = {}
 
 

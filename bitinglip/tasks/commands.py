@@ -154,6 +154,7 @@ class SucceedAttempt:
     usage: Usage
     run_ms: float
     load_ms: float = 0.0
+    device: str | None = None
     versions: dict[str, str]
 
 

@@ -278,6 +278,7 @@ def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
                 usage=command.usage,
                 run_ms=command.run_ms,
                 load_ms=command.load_ms,
+                device=command.device,
                 versions=command.versions,
             )
         case FailAttempt():

@@ -227,6 +227,7 @@ class BatchRunner:
                     usage=answer.usage,
                     run_ms=round(answer.run_ms, 3),
                     load_ms=round(attempt.load_ms, 3),
+                    device=loaded.device,
                     versions=loaded.versions,
                 )
             case JobFailed():
