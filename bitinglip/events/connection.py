@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -26,6 +27,7 @@ from bitinglip.settings import Nats
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 RECONNECT_WAIT_S = 0.25
 
 
@@ -164,6 +166,19 @@ class Connection:
         log.info("the connection to the NATS server is back")
         for listener in list(self._listeners):
             listener()
+
+
+async def cancellable(call: Coroutine[object, object, _T]) -> _T:
+    """Await a call of nats-py's API, and hear of one's own cancellation meanwhile.
+
+    nats-py waits by `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation that comes with the answer.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait((task,))
+    finally:
+        task.cancel()
+    return task.result()
 
 
 async def _report(error: Exception) -> None:

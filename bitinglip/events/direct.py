@@ -66,7 +66,8 @@ async def _request(
     reply = connection.expect(answered)
     try:
         await connection.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(request), reply=reply)
-        return found, await asyncio.wait_for(done, TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
+            return found, await done
     except TimeoutError as error:
         raise NoServer(problem="direct get: no answer in time") from error
     finally:

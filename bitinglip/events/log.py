@@ -20,7 +20,7 @@ from nats.errors import Error as NatsError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
-from bitinglip.events.connection import Connection
+from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.direct import get_after, get_last
 from bitinglip.events.envelope import RawMessage, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
@@ -301,7 +301,7 @@ class EventLog:
 
     async def _bounds(self, stream: str) -> tuple[Sequence, Sequence]:
         try:
-            state = (await self.connection.js.stream_info(stream)).state
+            state = (await cancellable(self.connection.js.stream_info(stream))).state
         except (NatsError, OSError) as error:
             raise NoServer(problem=str(error) or type(error).__name__) from error
         return Sequence(state.first_seq), Sequence(state.last_seq)

@@ -20,7 +20,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bitinglip.errors import NoServer
-from bitinglip.events.connection import Connection
+from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.envelope import RawMessage
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ class _Consumer:
         subscription = await self._connection.subscribe_direct(inbox, self._received)
         name: str | None = None
         try:
-            name = (await self._connection.js.add_consumer(self._stream, config=self._config(inbox, after))).name
+            config = self._config(inbox, after)
+            name = (await cancellable(self._connection.js.add_consumer(self._stream, config=config))).name
             while True:
                 yield await self._next()
         finally:

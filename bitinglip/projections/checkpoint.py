@@ -47,6 +47,7 @@ class Checkpoints:
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heappush(self._waiters.setdefault(stream, []), (sequence, next(self._tie), woken))
         try:
-            await asyncio.wait_for(woken, timeout_s)
+            async with asyncio.timeout(timeout_s):  # not `wait_for`: before 3.12 it may swallow a cancellation
+                await woken
         except TimeoutError as error:
             raise ProjectionBehind(sequence=sequence, applied=self.applied(stream)) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -30,8 +30,12 @@ from bitinglip.settings import Projections
 log = logging.getLogger(__name__)
 
 STREAMS = tuple(sql.PROJECTIONS)
+BATCH_MOST_BYTES = 16 * 2**20
+"""Bytes of payload in one transaction: DuckDB holds several times as much while it takes the fields out."""
 BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
+CANCEL_AGAIN_S = 0.5
+"""Patience with a part that is to end."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 
 
@@ -74,6 +78,7 @@ class Projector:
         self._room = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "projector")
         self._task: asyncio.Task[None] | None = None
+        self._parts: list[asyncio.Task[None]] = []
         self._rest_s = 0.0
 
     def start(self) -> None:
@@ -83,9 +88,7 @@ class Projector:
 
     async def stop(self) -> None:
         """End after the transaction that runs; nothing is lost, the checkpoint says where to go on."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end(lambda: [self._task, *self._parts], CANCEL_AGAIN_S)
         await asyncio.to_thread(self._thread.shutdown)
 
     async def wait_caught_up(self) -> None:
@@ -106,11 +109,14 @@ class Projector:
             self._targets = await self._ask_targets()
             self._enter(State.CATCHING_UP)
             self._look_whether_caught_up()
-            async with asyncio.TaskGroup() as group:
-                for stream in STREAMS:
-                    group.create_task(self._pump(stream), name=f"pump {stream}")
-                group.create_task(self._write_all(), name="writer")
+            self._parts = [asyncio.create_task(self._pump(stream), name=f"pump {stream}") for stream in STREAMS]
+            self._parts.append(asyncio.create_task(self._write_all(), name="writer"))
+            ended, _ = await asyncio.wait(self._parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in ended:
+                part.result()
         finally:
+            for part in self._parts:
+                part.cancel()
             self._enter(State.STOPPED)
 
     def _enter(self, state: State) -> None:
@@ -169,7 +175,7 @@ class Projector:
 
     def _take(self, stream: str) -> list[RawMessage]:
         buffer = self._buffers[stream]
-        messages = buffer[: self._settings.batch_max]
+        messages = buffer[: _within(buffer, self._settings.batch_max, BATCH_MOST_BYTES)]
         del buffer[: len(messages)]
         if buffer:
             self._arrived.set()
@@ -196,6 +202,14 @@ class Projector:
         self._look_whether_caught_up()
 
 
+async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience_s: float) -> None:
+    """Cancel tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
+    while alive := [task for task in tasks() if task is not None and not task.done()]:
+        for task in alive:
+            task.cancel()
+        await asyncio.wait(alive, timeout=patience_s)
+
+
 async def last_event(log: EventLog, stream: str) -> int:
     """Return the sequence of the last event in a stream, what are no events (timers) left out; 0 if there is none.
 
@@ -209,6 +223,16 @@ async def last_event(log: EventLog, stream: str) -> int:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("the projector has ended: the read model no longer follows the log", exc_info=error)
+
+
+def _within(messages: Seq[RawMessage], most: int, most_bytes: int) -> int:
+    """Return how many of the first messages make a batch: at least one, and within both bounds."""
+    size = 0
+    for count, message in enumerate(messages[:most]):
+        size += len(message.payload)
+        if size > most_bytes and count > 0:
+            return count
+    return min(most, len(messages))
 
 
 def _backoff(failures: int) -> float:

@@ -15,7 +15,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database
 from bitinglip.projections.generation import Generation, open_generation
-from bitinglip.projections.projector import STREAMS, last_event
+from bitinglip.projections.projector import STREAMS, end, last_event
 from bitinglip.projections.query import Queries, TaskFilter
 from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
@@ -35,6 +35,8 @@ __all__ = [
 ]
 log = logging.getLogger(__name__)
 
+CANCEL_AGAIN_S = 5.0
+"""Patience with a rebuild that is to end: it closes its file."""
 RETRY_S = 1.0
 """Seconds between two tries to open the rebuilt file while the log is away."""
 _T = TypeVar("_T")
@@ -79,9 +81,7 @@ class ReadModel:
 
     async def close(self) -> None:
         """Stop and close the file; a rebuild that runs is given up."""
-        if self._rebuild is not None:
-            self._rebuild.cancel()
-            await asyncio.wait([self._rebuild])
+        await end(lambda: [self._rebuild], CANCEL_AGAIN_S)
         await self._current.close()
 
     @property

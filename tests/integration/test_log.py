@@ -128,6 +128,22 @@ async def test_the_tail_starts_where_it_is_told_and_passes_timers_over(log: Even
         break
 
 
+async def test_a_tail_can_be_cancelled_at_any_moment(log: EventLog) -> None:
+    """Also while its consumer is being made: before Python 3.12 `asyncio.wait_for` may swallow that."""
+
+    async def read() -> None:
+        async with aclosing(log.tail(TASKS, 0)) as batches:
+            async for _ in batches:
+                pass
+
+    for moment in range(60):
+        reading = asyncio.create_task(read())
+        await asyncio.wait([reading], timeout=moment / 20_000)
+        reading.cancel()
+        done, _ = await asyncio.wait([reading], timeout=5)
+        assert done, f"cancelled after {moment / 20} ms, it goes on"
+
+
 async def test_a_timer_becomes_a_queued_event_and_is_set_once(log: EventLog) -> None:
     task_id, sequence = await submit(log)
     queued = TaskQueued(task_id=task_id, attempt=2, reason="retry")

@@ -156,6 +156,7 @@ def _shared() -> Database:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     database = open_database(Path(folder.name) / "p.duckdb", SETTINGS)
+    atexit.register(_shared.cache_clear)
     atexit.register(database.close)
     return database
 

@@ -273,6 +273,17 @@ async def test_a_failed_write_is_tried_again(
         assert len(await all_tasks(readmodel)) == 1
 
 
+async def test_it_closes_at_any_moment(log: EventLog, path: Path) -> None:
+    await submit(log)
+    for moment in range(40):
+        async with reading(log, path) as readmodel:
+            waiting = asyncio.create_task(readmodel.wait_ready())
+            await asyncio.wait([waiting], timeout=moment / 4000)
+            waiting.cancel()
+    async with reading(log, path) as readmodel:
+        await readmodel.wait_ready()
+
+
 async def test_two_processes_do_not_share_a_file(log: EventLog, path: Path) -> None:
     async with reading(log, path):
         with pytest.raises(ProjectionFileBusy):
