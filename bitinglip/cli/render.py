@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+WIDEST = 10_000
 STATE_STYLES = {
     "succeeded": "green",
     "running": "cyan",
@@ -53,10 +55,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         for row in [columns, *rows]:
             line("\t".join(cell(value) for value in row))
         return
-    drawn = Table(*columns, header_style="bold", box=None, pad_edge=False)
+    drawn = Table(header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, no_wrap=True)
     for row in rows:
         drawn.add_row(*[_styled(value) for value in row])
-    out.print(drawn)
+    # As wide as its values are: an id that is cut off is of no use.
+    natural = Measurement.get(out, out.options.update(width=WIDEST), drawn).maximum
+    Console(highlight=False, width=max(out.width, natural)).print(drawn, crop=False)
 
 
 def pairs(rows: Iterable[tuple[str, Any]]) -> None:

@@ -89,7 +89,8 @@ def list_(
             render.json(task)
         return
     columns = ("task_id", "state", "kind", "model", "lane", "attempt", "submitted_at", "wait_ms", "run_ms")
-    render.table(columns, [[task.get(column) for column in columns] for task in tasks])
+    rows = [task | {"submitted_at": str(task.get("submitted_at"))[:19].replace("T", " ")} for task in tasks]
+    render.table(columns, [[row.get(column) for column in columns] for row in rows])
 
 
 @app.command("watch")

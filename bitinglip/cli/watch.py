@@ -96,7 +96,7 @@ class _Screen(_Quiet):
         elif data.get("text") is not None:
             self.text_shown = True
             render.text(data["text"])
-        else:
+        elif not self.text_shown:
             self._draw(data)
 
     def close(self) -> None:

@@ -237,6 +237,7 @@ class TestOnACluster:
         assert json.loads((tmp_path / "w.jsonl").read_text().splitlines()[0])["type"] == "worker.started"
 
     async def test_a_tail_ends_with_ctrl_c_without_a_traceback(self, url: str) -> None:
+        await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", url)
         arguments = ("events", "tail", "--from-start", "--url", url)
         process = await asyncio.create_subprocess_exec(
             *COMMAND, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
