@@ -166,7 +166,8 @@ def finished(gateway: Client, task_id: str) -> dict[str, Any]:
 def cluster(models: Path, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Run `bitinglip up` on free ports; yields what it says when it is up."""
     command = [*bitinglip("up", "--port", "0", "--data-dir", str(data_dir), "--json")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(models))
+    # In a session of its own: a Ctrl-C is ours to hear, and then it is asked to stop.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(models), start_new_session=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
