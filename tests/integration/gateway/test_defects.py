@@ -34,8 +34,7 @@ async def test_an_unexpected_error_is_a_problem_and_in_the_log(
 
 
 async def test_an_event_that_cannot_be_read_is_told(client: httpx.AsyncClient, log: EventLog) -> None:
-    await log.connection.publish(f"bl.task.{UNKNOWN_ID}.submitted", b'{"not":\n"ours"}')
-    await log.connection.client.flush()
+    await log.connection.js.publish(f"bl.task.{UNKNOWN_ID}.submitted", b'{"not":\n"ours"}')
     check_problem(await client.delete(f"/v1/tasks/{UNKNOWN_ID}"), 500, "corrupt_event")
     history = (await client.get(f"/v1/tasks/{UNKNOWN_ID}/events?format=json")).json()
     assert history == [{"sequence": "1", "not": "ours"}]
