@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import orjson
 from pydantic import ValidationError
@@ -28,6 +31,58 @@ class RawMessage(NamedTuple):
     """When the server stored it, in nanoseconds since 1970."""
     subject: str
     payload: bytes
+
+
+class Messages(Seq[RawMessage]):
+    """Messages of a stream, column by column, their payloads end to end in one buffer.
+
+    A million of them are no work for the garbage collector, and Arrow takes the columns as they lie.
+    """
+
+    def __init__(self) -> None:
+        self.sequences = array("Q")
+        self.times_ns = array("q")
+        self.subjects: list[bytes] = []
+        self.payload = bytearray()
+        self.offsets = array("i", [0])
+        """Where each payload begins, and where the last one ends: one more than there are messages."""
+
+    @classmethod
+    def of(cls, messages: Iterable[RawMessage]) -> Messages:
+        """Return messages as columns: themselves, if they are that already."""
+        if isinstance(messages, Messages):
+            return messages
+        made = cls()
+        for sequence, time_ns, subject, payload in messages:
+            made.add(sequence, time_ns, subject.encode(), payload)
+        return made
+
+    def add(self, sequence: int, time_ns: int, subject: bytes, payload: bytes) -> None:
+        """Add one message at the end."""
+        self.sequences.append(sequence)
+        self.times_ns.append(time_ns)
+        self.subjects.append(subject)
+        self.payload += payload
+        self.offsets.append(len(self.payload))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all payloads."""
+        return len(self.payload)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @overload
+    def __getitem__(self, index: int) -> RawMessage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Messages: ...
+    def __getitem__(self, index: int | slice) -> RawMessage | Messages:
+        if isinstance(index, slice):
+            return Messages.of([self[position] for position in range(*index.indices(len(self)))])
+        position = range(len(self))[index]
+        payload = bytes(self.payload[self.offsets[position] : self.offsets[position + 1]])
+        return RawMessage(self.sequences[position], self.times_ns[position], self.subjects[position].decode(), payload)
 
 
 class UnknownEvent(Event):

@@ -22,7 +22,7 @@ from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, 
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.direct import get_after, get_last
-from bitinglip.events.envelope import RawMessage, Recorded, decode, encode
+from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
 from bitinglip.events.streams import MODELS, TASKS, WORKERS, ensure_streams
@@ -277,11 +277,11 @@ class EventLog:
         return {info.name: (info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos}
 
     def tail(
-        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 20_000
-    ) -> AsyncGenerator[list[RawMessage], None]:
+        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096
+    ) -> AsyncGenerator[Messages, None]:
         """Yield a stream's messages after a sequence, in order, without gap or repeat, over reconnects.
 
-        Each list is what has arrived, 1 to `most` messages. It waits for more and never ends: close it.
+        Each batch is what has arrived, 1 to `most` messages. It waits for more and never ends: close it.
         """
         chosen = filters or STREAM_FILTERS[stream]
         return tail(self.connection, stream, after, chosen, most)

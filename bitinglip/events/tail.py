@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, suppress
@@ -21,11 +22,13 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bitinglip.errors import NoServer
 from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.envelope import RawMessage
+from bitinglip.events.envelope import Messages
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
+BATCH_BYTES = 4 * 2**20
+"""Bytes of payload at which a batch is full."""
 BUFFER_BATCHES = 2
 """Batches that may wait here before the server is told to hold back (it waits for our flow-control answer)."""
 STATUS = b"NATS/1.0 "
@@ -39,7 +42,7 @@ class _BrokenError(Exception):
 
 async def tail(
     connection: Connection, stream: str, after: int, filters: Seq[str], most: int
-) -> AsyncGenerator[list[RawMessage], None]:
+) -> AsyncGenerator[Messages, None]:
     """Yield the stream's messages after a sequence, as they arrive, 1 to `most` at a time; never ends."""
     failures = 0
     while True:
@@ -47,7 +50,7 @@ async def tail(
             async with aclosing(_Consumer(connection, stream, filters, most).batches(after)) as batches:
                 async for batch in batches:
                     failures = 0
-                    after = batch[-1].sequence
+                    after = batch.sequences[-1]
                     yield batch
         except (_BrokenError, NoServer, NatsError) as error:
             log.debug("the tail of %s starts again after %d: %s", stream, after, error)
@@ -63,14 +66,15 @@ class _Consumer:
         self._stream = stream
         self._filters = list(filters)
         self._most = most
-        self._arrived: list[RawMessage] = []
+        self._arriving = Messages()
+        self._arrived: deque[Messages] = deque()
         self._count = 0
         self._broken: str | None = None
         self._wake = asyncio.Event()
         self._owed: str | None = None
         self._answering: asyncio.Future[None] | None = None
 
-    async def batches(self, after: int) -> AsyncGenerator[list[RawMessage], None]:
+    async def batches(self, after: int) -> AsyncGenerator[Messages, None]:
         inbox = self._connection.client.new_inbox()
         forget = self._connection.on_reconnect(lambda: self._break("reconnected"))
         subscription = await self._connection.subscribe_direct(inbox, self._received)
@@ -102,8 +106,8 @@ class _Consumer:
             num_replicas=1,
         )
 
-    async def _next(self) -> list[RawMessage]:
-        while not self._arrived:
+    async def _next(self) -> Messages:
+        while not self._waiting():
             if self._broken is not None:
                 raise _BrokenError(self._broken)
             self._wake.clear()
@@ -112,9 +116,18 @@ class _Consumer:
                     await self._wake.wait()
             except TimeoutError:
                 self._break("no heartbeat")
-        batch, self._arrived = self._arrived[: self._most], self._arrived[self._most :]
+        if not self._arrived:
+            self._end_batch()
+        batch = self._arrived.popleft()
         self._go_on()
         return batch
+
+    def _waiting(self) -> int:
+        return len(self._arriving) + self._most * len(self._arrived)
+
+    def _end_batch(self) -> None:
+        self._arrived.append(self._arriving)
+        self._arriving = Messages()
 
     def _received(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         if headers is not None and not payload and headers.startswith(STATUS):
@@ -126,8 +139,12 @@ class _Consumer:
         if int(parts[base + 1]) != self._count:
             self._break("a gap in the consumer's count")
         elif self._broken is None:
-            self._arrived.append(RawMessage(int(parts[base]), int(parts[base + 2]), subject.decode(), payload))
-            self._wake.set()
+            arriving = self._arriving
+            arriving.add(int(parts[base]), int(parts[base + 2]), subject, payload)
+            if len(arriving) == 1:
+                self._wake.set()
+            elif len(arriving) >= self._most or arriving.size_bytes >= BATCH_BYTES:
+                self._end_batch()
 
     def _control(self, reply: str, text: str) -> None:
         status, _, lines = text.removeprefix(STATUS.decode()).partition("\r\n")
@@ -144,7 +161,7 @@ class _Consumer:
 
     def _go_on(self) -> None:
         """Let the server send more, if there is room: it has asked, and holds back until it is answered."""
-        if self._owed is None or len(self._arrived) >= self._most * BUFFER_BATCHES:
+        if self._owed is None or self._waiting() >= self._most * BUFFER_BATCHES:
             return
         self._answering = asyncio.ensure_future(self._answer(self._owed))
         self._owed = None

@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 
 from bitinglip.errors import CorruptEvent, ProjectionBehind, UnknownModel
 from bitinglip.events import subjects
-from bitinglip.events.envelope import RawMessage, decode
+from bitinglip.events.envelope import Messages, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelRegistered
 from bitinglip.events.streams import MODELS
@@ -80,7 +80,7 @@ class Catalogue:
             async for batch in batches:
                 await self._apply(batch)
 
-    async def _apply(self, batch: list[RawMessage]) -> None:
+    async def _apply(self, batch: Messages) -> None:
         for message in batch:
             try:
                 event = decode(message, MODELS).event

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ _T = TypeVar("_T")
 
 
 def stream(
-    gateway: Gateway, batches: AsyncGenerator[list[RawMessage]], headers: Mapping[str, str] | None = None
+    gateway: Gateway, batches: AsyncGenerator[Seq[RawMessage]], headers: Mapping[str, str] | None = None
 ) -> EventSourceResponse:
     """Answer with these events, until they end, the caller leaves or the gateway closes."""
     return EventSourceResponse(
@@ -104,7 +105,7 @@ async def stop(following: asyncio.Future[Any] | None) -> None:
         following.exception()
 
 
-async def _frames(gateway: Gateway, batches: AsyncGenerator[list[RawMessage]]) -> AsyncGenerator[bytes]:
+async def _frames(gateway: Gateway, batches: AsyncGenerator[Seq[RawMessage]]) -> AsyncGenerator[bytes]:
     with gateway.metrics.sse_clients.track_inprogress():
         async with aclosing(until_closed(batches, gateway.closing)) as source:
             try:

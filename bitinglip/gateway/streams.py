@@ -98,7 +98,7 @@ async def _end(gateway: Gateway, watch: Watch) -> int:
     return max((message.sequence for message in last if message is not None), default=0)
 
 
-async def _tail(gateway: Gateway, watch: Watch, after: int, until: int | None) -> AsyncGenerator[list[RawMessage]]:
+async def _tail(gateway: Gateway, watch: Watch, after: int, until: int | None) -> AsyncGenerator[Seq[RawMessage]]:
     if until is not None and until <= after:
         return
     source = gateway.log.tail(watch.stream, after, filters=watch.filters, most=1000)
@@ -113,9 +113,9 @@ async def _tail(gateway: Gateway, watch: Watch, after: int, until: int | None) -
 
 
 async def _up_to(
-    gateway: Gateway, watch: Watch, batches: AsyncIterator[list[RawMessage]], after: int, until: int
-) -> AsyncGenerator[list[RawMessage]]:
-    following: asyncio.Future[list[RawMessage]] = asyncio.ensure_future(anext(batches))
+    gateway: Gateway, watch: Watch, batches: AsyncIterator[Seq[RawMessage]], after: int, until: int
+) -> AsyncGenerator[Seq[RawMessage]]:
+    following: asyncio.Future[Seq[RawMessage]] = asyncio.ensure_future(anext(batches))
     try:
         while after < until:
             await asyncio.wait((following,), timeout=QUIET_S)
@@ -133,8 +133,8 @@ async def _up_to(
 
 
 async def _of_kind(
-    gateway: Gateway, watch: Watch, batches: AsyncGenerator[list[RawMessage]]
-) -> AsyncGenerator[list[RawMessage]]:
+    gateway: Gateway, watch: Watch, batches: AsyncGenerator[Seq[RawMessage]]
+) -> AsyncGenerator[Seq[RawMessage]]:
     kinds: OrderedDict[str, str | None] = OrderedDict()
     async with aclosing(batches):
         async for batch in batches:

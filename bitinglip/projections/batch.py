@@ -10,35 +10,49 @@ from typing import Any, cast
 
 import orjson
 
-from bitinglip.events.envelope import RawMessage
+from bitinglip.events.envelope import Messages, RawMessage
 from bitinglip.events.registry import REGISTRY, SCHEMA_PREFIX, Event, upcast
 from bitinglip.projections.arrow import pa
 
 CORRUPT = "corrupt"
 
 
-def to_arrow(messages: Seq[RawMessage]) -> Any:
+def to_arrow(batches: Seq[Seq[RawMessage]]) -> Any:
     """Return the Arrow table (sequence, time_ns, payload) of messages in their newest version.
 
     Raises:
         ValueError: a payload is not UTF-8.
     """
-    sequences, times, _, payloads = zip(*messages, strict=True)
+    return pa.concat_tables([_table(newest(Messages.of(batch), REGISTRY)) for batch in batches])
+
+
+def _table(columns: Messages) -> Any:
+    """Return the columns as they lie, without a copy."""
+    payload = _column(columns, pa.binary(), columns.offsets, columns.payload)
     return pa.table(
         {
-            "sequence": pa.array(sequences, pa.uint64()),
-            "time_ns": pa.array(times, pa.int64()),
-            "payload": pa.array(newest(payloads, REGISTRY), pa.binary()).cast(pa.string()),
+            "sequence": _column(columns, pa.uint64(), columns.sequences),
+            "time_ns": _column(columns, pa.int64(), columns.times_ns),
+            "payload": payload.cast(pa.string()),
         }
     )
 
 
-def newest(payloads: Seq[bytes], types: Mapping[str, type[Event]]) -> Seq[bytes]:
+def _column(columns: Messages, kind: Any, *buffers: Any) -> Any:
+    return pa.Array.from_buffers(kind, len(columns), [None, *map(pa.py_buffer, buffers)])
+
+
+def newest(messages: Messages, types: Mapping[str, type[Event]]) -> Messages:
     """Bring the payloads of old versions up to date; the others are not even parsed."""
-    marks = list(_old_marks(types))
+    marks = [mark for mark in _old_marks(types) if mark in messages.payload]
     if not marks:
-        return payloads
-    return [_upcast(payload, types) if any(mark in payload for mark in marks) else payload for payload in payloads]
+        return messages
+    return Messages.of(
+        message._replace(payload=_upcast(message.payload, types))
+        if any(mark in message.payload for mark in marks)
+        else message
+        for message in messages
+    )
 
 
 def corrupt(message: RawMessage, stream: str) -> RawMessage:

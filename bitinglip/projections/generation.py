@@ -9,12 +9,15 @@ from pathlib import Path
 from bitinglip.events.log import EventLog
 from bitinglip.projections import sandbox
 from bitinglip.projections.checkpoint import Checkpoints
-from bitinglip.projections.database import Database, discard, open_database
+from bitinglip.projections.database import Database, create_bulk, discard, open_database
 from bitinglip.projections.projector import STREAMS, Projector
 from bitinglip.projections.query import THREADS, CursorPool
 from bitinglip.settings import Projections
 
 logger = logging.getLogger(__name__)
+
+BULK_BATCHES = 5
+"""Batches in one transaction of a new file: a task that begins and ends in one is written once, and never updated."""
 
 
 class Generation:
@@ -56,6 +59,23 @@ async def open_generation(path: Path, settings: Projections, log: EventLog, chec
         database.close()
         raise
     projector = Projector(log, database, checkpoints, settings)
+    projector.start()
+    return Generation(path, database, projector)
+
+
+async def open_bulk(path: Path, settings: Projections, log: EventLog) -> Generation:
+    """Make a new file and start a projector that fills it in few, large transactions; it is whole once it is closed.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    database = await asyncio.to_thread(create_bulk, path, settings)
+    try:
+        await _begin(database, log)
+    except BaseException:
+        database.close()
+        raise
+    projector = Projector(log, database, Checkpoints(), settings, batches=BULK_BATCHES)
     projector.start()
     return Generation(path, database, projector)
 

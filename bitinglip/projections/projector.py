@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from enum import Enum
 
 from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
-from bitinglip.events.envelope import RawMessage
+from bitinglip.events.envelope import Messages
 from bitinglip.events.log import STREAM_FILTERS, EventLog
 from bitinglip.projections import sql
 from bitinglip.projections.checkpoint import Checkpoints
@@ -65,16 +66,22 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 class Projector:
     """Keeps one database up with the log, from its stored checkpoints on."""
 
-    def __init__(self, log: EventLog, database: Database, checkpoints: Checkpoints, settings: Projections) -> None:
+    def __init__(
+        self, log: EventLog, database: Database, checkpoints: Checkpoints, settings: Projections, *, batches: int = 1
+    ) -> None:
+        """`batches`: how many times `batch_max` go into one transaction."""
         self.state = State.STARTING
         self.caught_up = asyncio.Event()
         self._log = log
         self._database = database
         self._checkpoints = checkpoints
         self._settings = settings
+        self._most = settings.batch_max * batches
+        self._most_bytes = BATCH_MOST_BYTES * batches
         self._targets: dict[str, int] = {}
-        self._buffers: dict[str, list[RawMessage]] = {stream: [] for stream in STREAMS}
+        self._buffers = {stream: _Buffer() for stream in STREAMS}
         self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
         self._room = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "projector")
         self._task: asyncio.Task[None] | None = None
@@ -143,16 +150,16 @@ class Projector:
     # --- the pumps ----------------------------------------------------------------------------------------------------
 
     async def _pump(self, stream: str) -> None:
-        most = self._settings.batch_max
         buffer = self._buffers[stream]
-        tail = self._log.tail(stream, self._checkpoints.applied(stream), most=most)
-        async with aclosing(tail) as batches:
+        async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream))) as batches:
             async for messages in batches:
-                while len(buffer) >= most * BUFFER_BATCHES:
+                while buffer.count >= self._most * BUFFER_BATCHES:
                     self._room.clear()
                     await self._room.wait()
-                buffer += messages
+                buffer.add(messages)
                 self._arrived.set()
+                if buffer.count >= self._most or self._all_is_here():
+                    self._full.set()
 
     # --- the writer ---------------------------------------------------------------------------------------------------
 
@@ -167,30 +174,40 @@ class Projector:
 
     async def _gather(self) -> None:
         """Let a batch grow while it is small; rest as long as the last transaction took, unless somebody waits."""
-        if any(len(buffer) >= self._settings.batch_max for buffer in self._buffers.values()):
+        if any(buffer.count >= self._most for buffer in self._buffers.values()) or self._all_is_here():
             return
         awaited = any(self._checkpoints.awaited(stream) for stream in STREAMS)
         gather_s = self._settings.flush_ms / 1000
-        await asyncio.sleep(gather_s if awaited else max(gather_s, self._rest_s))
+        self._full.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(gather_s if awaited else max(gather_s, self._rest_s)):
+                await self._full.wait()
 
-    def _take(self, stream: str) -> list[RawMessage]:
-        buffer = self._buffers[stream]
-        messages = buffer[: _within(buffer, self._settings.batch_max, BATCH_MOST_BYTES)]
-        del buffer[: len(messages)]
-        if buffer:
+    def _all_is_here(self) -> bool:
+        """Whether nothing is missing of what was in the log at the start: then there is nothing to wait for."""
+        return self.state is State.CATCHING_UP and all(
+            self._arrived_up_to(stream) >= target for stream, target in self._targets.items()
+        )
+
+    def _arrived_up_to(self, stream: str) -> int:
+        return self._buffers[stream].last or self._checkpoints.applied(stream)
+
+    def _take(self, stream: str) -> list[Messages]:
+        batches = self._buffers[stream].take(self._most, self._most_bytes)
+        if self._buffers[stream].count:
             self._arrived.set()
         self._room.set()
-        return messages
+        return batches
 
-    async def _write(self, stream: str, messages: Seq[RawMessage]) -> None:
+    async def _write(self, stream: str, batches: Seq[Messages]) -> None:
         failures, before, loop = 0, self.state, asyncio.get_running_loop()
         while True:
             started = loop.time()
             try:
-                await loop.run_in_executor(self._thread, write, self._database, stream, messages)
+                await loop.run_in_executor(self._thread, write, self._database, stream, *batches)
                 break
             except WriteError:
-                log.exception("the read model could not be written at %s:%d", stream, messages[0].sequence)
+                log.exception("the read model could not be written at %s:%d", stream, batches[0].sequences[0])
                 if self.state is before:
                     self._enter(State.RETRYING)
                 await asyncio.sleep(_backoff(failures))
@@ -198,8 +215,32 @@ class Projector:
         self._rest_s = loop.time() - started
         if self.state is State.RETRYING:
             self._enter(before)
-        self._checkpoints.advance(stream, messages[-1].sequence)
+        self._checkpoints.advance(stream, batches[-1].sequences[-1])
         self._look_whether_caught_up()
+
+
+class _Buffer:
+    """Batches of one stream that wait for the writer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last = 0
+        """Sequence of the last message that waits; 0 if none does."""
+        self._batches: deque[Messages] = deque()
+
+    def add(self, batch: Messages) -> None:
+        self._batches.append(batch)
+        self.count += len(batch)
+        self.last = batch.sequences[-1]
+
+    def take(self, most: int, most_bytes: int) -> list[Messages]:
+        """Take the first batches out: at least one (if there is one), and else within both bounds."""
+        taken: list[Messages] = []
+        while self._batches and (not taken or _within([*taken, self._batches[0]], most, most_bytes)):
+            taken.append(self._batches.popleft())
+        self.count -= sum(map(len, taken))
+        self.last = self.last if self._batches else 0
+        return taken
 
 
 async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience_s: float) -> None:
@@ -225,14 +266,8 @@ def _report(task: asyncio.Task[None]) -> None:
         log.critical("the projector has ended: the read model no longer follows the log", exc_info=error)
 
 
-def _within(messages: Seq[RawMessage], most: int, most_bytes: int) -> int:
-    """Return how many of the first messages make a batch: at least one, and within both bounds."""
-    size = 0
-    for count, message in enumerate(messages[:most]):
-        size += len(message.payload)
-        if size > most_bytes and count > 0:
-            return count
-    return min(most, len(messages))
+def _within(batches: Seq[Messages], most: int, most_bytes: int) -> bool:
+    return sum(map(len, batches)) <= most and sum(batch.size_bytes for batch in batches) <= most_bytes
 
 
 def _backoff(failures: int) -> float:

@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from bitinglip.events.log import EventLog
-from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import discard
-from bitinglip.projections.generation import open_generation
+from bitinglip.projections.generation import open_bulk
 from bitinglip.settings import Projections
 
 SUFFIX = ".rebuild"
@@ -39,9 +38,11 @@ async def rebuild(path: Path, settings: Projections, log: EventLog, swap: Swap) 
         NoServer: the log cannot be asked; the old file serves on.
     """
     await asyncio.to_thread(sweep, path)
-    generation = await open_generation(beside(path), settings, log, Checkpoints())
+    generation = await open_bulk(beside(path), settings, log)
     try:
         await generation.projector.wait_caught_up()
+        await generation.projector.stop()
+        await asyncio.to_thread(generation.database.fold, settings.threads)
     except BaseException:
         await generation.close()
         await asyncio.to_thread(sweep, path)

@@ -12,32 +12,37 @@ from bitinglip.projections.database import DATA_ERRORS, Database
 log = logging.getLogger(__name__)
 
 
-def write(database: Database, stream: str, messages: Seq[RawMessage]) -> None:
-    """Apply a stream's messages, in order and exactly once each.
+def write(database: Database, stream: str, *batches: Seq[RawMessage]) -> None:
+    """Apply a stream's messages, in order and exactly once each, in one transaction.
 
     Raises:
         WriteError: the database could not be written; everything up to its checkpoint is.
     """
     applied = database.checkpoints()[stream][0]
-    if messages and messages[0].sequence <= applied:
-        messages = [message for message in messages if message.sequence > applied]
-    if messages:
-        _apply(database, stream, messages)
+    ahead = [_after(applied, batch) for batch in batches if batch and batch[-1].sequence > applied]
+    if ahead:
+        _apply(database, stream, ahead)
 
 
-def _apply(database: Database, stream: str, messages: Seq[RawMessage]) -> None:
+def _after(applied: int, batch: Seq[RawMessage]) -> Seq[RawMessage]:
+    if batch[0].sequence > applied:
+        return batch
+    return [message for message in batch if message.sequence > applied]
+
+
+def _apply(database: Database, stream: str, batches: Seq[Seq[RawMessage]]) -> None:
     try:
-        database.apply(stream, to_arrow(messages), messages[-1].sequence)
+        database.apply(stream, to_arrow(batches), batches[-1][-1].sequence)
     except DATA_ERRORS as error:
-        _narrow(database, stream, messages, error)
+        _narrow(database, stream, [message for batch in batches for message in batch], error)
 
 
 def _narrow(database: Database, stream: str, messages: Seq[RawMessage], error: Exception) -> None:
     """Halve the batch until the message is alone that cannot be applied."""
     if len(messages) > 1:
         middle = len(messages) // 2
-        _apply(database, stream, messages[:middle])
-        _apply(database, stream, messages[middle:])
+        _apply(database, stream, [messages[:middle]])
+        _apply(database, stream, [messages[middle:]])
         return
     log.error("the event at %s:%d is not readable: %s", stream, messages[0].sequence, error)
-    database.apply(stream, to_arrow([corrupt(messages[0], stream)]), messages[0].sequence)
+    database.apply(stream, to_arrow([[corrupt(messages[0], stream)]]), messages[0].sequence)

@@ -6,9 +6,11 @@ ready together travels together. The worker's side is `enginehost.py`, the proce
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import orjson
@@ -20,6 +22,8 @@ from bitinglip.tasks.parameters import Parameters
 PROTOCOL = 1
 """Version of these messages: both sides come from one installation, so a mismatch is a defect, said in `Ready`."""
 
+FILE = "$file"
+"""Key of a result's part that is a file."""
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 256 * 2**20
 """Largest frame that an engine process sends: what is more is a defect, and ends the process."""
@@ -66,6 +70,8 @@ class JobSpec(_Message):
 
     task_id: str
     params: dict[str, Any]
+    files: dict[str, str] = {}
+    """Where the worker has put the artifacts that the parameters name: `artifact:SHA256` -> path."""
 
 
 class Run(_Message):
@@ -227,6 +233,10 @@ class Job(Generic[P]):
     task_id: str
     params: P
     cancelled: threading.Event = field(default_factory=threading.Event)
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Paths of the artifacts that the parameters name."""
+    scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    """Folder for the files of the result."""
 
 
 class Sink(Protocol):
@@ -239,7 +249,7 @@ class Sink(Protocol):
         ...
 
     def succeed(self, task_id: str, result: dict[str, Any], usage: Usage) -> None:
-        """Report the result (JSON values only)."""
+        """Report the result (JSON values only); a file in it is what `result_file` returns."""
         ...
 
     def fail(self, task_id: str, failure: Failure) -> None:
@@ -249,6 +259,11 @@ class Sink(Protocol):
     def cancel(self, task_id: str) -> None:
         """Report that the job stopped because it was cancelled."""
         ...
+
+
+def result_file(path: Path, media_type: str, **more: Any) -> dict[str, Any]:
+    """Return what stands for a file in a result: the worker stores it, and puts its digest and size in its place."""
+    return {FILE: str(path), "media_type": media_type, **more}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import base64
 import orjson
 import pytest
 
-from bitinglip.events.envelope import RawMessage
+from bitinglip.events.envelope import Messages, RawMessage
 from bitinglip.events.registry import Event
 from bitinglip.events.task import TaskAssigned, TaskSubmitted
 from bitinglip.projections import batch
@@ -35,12 +35,15 @@ def _old_assigned() -> RawMessage:
 
 
 def test_old_versions_are_brought_up_to_date_and_the_others_not_touched() -> None:
-    payloads = batch.newest([_old_assigned().payload, SUBMITTED.payload], {"task.assigned": _Renamed})
+    payloads = [
+        message.payload
+        for message in batch.newest(Messages.of([_old_assigned(), SUBMITTED]), {"task.assigned": _Renamed})
+    ]
     document = orjson.loads(payloads[0])
     assert document["dataschema"] == "urn:bitinglip:task.assigned:2"
     assert document["data"]["worker_id"] == "rig-1-0"
     assert "who" not in document["data"]
-    assert payloads[1] is SUBMITTED.payload
+    assert payloads[1] == SUBMITTED.payload
 
 
 def test_the_sql_sees_the_newest_version_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +56,9 @@ def test_the_sql_sees_the_newest_version_only(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_mark_inside_somebodys_text_is_no_version() -> None:
     quoted = SUBMITTED.payload.replace(b'"Once"', b'"urn:bitinglip:task.assigned:1"')
-    assert orjson.loads(batch.newest([quoted], {"task.assigned": _Renamed})[0]) == orjson.loads(quoted)
+    assert orjson.loads(
+        batch.newest(Messages.of([SUBMITTED._replace(payload=quoted)]), {"task.assigned": _Renamed})[0].payload
+    ) == orjson.loads(quoted)
 
 
 POISON = [

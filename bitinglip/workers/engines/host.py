@@ -15,10 +15,12 @@ import queue
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -53,7 +55,11 @@ log = logging.getLogger("bitinglip.engine")
 ENGINES: dict[str, str] = {
     "echo": "bitinglip.workers.engines.echo:load",
     "embedding": "bitinglip.workers.engines.embedding:load",
+    "image-to-text": "bitinglip.workers.engines.image_to_text:load",
+    "speech-to-text": "bitinglip.workers.engines.speech_to_text:load",
     "text-generation": "bitinglip.workers.engines.text_generation:load",
+    "text-to-image": "bitinglip.workers.engines.text_to_image:load",
+    "text-to-speech": "bitinglip.workers.engines.text_to_speech:load",
 }
 """Kind -> the function that loads its models; imported when it is first needed."""
 
@@ -157,9 +163,10 @@ class Models:
 class Host:
     """What the process does: `read` in a thread of its own, `work` in the main one."""
 
-    def __init__(self, channel: Channel, models: Models) -> None:
+    def __init__(self, channel: Channel, models: Models, scratch: Path) -> None:
         self._channel = channel
         self._models = models
+        self._scratch = scratch
         self._flags = Flags()
         self._work: queue.SimpleQueue[Load | Unload | Run] = queue.SimpleQueue()
 
@@ -197,7 +204,7 @@ class Host:
         flags = [self._flags.take(spec.task_id) for spec in run.jobs]
         try:
             kind, model = self._models.use(run.model_key)
-            model.run(_runnable(kind, run.jobs, flags, reporter), reporter)
+            model.run(_runnable(kind, run.jobs, flags, reporter, self._scratch), reporter)
             failure = Failure(kind="engine_error", message="The engine left the job without an answer.", retryable=True)
         except Exception as error:  # noqa: BLE001  (whatever a library raises is this batch's failure)
             if not isinstance(error, BadInputError):
@@ -210,7 +217,7 @@ class Host:
 
 
 def _runnable(
-    kind: str, specs: Sequence[JobSpec], flags: Sequence[threading.Event], reporter: Reporter
+    kind: str, specs: Sequence[JobSpec], flags: Sequence[threading.Event], reporter: Reporter, scratch: Path
 ) -> list[Job[Any]]:
     """Return the jobs that can be run; those that were cancelled, or have unsound parameters, are answered here."""
     jobs: list[Job[Any]] = []
@@ -219,7 +226,8 @@ def _runnable(
             reporter.cancel(spec.task_id)
             continue
         try:
-            jobs.append(Job(spec.task_id, PARAMETERS[kind].model_validate(spec.params), flag))
+            params = PARAMETERS[kind].model_validate(spec.params)
+            jobs.append(Job(spec.task_id, params, flag, spec.files, scratch))
         except ValidationError as error:
             reporter.fail(spec.task_id, run_failure(error))
     return jobs
@@ -247,6 +255,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--max-loaded", type=int, default=2)
+    parser.add_argument("--scratch", default=tempfile.gettempdir(), help="folder for the files of results")
     parser.add_argument("--ticks-per-s", type=float, default=20.0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
@@ -255,7 +264,7 @@ def main() -> None:
     os.environ.update(OFFLINE)
     os.set_inheritable(args.fd, False)  # a grandchild must not hold the socket open
     channel = Channel(socket.socket(fileno=args.fd), args.ticks_per_s)
-    host = Host(channel, Models(channel, Placement(args.device, args.threads), args.max_loaded))
+    host = Host(channel, Models(channel, Placement(args.device, args.threads), args.max_loaded), Path(args.scratch))
     threading.Thread(target=host.read, name="reader", daemon=True).start()
     host.work()
 
