@@ -164,7 +164,7 @@ class TextToImageParameters(Parameters):
     n: int = Field(default=1, ge=1, le=16, description="Pictures to draw, each with a seed of its own.")
     seed: Seed | None = Field(
         default=None,
-        description="Seed of the first picture, the next has the next number; none: one is drawn and told.",
+        description="Seed of the first picture, one more for each further one; none: it is drawn and told.",
     )
     image: ImageInput | None = Field(default=None, description=f"A picture to begin from: {MEDIA_FORMS}.")
     strength: float = Field(

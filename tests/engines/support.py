@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bitinglip.workers.engine import (
@@ -50,11 +52,14 @@ async def load(host: EngineHost, model: ModelSpec) -> str:
     return loaded.model_key
 
 
-async def run(host: EngineHost, model: ModelSpec, *params: dict[str, Any]) -> list[Said]:
-    """Run jobs together; returns what was said of each, in order."""
+async def run(
+    host: EngineHost, model: ModelSpec, *params: dict[str, Any], files: Mapping[str, Path] | None = None
+) -> list[Said]:
+    """Run jobs together; returns what was said of each, in order. `files`: the artifacts that they name."""
     key = await load(host, model)
     said = {str(index): Said() for index in range(len(params))}
-    jobs = [JobSpec(task_id=task_id, params=each) for task_id, each in zip(said, params, strict=True)]
+    paths = {name: str(path) for name, path in (files or {}).items()}
+    jobs = [JobSpec(task_id=task_id, params=each, files=paths) for task_id, each in zip(said, params, strict=True)]
     async for messages in host.run(key, jobs):
         for message in messages:
             if isinstance(message, JobProgressed):

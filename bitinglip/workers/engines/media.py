@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import soxr
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from bitinglip.workers.engine import Job, result_file
 from bitinglip.workers.engines.failures import BadInputError
 
+Samples = np.ndarray[Any, np.dtype[np.float32]]
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 64 * 1024 * 1024
 MOST_SIDE = 16_384
 AUDIO_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
-MOST_SECONDS = 4 * 3600.0
+MOST_SECONDS = 4 * 3600
 SAMPLE_RATES = (1_000, 192_000)
 MOST_CHANNELS = 8
 SOUND_FORMATS = {
@@ -33,6 +35,7 @@ SOUND_FORMATS = {
     "opus": ("OGG", "OPUS", "audio/ogg; codecs=opus"),
 }
 """Format of a result -> soundfile's format and subtype, and the media type."""
+BLOCK_SAMPLES = 1 << 18
 OPUS_RATE = 48_000
 """Opus knows a few sample rates; every sound is brought to this one."""
 
@@ -57,7 +60,7 @@ def read_image(job: Job[Any], name: str, text: str) -> Image.Image:
             raise BadInputError(f"{name}: the picture is damaged or cut off ({error}).") from error
 
 
-def read_audio(job: Job[Any], name: str, text: str, sample_rate: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def read_audio(job: Job[Any], name: str, text: str, sample_rate: int) -> Samples:
     """Return the recording that a parameter names: one channel, (samples,), at this rate, within -1 to 1.
 
     Raises:
@@ -66,15 +69,15 @@ def read_audio(job: Job[Any], name: str, text: str, sample_rate: int) -> np.ndar
     try:
         with soundfile.SoundFile(io.BytesIO(_bytes(job, name, text))) as recording:
             _check_length(name, recording)
+            samples, read = _one_channel(recording, sample_rate)
             frames = recording.frames
-            samples = recording.read(dtype="float32", always_2d=True)  # (samples, channels)
     except soundfile.SoundFileError as error:
         raise BadInputError(f"{name}: this is no recording in {', '.join(AUDIO_FORMATS)}, or it is damaged.") from error
-    if len(samples) < frames:
-        raise BadInputError(f"{name}: the recording is cut off after {len(samples)} of {frames} samples.")
+    if read < frames:
+        raise BadInputError(f"{name}: the recording is cut off after {read} of {frames} samples.")
     if not np.isfinite(samples).all():
         raise BadInputError(f"{name}: the recording has samples that are no numbers.")
-    return resample(samples.mean(axis=1), recording.samplerate, sample_rate)
+    return samples
 
 
 def write_image(job: Job[Any], image: Image.Image, notes: Mapping[str, str], **more: Any) -> dict[str, Any]:
@@ -87,31 +90,15 @@ def write_image(job: Job[Any], image: Image.Image, notes: Mapping[str, str], **m
     return result_file(path, "image/png", width=image.width, height=image.height, **more)
 
 
-def write_sound(
-    job: Job[Any], samples: np.ndarray[Any, np.dtype[np.float32]], sample_rate: int, wanted: str
-) -> dict[str, Any]:
+def write_sound(job: Job[Any], samples: Samples, sample_rate: int, wanted: str) -> dict[str, Any]:
     """Write a result's sound, (samples,) within -1 to 1; returns its part of the result."""
     form, subtype, media_type = SOUND_FORMATS[wanted]
     seconds = len(samples) / sample_rate
     if subtype == "OPUS":
-        samples, sample_rate = resample(samples, sample_rate, OPUS_RATE), OPUS_RATE
+        samples, sample_rate = soxr.resample(samples, sample_rate, OPUS_RATE), OPUS_RATE
     path = _new_file(job, wanted)
     soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, format=form, subtype=subtype)
     return result_file(path, media_type, sample_rate=sample_rate, seconds=round(seconds, 3))
-
-
-def resample(
-    samples: np.ndarray[Any, np.dtype[np.float32]], rate: int, wanted: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return a sound at another sample rate: cut off above the lower half rate in the spectrum, block by block."""
-    if rate == wanted or len(samples) == 0:
-        return samples.astype(np.float32, copy=False)
-    count = max(1, round(len(samples) * wanted / rate))
-    spectrum = np.fft.rfft(samples)
-    kept = min(len(spectrum), count // 2 + 1)
-    resized = np.zeros(count // 2 + 1, dtype=spectrum.dtype)
-    resized[:kept] = spectrum[:kept]
-    return (np.fft.irfft(resized, n=count) * (count / len(samples))).astype(np.float32)
 
 
 def _bytes(job: Job[Any], name: str, text: str) -> bytes:
@@ -125,7 +112,7 @@ def _check_size(name: str, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
         raise BadInputError(
-            f"{name}: the picture has {width} x {height} pixels; at most {MOST_PIXELS:,} in all and {MOST_SIDE:,} a side."
+            f"{name}: the picture has {width} x {height} pixels; at most {MOST_PIXELS:,}, and {MOST_SIDE:,} a side."
         )
 
 
@@ -134,6 +121,18 @@ def _on_white(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _one_channel(recording: soundfile.SoundFile, sample_rate: int) -> tuple[Samples, int]:
+    """Return a recording's mean channel at another rate, and how many samples of the old rate there were."""
+    stream = soxr.ResampleStream(recording.samplerate, sample_rate, 1, dtype="float32")
+    parts: list[Samples] = []
+    read = 0
+    for block in recording.blocks(BLOCK_SAMPLES, dtype="float32", always_2d=True):  # (samples, channels)
+        read += len(block)
+        parts.append(stream.resample_chunk(block.mean(axis=1)))
+    parts.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+    return np.concatenate(parts), read
 
 
 def _check_length(name: str, recording: soundfile.SoundFile) -> None:
