@@ -132,7 +132,17 @@ class ArtifactNotFound(Rejected):
 
     code, status = "artifact_not_found", 404
     template = "There is no artifact {digest}."
-    remedy = "Take the digest from the task's result; artifacts older than their lifetime are gone."
+    remedy = "Take the digest from the task's result, or upload the bytes: `POST /v1/artifacts`."
+    digest: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ArtifactExpired(Rejected):
+    """An artifact of this digest was stored, and its lifetime is over."""
+
+    code, status = "artifact_expired", 410
+    template = "The artifact {digest} has expired."
+    remedy = "Run the task again, or upload the bytes again; `nats.artifact_lifetime_days` says how long they are kept."
     digest: str
 
 

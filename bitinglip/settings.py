@@ -42,6 +42,9 @@ class Nats(_Section):
         ge=2**20,
         description="Most bytes that the private server keeps on disk, all streams together.",
     )
+    artifact_lifetime_days: float = Field(
+        default=30.0, ge=0, description="Days that inputs and results outside of events are kept; 0: for ever."
+    )
     connect_timeout_s: float = Field(default=5.0, gt=0, description="Seconds to wait for the first connection.")
     append_timeout_s: float = Field(
         default=5.0, gt=0, description="Seconds to wait for an append's ack before it is retried."
@@ -74,7 +77,8 @@ class Gateway(_Section):
     api_key: SecretStr | None = Field(
         default=None, min_length=16, description="Key that callers send as a bearer token."
     )
-    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is JSON.")
+    max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Largest artifact that can be uploaded.")
     wait_max_s: float = Field(
         default=60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds."
     )

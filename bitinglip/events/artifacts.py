@@ -1,25 +1,47 @@
-"""Big bytes by their digest, in the object store: events carry only the reference."""
+"""Big bytes by their digest, in the object store: events carry only the reference.
+
+Beside the bytes, which have a lifetime, an index remembers each digest that was ever stored: so an artifact that has
+expired can be told from one that never was.
+"""
 
 # nats-py leaves much of itself untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 from nats.errors import Error as NatsError
-from nats.js.api import ObjectMeta, ObjectStoreConfig, StorageType
-from nats.js.errors import BadBucketError, BucketNotFoundError, NotFoundError, ObjectNotFoundError
+from nats.js.api import KeyValueConfig, ObjectInfo, ObjectMeta, ObjectStoreConfig, StorageType
+from nats.js.errors import BadBucketError, BucketNotFoundError, KeyNotFoundError, NotFoundError, ObjectNotFoundError
+from nats.js.kv import KeyValue
 from nats.js.object_store import ObjectStore
 
-from bitinglip.errors import ArtifactNotFound, NoServer
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, NoServer
 from bitinglip.events.connection import Connection
-from bitinglip.events.streams import ARTIFACTS_BUCKET
+from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX
 from bitinglip.events.task import ArtifactRef
 
 MEDIA_TYPE_HEADER = "Content-Type"
+UNKNOWN_TYPE = "application/octet-stream"
+DUPLICATES_S = 120.0
+"""The server's own window for message ids, which must not be longer than a lifetime."""
+PATIENCE_S = 30.0
+SLOWEST_BYTES_PER_S = 1 << 20
+"""A transfer may take `PATIENCE_S`, and its size at this speed: one whose bytes went meanwhile would wait for ever."""
+_LIFETIMES_SET: WeakSet[Connection] = WeakSet()
+"""Connections that have brought the bucket to the lifetime that is set."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NONE = (ObjectNotFoundError, NotFoundError)
 
 
 async def put(connection: Connection, body: bytes, media_type: str) -> ArtifactRef:
@@ -28,14 +50,23 @@ async def put(connection: Connection, body: bytes, media_type: str) -> ArtifactR
     Raises:
         NoServer: the server did not take them.
     """
-    digest = hashlib.sha256(body).hexdigest()
-    reference = ArtifactRef(sha256=digest, size_bytes=len(body), media_type=media_type)
-    try:
-        store = await _bucket(connection)
-        if not await _holds(store, digest):
-            await store.put(digest, body, meta=ObjectMeta(name=digest, headers={MEDIA_TYPE_HEADER: media_type}))
-    except (NatsError, OSError) as error:
-        raise NoServer(problem=f"storing an artifact: {error or type(error).__name__}") from error
+    reference = ArtifactRef(sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body), media_type=media_type)
+    await _store(connection, reference, io.BytesIO(body))
+    return reference
+
+
+async def put_file(connection: Connection, path: Path, media_type: str) -> ArtifactRef:
+    """Store a file's bytes under their SHA-256, without holding them all in memory.
+
+    Raises:
+        NoServer: the server did not take them.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = (await asyncio.to_thread(hashlib.file_digest, file, "sha256")).hexdigest()
+        reference = ArtifactRef(sha256=digest, size_bytes=file.tell(), media_type=media_type)
+        file.seek(0)
+        await _store(connection, reference, file)
     return reference
 
 
@@ -44,35 +75,132 @@ async def get(connection: Connection, digest: str) -> tuple[bytes, str]:
 
     Raises:
         ArtifactNotFound: there is none of this digest.
+        ArtifactExpired: there was one.
         NoServer: the server did not answer.
     """
+    body = io.BytesIO()
+    reference = await _fetch(connection, digest, body)
+    return body.getvalue(), reference.media_type
+
+
+async def get_file(connection: Connection, digest: str, path: Path) -> ArtifactRef:
+    """Write an artifact's bytes into a file.
+
+    Raises:
+        ArtifactNotFound, ArtifactExpired, NoServer: as for `get`.
+        OSError: the file cannot be written.
+    """
+    with path.open("wb") as file:
+        return await _fetch(connection, digest, file)
+
+
+async def find(connection: Connection, digest: str) -> ArtifactRef:
+    """Return what is known of an artifact, which is there.
+
+    Raises:
+        ArtifactNotFound, ArtifactExpired, NoServer: as for `get`.
+    """
+    with _errors_named("looking for an artifact"):
+        return _reference(await _info(connection, digest))
+
+
+async def _fetch(connection: Connection, digest: str, target: Any) -> ArtifactRef:
+    with _errors_named("reading an artifact"):
+        info = await _info(connection, digest)
+        store = await _bucket(connection)
+        try:
+            async with asyncio.timeout(PATIENCE_S + (info.size or 0) / SLOWEST_BYTES_PER_S):
+                await store.get(digest, writeinto=target)
+        except _NONE as error:
+            raise ArtifactExpired(digest=digest) from error
+    return _reference(info)
+
+
+async def _info(connection: Connection, digest: str) -> ObjectInfo:
     if _DIGEST.fullmatch(digest) is None:
         raise ArtifactNotFound(digest=digest)
     try:
-        result = await (await _bucket(connection)).get(digest)
-    except (ObjectNotFoundError, NotFoundError) as error:
+        return await (await _bucket(connection)).get_info(digest)
+    except _NONE as error:
+        if await _was_stored(connection, digest):
+            raise ArtifactExpired(digest=digest) from error
         raise ArtifactNotFound(digest=digest) from error
-    except (NatsError, OSError) as error:
-        raise NoServer(problem=f"reading an artifact: {error or type(error).__name__}") from error
-    headers = result.info.headers or {}
-    return result.data or b"", headers.get(MEDIA_TYPE_HEADER, "application/octet-stream")
 
 
-async def _holds(store: ObjectStore, digest: str) -> bool:
+async def _was_stored(connection: Connection, digest: str) -> bool:
     try:
-        await store.get_info(digest)
-    except (ObjectNotFoundError, NotFoundError):
+        await (await _index(connection)).get(digest)
+    except KeyNotFoundError:
         return False
     return True
 
 
-async def _bucket(connection: Connection) -> ObjectStore:
+async def _store(connection: Connection, reference: ArtifactRef, body: Any) -> None:
+    digest = reference.sha256
+    with _errors_named("storing an artifact"):
+        store = await _bucket(connection)
+        if await _lasts(connection, store, digest):
+            return
+        meta = ObjectMeta(name=digest, headers={MEDIA_TYPE_HEADER: reference.media_type})
+        await store.put(digest, body, meta=meta)
+        await (await _index(connection)).put(digest, str(reference.size_bytes).encode())
+
+
+async def _lasts(connection: Connection, store: ObjectStore, digest: str) -> bool:
+    """Tell whether the bytes are there, and for at least half of their lifetime to come."""
     try:
-        return await connection.js.object_store(ARTIFACTS_BUCKET)
+        info = await store.get_info(digest)
+    except _NONE:
+        return False
+    days = connection.settings.artifact_lifetime_days
+    stored = datetime.fromisoformat(info.mtime) if info.mtime else datetime.now(UTC)
+    return days == 0 or datetime.now(UTC) - stored < timedelta(days=days / 2)
+
+
+def _reference(info: ObjectInfo) -> ArtifactRef:
+    media_type = (info.headers or {}).get(MEDIA_TYPE_HEADER, UNKNOWN_TYPE)
+    return ArtifactRef(sha256=info.name, size_bytes=info.size or 0, media_type=media_type)
+
+
+@contextmanager
+def _errors_named(doing: str) -> Generator[None]:
+    try:
+        yield
+    except (NatsError, TimeoutError, ConnectionError) as error:
+        raise NoServer(problem=f"{doing}: {str(error) or type(error).__name__}") from error
+
+
+async def _bucket(connection: Connection) -> ObjectStore:
+    """Return the bucket of the bytes, made with the lifetime that is set, or brought to it."""
+    lifetime_s = connection.settings.artifact_lifetime_days * 86_400
+    try:
+        store = await connection.js.object_store(ARTIFACTS_BUCKET)
     except (BucketNotFoundError, BadBucketError, NotFoundError):
         config = ObjectStoreConfig(
             description="Inputs and results that are too big for an event.",
             storage=StorageType.FILE,
             replicas=connection.settings.replicas,
+            ttl=lifetime_s or None,
         )
         return await connection.js.create_object_store(ARTIFACTS_BUCKET, config=config)
+    if connection not in _LIFETIMES_SET:
+        stream = (await connection.js.stream_info(f"OBJ_{ARTIFACTS_BUCKET}")).config
+        if (stream.max_age or 0) != lifetime_s:
+            await connection.js.update_stream(
+                stream.evolve(max_age=lifetime_s, duplicate_window=min(lifetime_s or DUPLICATES_S, DUPLICATES_S))
+            )
+        _LIFETIMES_SET.add(connection)
+    return store
+
+
+async def _index(connection: Connection) -> KeyValue:
+    try:
+        return await connection.js.key_value(ARTIFACTS_INDEX)
+    except (BucketNotFoundError, BadBucketError, NotFoundError):
+        config = KeyValueConfig(
+            bucket=ARTIFACTS_INDEX,
+            description="Digest of every artifact that was ever stored, with its size.",
+            storage=StorageType.FILE,
+            replicas=connection.settings.replicas,
+        )
+        return await connection.js.create_key_value(config=config)

@@ -36,6 +36,7 @@ QUEUE = "QUEUE"
 WORKERS = "WORKERS"
 MODELS = "MODELS"
 ARTIFACTS_BUCKET = "artifacts"
+ARTIFACTS_INDEX = "artifact_index"
 
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")

@@ -29,6 +29,7 @@ ROUTES = [
     Route("/v1/tasks/{task_id}", Resource(GET=tasks.get_task, DELETE=tasks.cancel)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
     Route("/v1/events", Resource(GET=streams.stream_events)),
+    Route("/v1/artifacts", Resource(POST=artifacts.post_artifact)),
     Route("/v1/artifacts/{digest}", Resource(GET=artifacts.get_artifact)),
     Route("/v1/workers", Resource(GET=cluster.workers)),
     Route("/v1/models", Resource(GET=cluster.models)),

@@ -16,6 +16,7 @@ from bitinglip.gateway import problems
 from bitinglip.gateway.analytics import Answer, Query
 from bitinglip.gateway.operations import (
     ACCEPTED,
+    ARTIFACT,
     ENDING,
     OPERATIONS,
     OPTIONAL,
@@ -78,6 +79,8 @@ def _operation(operation: Operation) -> Schema:
         described["parameters"] = list(operation.parameters)
     if operation.body:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(operation.body)}}}
+    if operation.upload:
+        described["requestBody"] = {"required": True, "content": {"*/*": {"schema": {}}}}
     return described | ({"security": []} if operation.open else {})
 
 
@@ -122,6 +125,7 @@ def _schemas() -> Schema:
             },
         },
         "Accepted": ACCEPTED,
+        "Artifact": ARTIFACT,
         "Ending": ENDING,
         "Task": _row(TaskRow),
         "Worker": _row(WorkerRow),

@@ -91,6 +91,7 @@ WATCHING = (
     LAST_EVENT_ID,
 )
 LINKS = object_of(self=TEXT, events=TEXT)
+ARTIFACT = object_of(sha256=TEXT, size_bytes=WHOLE, media_type=TEXT, links=object_of(self=TEXT))
 ACCEPTED = object_of(task_id=TEXT, state=STATE, sequence=WHOLE, links=LINKS)
 ENDING = object_of(task_id=TEXT, state=STATE, cancel_requested=FLAG, links=LINKS)
 
@@ -107,6 +108,8 @@ class Operation:
     refusals: tuple[type[BitingLipError], ...] = ()
     parameters: tuple[Schema, ...] = ()
     body: str | None = None
+    upload: bool = False
+    """Whether the body is taken as it is, whatever it may be."""
     media_types: tuple[str, ...] = ("application/json",)
     open: bool = False
     """Whether it needs no key."""
@@ -148,8 +151,14 @@ OPERATIONS = (
         media_types=("text/event-stream",),
     ),
     Operation(
-        "get", "/v1/artifacts/{digest}", "Fetch an artifact.", {200: {}, 304: {}},
-        (errors.ArtifactNotFound, errors.NoServer), (DIGEST, in_header("If-None-Match", "ETag of a copy at hand.")),
+        "post", "/v1/artifacts", "Upload bytes, to be named in a task's parameters.", {201: ref("Artifact")},
+        (errors.InvalidInput, errors.PayloadTooLarge, errors.MalformedBody, errors.NoServer),
+        (in_header("Content-Type", "What the bytes are, as image/png."),), upload=True,
+    ),
+    Operation(
+        "get", "/v1/artifacts/{digest}", "Fetch an artifact, or a range of it.", {200: {}, 206: {}, 304: {}},
+        (errors.ArtifactNotFound, errors.ArtifactExpired, errors.NoServer),
+        (DIGEST, in_header("If-None-Match", "ETag of a copy at hand."), in_header("Range", "Bytes wanted (RFC 9110).")),
         media_types=("application/octet-stream",),
     ),
     Operation("get", "/v1/workers", "List the workers.", {200: object_of(workers=array_of(ref("Worker")))}),

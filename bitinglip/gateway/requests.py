@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from starlette.requests import Request
 
@@ -27,11 +29,30 @@ async def read_json(request: Request, limit_bytes: int) -> bytes:
     media_type = header(request, b"content-type").partition(";")[0].strip()
     if _JSON_TYPE.fullmatch(media_type) is None:
         raise UnsupportedMediaType(media_type=media_type[:200])
+    chunks = [chunk async for chunk in _chunks(request, limit_bytes)]
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def read_into(request: Request, path: Path, limit_bytes: int) -> int:
+    """Write the body into a file as it comes; returns its size in bytes.
+
+    Raises:
+        PayloadTooLarge: it has more bytes than the limit.
+        MalformedBody: the caller went away before its end.
+    """
+    size = 0
+    with path.open("wb") as file:
+        async for chunk in _chunks(request, limit_bytes):
+            size += len(chunk)
+            await asyncio.to_thread(file.write, chunk)
+    return size
+
+
+async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     too_large = PayloadTooLarge(what="The body", limit_bytes=limit_bytes)
     declared = header(request, b"content-length")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise too_large
-    chunks: list[bytes] = []
     size, more = 0, True
     while more:
         message = await request.receive()
@@ -41,9 +62,8 @@ async def read_json(request: Request, limit_bytes: int) -> bytes:
         size += len(chunk)
         if size > limit_bytes:
             raise too_large
-        chunks.append(chunk)
+        yield chunk
         more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def header(request: Request, name: bytes) -> str:

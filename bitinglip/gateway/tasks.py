@@ -13,6 +13,7 @@ from bitinglip.gateway import events, requests, sse
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
+from bitinglip.tasks import media
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Accepted
 
@@ -27,6 +28,7 @@ async def submit(request: Request) -> Response:
     key = _idempotency_key(request)
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     await gateway.catalogue.require(command.model, command.kind)
+    command = await media.resolve(gateway.log, command)
     accepted = await _append(gateway, command, key, request)
     headers = _headers(accepted)
     if requests.wants(request, sse.MEDIA_TYPE):

@@ -19,7 +19,20 @@ SMALL_FILE_BYTES = 1 << 20
 
 ECHO = "echo"
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
-_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+PIPELINE = "model_index.json"
+MARKERS = ("config.json", PIPELINE)
+"""A folder with one of these files holds a model: transformers', or diffusers'."""
+KIND_OF_ARCHITECTURE: dict[tuple[str, ...], str] = {
+    ("Pipeline",): "text-to-image",
+    ("ForTextToSpeech", "VitsModel", "BarkModel"): "text-to-speech",
+    ("WhisperForConditionalGeneration", "ForSpeechSeq2Seq"): "speech-to-text",
+    ("BlipForConditionalGeneration", "ForImageTextToText"): "image-to-text",
+    ("ForCausalLM", "LMHeadModel"): "text-generation",
+    ("Model", "ForMaskedLM"): "embedding",
+}
+"""How the names of architectures end, and the kind that runs them; the first that fits counts."""
+VISION_LANGUAGE = ("ForConditionalGeneration",)
+"""Such a model takes pictures if its configuration has a part for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +83,8 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
     architectures = cast("list[str]", config.get("architectures") or [])
     architecture = architectures[0] if architectures else None
     kind = _kind(path, architecture)
+    if kind is None and "vision_config" in config and (architecture or "").endswith(VISION_LANGUAGE):
+        kind = "image-to-text"
     if kind is None:
         raise InvalidReference(reference=reference, problem=f"no engine takes the architecture {architecture}")
     return StoredModel(
@@ -91,7 +106,7 @@ def _find(name: str, models_dir: Path, hub_cache: Path) -> StoredModel:
     if equals:
         return inspect(text, Path(folder).expanduser().resolve())
     local = models_dir / reference.name
-    if reference.revision is None and (local / "config.json").is_file():
+    if reference.revision is None and _is_model(local):
         return inspect(text, local.resolve())
     snapshot = _hub_snapshot(reference, hub_cache)
     if snapshot is None:
@@ -100,8 +115,13 @@ def _find(name: str, models_dir: Path, hub_cache: Path) -> StoredModel:
 
 
 def _all_in(models_dir: Path) -> list[StoredModel]:
-    configs = sorted([*models_dir.glob("*/config.json"), *models_dir.glob("*/*/config.json")])
-    return [inspect(config.parent.relative_to(models_dir).as_posix(), config.parent.resolve()) for config in configs]
+    found = {path.parent for level in ("*", "*/*") for name in MARKERS for path in models_dir.glob(f"{level}/{name}")}
+    whole = sorted(folder for folder in found if folder.parent not in found)  # a part of a model is no model
+    return [inspect(folder.relative_to(models_dir).as_posix(), folder.resolve()) for folder in whole]
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MARKERS)
 
 
 def _hub_snapshot(reference: Reference, hub_cache: Path) -> Path | None:
@@ -111,14 +131,17 @@ def _hub_snapshot(reference: Reference, hub_cache: Path) -> Path | None:
     ref = repo / "refs" / revision
     commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
     snapshot = repo / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
+    return snapshot if _is_model(snapshot) else None
 
 
 def _config(reference: str, path: Path) -> dict[str, Any]:
+    """Return the snapshot's configuration; a diffusers pipeline's names its class, which stands for an architecture."""
+    marker = next((path / name for name in reversed(MARKERS) if (path / name).is_file()), path / MARKERS[0])
     try:
-        return cast("dict[str, Any]", orjson.loads((path / "config.json").read_bytes()))
+        config = cast("dict[str, Any]", orjson.loads(marker.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
-        raise ModelNotFound(reference=reference, looked_in=f"{path}: no readable config.json") from error
+        raise ModelNotFound(reference=reference, looked_in=f"{path}: no readable {marker.name}") from error
+    return config | {"architectures": [config.get("_class_name")]} if marker.name == PIPELINE else config
 
 
 def _kind(path: Path, architecture: str | None) -> str | None:
@@ -126,9 +149,10 @@ def _kind(path: Path, architecture: str | None) -> str | None:
         return "embedding"
     if architecture is None:
         return None
-    if architecture.endswith(_CAUSAL_SUFFIXES):
-        return "text-generation"
-    return "embedding" if architecture.endswith(("Model", "ForMaskedLM")) else None
+    for ends, kind in KIND_OF_ARCHITECTURE.items():
+        if architecture.endswith(ends):
+            return kind
+    return None
 
 
 def _digest(path: Path) -> str:

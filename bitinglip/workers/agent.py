@@ -17,6 +17,7 @@ from bitinglip.workers.attempt import Scribe
 from bitinglip.workers.batch import BatchRunner, Identity
 from bitinglip.workers.batcher import group
 from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.files import Files
 from bitinglip.workers.lease import LeaseKeeper
 from bitinglip.workers.policy import Wait, after_service, decide
 from bitinglip.workers.view import LaneView, RouteView, WorkerView
@@ -37,7 +38,9 @@ class Agent:
         self._leases = LeaseKeeper(settings.worker.lease_s)
         self._queue = WorkQueue(event_log.connection, settings.worker.lease_s)
         scribe = Scribe(event_log, settings.log.tick_ttl_s, lambda: self._stopping)
-        self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models)
+        folder = settings.data_dir / "scratch" / identity.worker_id
+        self._files = Files(event_log.connection, folder, lambda: self._stopping)
+        self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models, self._files)
         self._view = WorkerView(
             routes=tuple(RouteView(lane, model.reference) for model in models for lane in LANES),
             lanes={lane: LaneView() for lane in LANES},
@@ -49,6 +52,7 @@ class Agent:
         Raises:
             NoServer: the server is not there at the start.
         """
+        await self._files.clear()
         await self._queue.ensure([_route(view) for view in self._view.routes])
         cancels = await self.runner.listen_for_cancels()
         keeper = asyncio.create_task(self._leases.run(), name="leases")

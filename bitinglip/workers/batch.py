@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from bitinglip.errors import ArtifactNotFound, EngineDied, NoServer
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
@@ -41,6 +41,7 @@ from bitinglip.workers.engine import (
     ModelSpec,
 )
 from bitinglip.workers.enginehost import EngineHost
+from bitinglip.workers.files import Files
 from bitinglip.workers.lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,10 @@ class BatchRunner:
         settings: Settings,
         identity: Identity,
         models: list[ModelSpec],
+        files: Files,
     ) -> None:
         self._log = event_log
+        self._files = files
         self._scribe = scribe
         self._leases = leases
         self._settings = settings
@@ -117,6 +120,7 @@ class BatchRunner:
             for attempt in assigned:
                 self._running.pop(attempt.id, None)
             self.counts.running = len(self._running)
+            await self._files.clear()
 
     async def _open(self, deliveries: Seq[Delivery]) -> list[Attempt | None]:
         return [await self._scribe.open(delivery) for delivery in deliveries]
@@ -178,7 +182,7 @@ class BatchRunner:
     async def _engine(self) -> EngineHost:
         if self._host is None or not self._host.alive:
             self._loaded.clear()
-            self._host = EngineHost(self._settings.worker, self._identity.device)
+            self._host = EngineHost(self._settings.worker, self._identity.device, self._files.folder)
             await self._host.start()
         return self._host
 
@@ -203,8 +207,10 @@ class BatchRunner:
                 await self._write_ends([(attempt, self._stopped_command(attempt))])
                 continue
             try:
-                jobs.append(JobSpec(task_id=attempt.id, params=await self._params(attempt)))
-            except ArtifactNotFound as error:
+                params = await self._params(attempt)
+                files = await self._files.fetch(attempt.task.submitted.kind, params)
+                jobs.append(JobSpec(task_id=attempt.id, params=params, files=files))
+            except (ArtifactNotFound, ArtifactExpired) as error:
                 await self._fail([attempt], Failure(kind="bad_input", message=str(error), retryable=False))
         return jobs
 
@@ -218,7 +224,7 @@ class BatchRunner:
     async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:
         match answer:
             case JobSucceeded():
-                result, reference = await self._inline_or_artifact(answer.result)
+                result, reference = await self._inline_or_artifact(await self._files.store(answer.result))
                 return SucceedAttempt(
                     attempt=attempt.task.attempt,
                     worker_id=self._identity.worker_id,

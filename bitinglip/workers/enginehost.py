@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
@@ -55,9 +57,11 @@ LINE_CHARACTERS = 1000
 class EngineHost:
     """One engine process. When it has died it is of no more use: a new one is made."""
 
-    def __init__(self, settings: Worker, device: str) -> None:
+    def __init__(self, settings: Worker, device: str, scratch: Path | None = None) -> None:
+        """`scratch`: folder for the files of results; none: the system's own for temporary files."""
         self._settings = settings
         self._device = device
+        self._scratch = scratch or Path(tempfile.gettempdir())
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._start = _Inbox()
@@ -192,6 +196,7 @@ class EngineHost:
             *("--threads", str(settings.threads)),
             *("--max-loaded", str(settings.max_loaded)),
             *("--ticks-per-s", str(settings.ticks_per_s)),
+            *("--scratch", str(self._scratch)),
         ]
 
     def _send(self, message: BaseModel) -> None:
