@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import httpx
 import orjson
@@ -98,6 +98,37 @@ class Client:
         if answer.is_error:
             raise _problem(answer.status_code, answer.content)
         return orjson.loads(answer.content) if answer.content else None
+
+    def upload(self, path: str, body: BinaryIO, media_type: str) -> Any:
+        """POST bytes as they are read, and return the JSON document that comes back.
+
+        Raises:
+            ProblemAnswer: the gateway refused.
+            GatewayUnreachable: nothing answers.
+        """
+        try:
+            answer = self._http.post(path, content=body, headers={"Content-Type": media_type})
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _problem(answer.status_code, answer.content)
+        return orjson.loads(answer.content)
+
+    def download(self, path: str, target: BinaryIO) -> None:
+        """GET bytes into a file as they come.
+
+        Raises:
+            ProblemAnswer: the gateway refused.
+            GatewayUnreachable: nothing answers.
+        """
+        try:
+            with self._http.stream("GET", path) as answer:
+                if answer.is_error:
+                    raise _problem(answer.status_code, answer.read())
+                for chunk in answer.iter_bytes():
+                    target.write(chunk)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def events(
         self, path: str, params: dict[str, Any] | None = None, *, ended: Callable[[ServerEvent], bool] = lambda _: False

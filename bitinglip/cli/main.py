@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bitinglip import __version__
-from bitinglip.cli import cluster, config, doctor, events, query, render, task
+from bitinglip.cli import artifact, cluster, config, doctor, events, query, render, task
 from bitinglip.cli.client import ProblemAnswer
 from bitinglip.errors import BitingLipError
 
@@ -26,6 +26,7 @@ app.command()(cluster.up)
 app.command()(cluster.gateway)
 app.command()(cluster.worker)
 app.add_typer(task.app, name="task")
+app.add_typer(artifact.app, name="artifact")
 app.add_typer(events.app, name="events")
 app.command()(query.query)
 app.add_typer(config.app, name="config")

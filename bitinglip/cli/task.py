@@ -11,10 +11,12 @@ import orjson
 import typer
 
 from bitinglip.cli import render
+from bitinglip.cli.artifact import upload
 from bitinglip.cli.client import Client
 from bitinglip.cli.options import Json, Url, client
 from bitinglip.cli.watch import watch
 from bitinglip.errors import InvalidInput
+from bitinglip.tasks.parameters import KINDS
 
 app = typer.Typer(help="Submit, look at, watch and cancel tasks.", no_args_is_help=True)
 
@@ -31,10 +33,13 @@ class Lane(StrEnum):
 
 @app.command()
 def submit(
-    kind: Annotated[str, typer.Argument(help="Kind of task: text-generation, embedding, echo.")],
+    kind: Annotated[str, typer.Argument(help="Kind of task: " + ", ".join(KINDS) + ".")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model reference: org/name or org/name@revision.")],
     prompt: Annotated[str | None, typer.Option(help="Prompt; @FILE reads a file, - standard input.")] = None,
     input_: Annotated[list[str] | None, typer.Option("--input", help="Text to embed; may be repeated.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to speak; @FILE reads a file, - standard input.")] = None,
+    image: Annotated[str | None, typer.Option(help="Picture: a file, or artifact:SHA256, or task:ID.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Recording: a file, or artifact:SHA256, or task:ID.")] = None,
     param: Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE, VALUE as JSON or text.")] = None,
     params_json: Annotated[str | None, typer.Option(help="All parameters as a JSON object, or @FILE, or -.")] = None,
     lane: Annotated[Lane, typer.Option(help="How urgent it is.")] = Lane.normal,
@@ -43,21 +48,24 @@ def submit(
     timeout_s: Annotated[float | None, typer.Option(help="Longest that one attempt may run, in seconds.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Attempts in all.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the files of the result.")] = None,
     watch_: Annotated[bool, typer.Option("--watch", help="Show the task while it runs, then its result.")] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Submit a task, and print its id (or, with --wait or --watch, its result)."""
-    params = _object(params_json) | _parameters(param) | _inputs(prompt, input_)
+    gateway = client(url)
+    params = _object(params_json) | _parameters(param) | _inputs(prompt, input_, text)
+    media = {"image": image, "audio": audio}
+    params |= {name: _media(gateway, given) for name, given in media.items() if given is not None}
     body: dict[str, Any] = {"kind": kind, "model": model, "params": params, "lane": lane.value}
     body |= {"metadata": _metadata(metadata)} if metadata else {}
     body |= {"timeout_s": timeout_s} if timeout_s is not None else {}
     body |= {"retry": {"max_attempts": max_attempts}} if max_attempts is not None else {}
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    gateway = client(url)
     accepted = gateway.request("POST", "/v1/tasks", body=body, headers=headers)
-    if wait or watch_:
-        raise typer.Exit(watch(gateway, accepted["task_id"], quiet=not watch_, as_json=as_json))
+    if wait or watch_ or out is not None:
+        raise typer.Exit(watch(gateway, accepted["task_id"], quiet=not watch_, as_json=as_json, out=out))
     render.json(accepted) if as_json else render.line(accepted["task_id"])
 
 
@@ -94,9 +102,14 @@ def list_(
 
 
 @app.command("watch")
-def watch_command(task_id: str, url: Url = None, as_json: Json = False) -> None:
+def watch_command(
+    task_id: str,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the files of the result.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
     """Show a task while it runs, then its result. Ends with 0 (succeeded), 1 (failed) or 5 (cancelled)."""
-    raise typer.Exit(watch(client(url), _id(task_id), quiet=False, as_json=as_json))
+    raise typer.Exit(watch(client(url), _id(task_id), quiet=False, as_json=as_json, out=out))
 
 
 @app.command()
@@ -136,8 +149,16 @@ def _id(task_id: str) -> str:
     return quote(task_id, safe="")
 
 
-def _inputs(prompt: str | None, inputs: list[str] | None) -> dict[str, Any]:
+def _media(gateway: Client, given: str) -> str:
+    """Return a media parameter: a file is uploaded, the other forms stay as they are."""
+    if given.startswith(("artifact:", "task:", "data:")):
+        return given
+    return f"artifact:{upload(gateway, Path(given.removeprefix('@')))['sha256']}"
+
+
+def _inputs(prompt: str | None, inputs: list[str] | None, text: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {"prompt": _read(prompt)} if prompt is not None else {}
+    found |= {"text": _read(text)} if text is not None else {}
     if inputs:
         texts = [_read(text) for text in inputs]
         found["input"] = texts[0] if len(texts) == 1 else texts

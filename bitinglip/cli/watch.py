@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from bitinglip.cli import render
+from bitinglip.cli.artifact import artifacts_in, save_all
 from bitinglip.cli.client import Client, ServerEvent
 
 EXIT_CODES = {"succeeded": 0, "cancelled": 5}
 FAILED = 1
+UNTOLD = {"sha256", "media_type", "size_bytes"}
 ENDS = {
     "task.succeeded": "succeeded",
     "task.cancelled": "cancelled",
@@ -19,8 +22,11 @@ ENDS = {
 }
 
 
-def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool) -> int:
-    """Follow a task; prints its result, and returns the exit code that tells how it ended."""
+def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool, out: Path | None = None) -> int:
+    """Follow a task; prints its result, and returns the exit code that tells how it ended.
+
+    `out`: folder for the files of the result.
+    """
     shown = (
         _Json() if as_json and not quiet else _Quiet() if quiet else _Screen() if render.out.is_terminal else _Lines()
     )
@@ -29,8 +35,13 @@ def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool) -> int:
         shown.show(event)
         state = end_of(event) or state
     shown.close()
-    if quiet or not as_json:
-        _print_outcome(gateway.get(f"/v1/tasks/{task_id}"), as_json=as_json, text_shown=shown.text_shown)
+    if quiet or not as_json or out is not None:
+        task = gateway.get(f"/v1/tasks/{task_id}")
+        if quiet or not as_json:
+            _print_outcome(task, as_json=as_json, text_shown=shown.text_shown)
+        if out is not None:
+            for path in save_all(gateway, task, out):
+                render.note(f"wrote {path}")
     return exit_code_of(state)
 
 
@@ -143,5 +154,9 @@ def _print_result(task: dict[str, Any]) -> None:
         render.line(f"/v1/artifacts/{reference.get('sha256')} ({reference.get('size_bytes')} bytes)")
     elif isinstance(result.get("text"), str):
         render.line(result["text"])
+    elif parts := list(artifacts_in(result)):
+        for part in parts:
+            told = ", ".join(f"{name} {value}" for name, value in part.items() if name not in UNTOLD)
+            render.line(f"/v1/artifacts/{part['sha256']} ({part['media_type']}, {part['size_bytes']} bytes; {told})")
     else:
         render.json(result)

@@ -35,6 +35,8 @@ SOUND_FORMATS = {
     "opus": ("OGG", "OPUS", "audio/ogg; codecs=opus"),
 }
 """Format of a result -> soundfile's format and subtype, and the media type."""
+STREAMED_BYTES = 0x7FFF_0000
+"""A WAV that was written into a pipe says at its beginning that it has this size, or more."""
 BLOCK_SAMPLES = 1 << 18
 OPUS_RATE = 48_000
 """Opus knows a few sample rates; every sound is brought to this one."""
@@ -56,7 +58,9 @@ def read_image(job: Job[Any], name: str, text: str) -> Image.Image:
                 return _on_white(upright)
         except UnidentifiedImageError as error:
             raise BadInputError(f"{name}: this is no picture in {', '.join(IMAGE_FORMATS)}.") from error
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise BadInputError(f"{name}: the picture is larger than {MOST_PIXELS:,} pixels.") from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise BadInputError(f"{name}: the picture is damaged or cut off ({error}).") from error
 
 
@@ -66,8 +70,10 @@ def read_audio(job: Job[Any], name: str, text: str, sample_rate: int) -> Samples
     Raises:
         BadInputError: it is no recording in one of `AUDIO_FORMATS`, too long, empty, or not whole.
     """
+    body = _bytes(job, name, text)
+    _check_riff(name, body)
     try:
-        with soundfile.SoundFile(io.BytesIO(_bytes(job, name, text))) as recording:
+        with soundfile.SoundFile(io.BytesIO(body)) as recording:
             _check_length(name, recording)
             samples, read = _one_channel(recording, sample_rate)
             frames = recording.frames
@@ -121,6 +127,13 @@ def _on_white(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _check_riff(name: str, body: bytes) -> None:
+    """Refuse a WAV that is shorter than it says: the library would take what is there for the whole."""
+    said = int.from_bytes(body[4:8], "little") + 8
+    if body.startswith(b"RIFF") and len(body) < said < STREAMED_BYTES:
+        raise BadInputError(f"{name}: the recording is cut off after {len(body)} of {said} bytes.")
 
 
 def _one_channel(recording: soundfile.SoundFile, sample_rate: int) -> tuple[Samples, int]:
