@@ -99,8 +99,11 @@ def _save(gateway: Client, digest: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            gateway.download(f"/v1/artifacts/{digest}", file)
-        part.rename(path)
+        try:
+            with part.open("wb") as file:
+                gateway.download(f"/v1/artifacts/{digest}", file)
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidInput(field=str(path), problem=error.strerror or str(error)) from error

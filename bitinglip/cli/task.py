@@ -14,6 +14,7 @@ from bitinglip.cli import render
 from bitinglip.cli.artifact import upload
 from bitinglip.cli.client import Client
 from bitinglip.cli.options import Json, Url, client
+from bitinglip.cli.replay import replay
 from bitinglip.cli.watch import watch
 from bitinglip.errors import InvalidInput
 from bitinglip.tasks.parameters import KINDS
@@ -110,6 +111,12 @@ def watch_command(
 ) -> None:
     """Show a task while it runs, then its result. Ends with 0 (succeeded), 1 (failed) or 5 (cancelled)."""
     raise typer.Exit(watch(client(url), _id(task_id), quiet=False, as_json=as_json, out=out))
+
+
+@app.command("replay")
+def replay_command(task_id: str, url: Url = None, as_json: Json = False) -> None:
+    """Run a task again with its seed, and say whether the result is the same. Ends with 0 (the same) or 1."""
+    raise typer.Exit(replay(client(url), _id(task_id), as_json=as_json))
 
 
 @app.command()

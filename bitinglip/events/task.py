@@ -190,6 +190,8 @@ class TaskSucceeded(TaskEvent):
     """Milliseconds that this attempt waited for its model to load."""
     device: str | None = None
     """Device that it ran on, as the engine says (`task.assigned` may say `auto`)."""
+    dtype: str | None = None
+    """Precision of the weights, as `bfloat16`."""
     versions: dict[str, str] = {}
 
 

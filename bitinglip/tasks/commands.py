@@ -155,6 +155,7 @@ class SucceedAttempt:
     run_ms: float
     load_ms: float = 0.0
     device: str | None = None
+    dtype: str | None = None
     versions: dict[str, str]
 
 

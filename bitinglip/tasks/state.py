@@ -279,6 +279,7 @@ def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
                 run_ms=command.run_ms,
                 load_ms=command.load_ms,
                 device=command.device,
+                dtype=command.dtype,
                 versions=command.versions,
             )
         case FailAttempt():

@@ -234,6 +234,7 @@ class BatchRunner:
                     run_ms=round(answer.run_ms, 3),
                     load_ms=round(attempt.load_ms, 3),
                     device=loaded.device,
+                    dtype=loaded.dtype,
                     versions=loaded.versions,
                 )
             case JobFailed():

@@ -249,6 +249,37 @@ class TestOnACluster:
         assert b"task.submitted" in line
         assert (process.returncode, err) == (130, b"")
 
+    async def test_a_replay_says_whether_the_same_came_out(self, url: str) -> None:
+        done = await bitinglip(
+            "task", "submit", "echo", "-m", "echo", "-p", "message=hi", "--wait", "--json", "--url", url
+        )
+        task_id = done.json["task_id"]
+        again = await bitinglip("task", "replay", task_id, "--url", url, "--json")
+        assert (again.status, again.json["same"], again.json["changed"]) == (0, True, {})
+        assert again.json["replay"] != task_id
+        told = await bitinglip("task", "replay", task_id, "--url", url)
+        assert "byte for byte" in told.out
+        failed = await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "fail=bad_input", "--url", url)
+        await bitinglip("task", "watch", failed.out.strip(), "--url", url)
+        refused = await bitinglip("task", "replay", failed.out.strip(), "--url", url)
+        assert (refused.status, "has succeeded can be replayed" in refused.err) == (2, True)
+
+    async def test_files_go_up_and_come_down(self, url: str, tmp_path: Path) -> None:
+        there, back = tmp_path / "Bild ü.png", tmp_path / "new" / "back.png"
+        there.write_bytes(bytes(range(256)) * 100)
+        put = await bitinglip("artifact", "put", str(there), "--url", url, "--json")
+        digest = put.json["sha256"]
+        assert (put.json["media_type"], put.json["size_bytes"]) == ("image/png", 25_600)
+        name = (await bitinglip("artifact", "put", str(there), "--url", url)).out.strip()
+        assert name == f"artifact:{digest}"
+        assert (await bitinglip("artifact", "get", name, "--out", str(back), "--url", url)).status == 0
+        assert back.read_bytes() == there.read_bytes()
+        none = await bitinglip("artifact", "put", str(tmp_path / "none"), "--url", url)
+        assert (none.status, "No such file" in none.err) == (2, True)
+        unknown = await bitinglip("artifact", "get", "0" * 64, "--out", str(tmp_path / "no"), "--url", url)
+        assert (unknown.status, "There is no artifact" in unknown.err) == (2, True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [there.name, "new"]
+
     async def test_sql(self, url: str) -> None:
         sql = "SELECT ? AS a, 'x' AS b, NULL AS c"
         assert (await bitinglip("query", sql, "-p", "7", "--json", "--url", url)).json == {"a": 7, "b": "x", "c": None}
