@@ -46,12 +46,12 @@ def make_story_model(folder: Path, seed: int = 7) -> Path:
     Raises:
         RuntimeError: it did not learn its sentences.
     """
-    return _once(folder, lambda part: _story(part, seed))
+    return once(folder, lambda part: _story(part, seed))
 
 
 def make_gpt2(folder: Path, seed: int = 1) -> Path:
     """Make an untrained GPT-2 of two layers, unless it is there."""
-    return _once(folder, lambda part: _gpt2(part, seed))
+    return once(folder, lambda part: _gpt2(part, seed))
 
 
 def minilm_path() -> Path:
@@ -64,7 +64,7 @@ def minilm_path() -> Path:
 def make_all(models_dir: Path) -> None:
     """Make the demo's models in a models directory."""
     make_story_model(models_dir / "demo" / "story")
-    _once(
+    once(
         models_dir / "sentence-transformers" / "all-MiniLM-L6-v2",
         lambda part: shutil.copytree(
             minilm_path(), part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__")
@@ -72,9 +72,9 @@ def make_all(models_dir: Path) -> None:
     )
 
 
-def _once(folder: Path, make: Callable[[Path], Any]) -> Path:
-    """Make a folder whole or not at all."""
-    if not (folder / "config.json").is_file():
+def once(folder: Path, make: Callable[[Path], Any]) -> Path:
+    """Make a model's folder whole or not at all, unless it is there; returns it."""
+    if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:

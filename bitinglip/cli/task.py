@@ -17,7 +17,6 @@ from bitinglip.cli.options import Json, Url, client
 from bitinglip.cli.replay import replay
 from bitinglip.cli.watch import watch
 from bitinglip.errors import InvalidInput
-from bitinglip.tasks.parameters import KINDS
 
 app = typer.Typer(help="Submit, look at, watch and cancel tasks.", no_args_is_help=True)
 
@@ -34,7 +33,7 @@ class Lane(StrEnum):
 
 @app.command()
 def submit(
-    kind: Annotated[str, typer.Argument(help="Kind of task: " + ", ".join(KINDS) + ".")],
+    kind: Annotated[str, typer.Argument(help="Kind of task, such as text-generation or text-to-image.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model reference: org/name or org/name@revision.")],
     prompt: Annotated[str | None, typer.Option(help="Prompt; @FILE reads a file, - standard input.")] = None,
     input_: Annotated[list[str] | None, typer.Option("--input", help="Text to embed; may be repeated.")] = None,

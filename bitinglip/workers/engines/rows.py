@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from bitinglip.events.task import Usage
-from bitinglip.tasks.parameters import TextGenerationParameters
+from bitinglip.tasks.parameters import ImageToTextParameters, TextGenerationParameters
 from bitinglip.workers.engine import Job, Sink
 from bitinglip.workers.engines.decoding import Detokenizer, StopScanner
 from bitinglip.workers.engines.sampling import COLDEST, Dice
@@ -15,10 +16,30 @@ SEED_BITS = 32
 
 
 class Row:
-    """A job on its way; it is answered as soon as it ends, whatever its neighbours still have to say."""
+    """A job on its way; it is answered as soon as it ends, whatever its neighbours still have to say.
+
+    Args:
+        job: The job, whose parameters say how to sample.
+        prompt: Tokens that it begins with.
+        most: Most tokens to generate.
+        tokenizer: Turns tokens into text.
+        sink: Where it is answered.
+        stops: Texts that end it.
+        continues: Whether the text goes on from the prompt's, or begins anew.
+        lead: What the answer's text begins with, before anything is generated.
+    """
 
     def __init__(
-        self, job: Job[TextGenerationParameters], prompt: list[int], most: int, tokenizer: Any, sink: Sink
+        self,
+        job: Job[TextGenerationParameters] | Job[ImageToTextParameters],
+        prompt: list[int],
+        most: int,
+        tokenizer: Any,
+        sink: Sink,
+        *,
+        stops: Sequence[str] = (),
+        continues: bool = False,
+        lead: str = "",
     ) -> None:
         self.job = job
         self.prompt = prompt
@@ -27,8 +48,9 @@ class Row:
         self.over = False
         self._sink = sink
         self._text: list[str] = []
-        self._detokenizer = Detokenizer(tokenizer, prompt if job.params.prompt is not None else ())
-        self._stops = StopScanner(job.params.stop)
+        self._lead = lead
+        self._detokenizer = Detokenizer(tokenizer, prompt if continues else ())
+        self._stops = StopScanner(stops)
         self.sampled = job.params.temperature >= COLDEST
         self._seed = job.params.seed
         if self.sampled and self._seed is None:
@@ -49,6 +71,8 @@ class Row:
         last = ended or self.left == 0
         piece = "" if ended else self._detokenizer.push(token)
         text, stopped = self._stops.push(piece + self._detokenizer.finish() if last else piece, last=last)
+        if self._lead:
+            text, self._lead = self._lead + text, ""
         self._text.append(text)
         self._sink.progress(self.job.task_id, len(self.tokens), self.most, "token", text or None)
         if stopped or last:
@@ -63,7 +87,8 @@ class Row:
 
     def _succeed(self, reason: str) -> None:
         self.over = True
-        result = {"text": "".join(self._text), "finish_reason": reason, "seed": self._seed}
+        seed = self._seed if self.sampled or self.job.params.seed is not None else None
+        result = {"text": "".join(self._text), "finish_reason": reason, "seed": seed}
         self._sink.succeed(
             self.job.task_id, result, Usage(input_tokens=len(self.prompt), output_tokens=len(self.tokens))
         )

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, GenerationConfig
-from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from bitinglip.tasks.parameters import TextGenerationParameters
 from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines.failures import BadInputError, is_out_of_memory, run_failure
 from bitinglip.workers.engines.rows import Row
-from bitinglip.workers.engines.sampling import draw
+from bitinglip.workers.engines.steering import RowReader, RowSampler, end_tokens
 from bitinglip.workers.engines.torch_device import give_memory_back
 from bitinglip.workers.engines.weights import Weights, load_weights
 
@@ -40,7 +40,7 @@ class TextGenerator:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._ends = _end_tokens(weights)
+        self._ends = end_tokens(weights)
         self._pad = _pad_token(weights, self._ends)
         self._context = _context_tokens(weights.model.config)
         # What a checkpoint suggests (sampling, penalties, end tokens) would be mixed into each call: parameters decide.
@@ -70,7 +70,15 @@ class TextGenerator:
             sink.fail(job.task_id, run_failure(error))
             return None
         room = job.params.max_tokens if self._context is None else self._context - len(prompt)
-        return Row(job, prompt, min(job.params.max_tokens, room), self._weights.tokenizer, sink)
+        return Row(
+            job,
+            prompt,
+            min(job.params.max_tokens, room),
+            self._weights.tokenizer,
+            sink,
+            stops=job.params.stop,
+            continues=job.params.prompt is not None,
+        )
 
     def _prompt(self, params: TextGenerationParameters) -> list[int]:
         tokenizer = self._weights.tokenizer
@@ -125,10 +133,10 @@ class TextGenerator:
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max(row.left for row in rows),
-            do_sample=False,  # `_RowSampler` leaves each sampled row one token to choose
+            do_sample=False,  # `RowSampler` leaves each sampled row one token to choose
             pad_token_id=self._pad,
-            logits_processor=LogitsProcessorList([_RowSampler(rows)]),
-            stopping_criteria=StoppingCriteriaList([_RowReader(rows, self._ends)]),
+            logits_processor=LogitsProcessorList([RowSampler(rows)]),
+            stopping_criteria=StoppingCriteriaList([RowReader(rows, self._ends)]),
         )
 
     def _left_padded(self, texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,50 +144,6 @@ class TextGenerator:
         ids = [[self._pad] * (width - len(text)) + text for text in texts]
         mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
         return torch.tensor(ids, device=self._weights.device), torch.tensor(mask, device=self._weights.device)
-
-
-class _RowReader(StoppingCriteria):
-    """Hands each step's tokens to their rows, and stops each row when it is over.
-
-    It does a streamer's work as well: `generate` asks the criteria before it calls the streamer, on some devices a step
-    before, so that a streamer could end a row only a step late.
-    """
-
-    def __init__(self, rows: list[Row], ends: frozenset[int]) -> None:
-        self._rows = rows
-        self._ends = ends
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            row.take(token, self._ends)
-        return torch.tensor([row.over for row in self._rows], device=input_ids.device)  # (B)
-
-
-class _RowSampler(LogitsProcessor):
-    """Draws the next token of the rows that sample, so that `argmax` finds it; the others stay as they are."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        chosen = [index for index, row in enumerate(self._rows) if row.sampled and not row.over]
-        if not chosen:
-            return scores  # (B, V)
-        rows = [self._rows[index] for index in chosen]
-        numbers = [(row.job.params.temperature, row.job.params.top_p, row.dice.throw()) for row in rows]
-        settings = torch.tensor(numbers, dtype=torch.float32, device=scores.device)  # (S, 3)
-        where = torch.tensor(chosen, device=scores.device)  # (S)
-        tokens = draw(scores[where], *settings.unbind(1))  # (S)
-        scores[where] = float("-inf")
-        scores[where, tokens] = 0.0
-        return scores  # (B, V)
-
-
-def _end_tokens(weights: Weights) -> frozenset[int]:
-    """Return every token that ends a text; a checkpoint names one or several, in one or several places."""
-    owners = (weights.model.generation_config, weights.model.config, weights.tokenizer)
-    named = [getattr(owner, "eos_token_id", None) for owner in owners]
-    return frozenset(token for ids in named for token in _as_list(ids))
 
 
 def _pad_token(weights: Weights, ends: Iterable[int]) -> int:
@@ -190,7 +154,3 @@ def _pad_token(weights: Weights, ends: Iterable[int]) -> int:
 def _context_tokens(config: Any) -> int | None:
     text = config.get_text_config()
     return next((size for field in CONTEXT_FIELDS if isinstance(size := getattr(text, field, None), int)), None)
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
