@@ -13,7 +13,7 @@ from bitinglip.errors import BitingLipError, Defect, Denied, Rejected, Unavailab
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, BitingLipError)]
 LEAVES = [cls for cls in CLASSES if not any(other is not cls and issubclass(other, cls) for other in CLASSES)]
 STATUSES = {
-    Rejected: {400, 404, 405, 409, 413, 415, 422},
+    Rejected: {400, 404, 405, 409, 410, 413, 415, 422},
     Denied: {401, 403, 429},
     Unavailable: {503},
     Defect: {409, 500},
