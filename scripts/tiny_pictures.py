@@ -1,4 +1,4 @@
-"""Small models that draw and see: a Stable Diffusion of the real layout, and a BLIP that knows a few colours."""
+"""Small models that draw and see a few colours: a Stable Diffusion and a BLIP of the published layouts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 160, 50), "blue": (30, 60, 200), 
 SIDE = 32
 """Side of the captioner's pictures in pixels."""
 MOST_STEPS = 600
+UNET_STEPS = 400
+LATENT_SCALE = 1.7
+"""What brings colours between -1 and 1 to a variance of about one."""
 START, END, PAD = "[DEC]", "[SEP]", "[PAD]"
 
 
@@ -31,7 +34,7 @@ def make_blip(folder: Path, seed: int = 3) -> Path:
 
 
 def make_stable_diffusion(folder: Path, seed: int = 5) -> Path:
-    """Make an untrained Stable Diffusion of the layout of `stable-diffusion-2-1-base`, unless it is there."""
+    """Make a Stable Diffusion of the published layout that draws `a COLOUR picture`, unless it is there."""
     return once(folder, lambda part: _stable_diffusion(part, seed))
 
 
@@ -144,7 +147,7 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
-        norm_num_groups=4,
+        norm_num_groups=1,
         sample_size=64,
     )
     unet = library.UNet2DConditionModel(
@@ -161,10 +164,13 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
     )
+    _keep_colours(vae)
+    _teach_prompts(unet, vae, text, tokenizer, scheduler)
     pipeline = library.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
@@ -176,6 +182,70 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+
+
+def _keep_colours(vae: Any) -> None:
+    """Set the autoencoder's weights so that a latent is the mean colour of its 8 by 8 pixels, and back.
+
+    Channels bear the colour, its negative, and a large number with its negative: so a normalisation over all of them
+    has a mean of nothing and a spread that is known, and is undone by its own scale. Every residual branch is nothing.
+    """
+    import torch
+
+    colour, large, above = torch.eye(3), 100.0, 8.0
+    with torch.no_grad():
+        for name, weight in vae.named_parameters():
+            if "conv2" in name or "to_out" in name:
+                weight.zero_()
+        for name, module in vae.named_modules():
+            if name.endswith("downsamplers.0.conv"):
+                module.weight.zero_()
+                module.weight[range(8), range(8), :2, :2] = 0.25
+                module.bias.zero_()
+            elif name.endswith("upsamplers.0.conv") or name in {"quant_conv", "post_quant_conv"}:
+                torch.nn.init.dirac_(module.weight)
+                module.bias.zero_()
+        for part in (vae.encoder, vae.decoder):
+            part.conv_in.weight.zero_()
+            part.conv_in.weight[:6, :3, 1, 1] = torch.cat([colour, -colour])
+            part.conv_in.bias.copy_(torch.tensor([0.0] * 6 + [large, -large]))
+            part.conv_norm_out.weight.fill_(large / 2)
+            part.conv_norm_out.bias.fill_(above)  # where the activation is nearly a straight line
+            part.conv_out.weight.zero_()
+            part.conv_out.weight[:3, :3, 1, 1] = colour
+            part.conv_out.bias.zero_()
+            part.conv_out.bias[:3] = -above
+        vae.encoder.conv_out.bias[4:] = -20.0  # the logarithm of the latents' variance
+    vae.register_to_config(scaling_factor=LATENT_SCALE)
+
+
+def _teach_prompts(unet: Any, vae: Any, text: Any, tokenizer: Any, scheduler: Any) -> None:
+    """Teach the denoiser a colour for each prompt; of an empty one, any of them."""
+    import torch
+
+    prompts = ["", *(f"a {colour} picture" for colour in COLOURS)]
+    ids = tokenizer(prompts, padding="max_length", return_tensors="pt")["input_ids"]
+    fields = torch.tensor(list(COLOURS.values()))[:, :, None, None] / 127.5 - 1
+    with torch.inference_mode():
+        told = text(ids)[0]  # (1 + colours, 77, C)
+        drawn = vae.encode(fields.expand(-1, 3, 64, 64)).latent_dist.mean * vae.config.scaling_factor
+    told, drawn = told.clone(), drawn.clone()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-3, fused=True)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, UNET_STEPS, eta_min=1e-4)
+    unet.train()
+    for _ in range(UNET_STEPS):
+        which = torch.randint(0, len(COLOURS), (16,))
+        said = torch.where(torch.rand(16) < 0.1, 0, which + 1)
+        noise = torch.randn(16, *drawn.shape[1:])
+        times = torch.randint(0, scheduler.config.num_train_timesteps, (16,))
+        noisy = scheduler.add_noise(drawn[which], noise, times)
+        wanted = scheduler.get_velocity(drawn[which], noise, times)
+        loss = (unet(noisy, times, told[said]).sample - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        slower.step()
+    unet.eval()
 
 
 def _clip_tokenizer() -> Any:

@@ -61,9 +61,7 @@ def tones(*parts: tuple[float, float]) -> Any:
     """Return tones one after the other, each `(Hz, seconds)`, 0 Hz is silence: (samples,) float32 at `RATE`."""
     import numpy as np
 
-    pieces = [
-        0.4 * np.sin(2 * math.pi * hertz * np.arange(round(seconds * RATE)) / RATE) for hertz, seconds in parts
-    ]
+    pieces = [0.4 * np.sin(2 * math.pi * hertz * np.arange(round(seconds * RATE)) / RATE) for hertz, seconds in parts]
     noise = np.random.default_rng(len(parts)).normal(0.0, 0.002, sum(map(len, pieces)))
     return (np.concatenate(pieces) + noise).astype(np.float32)
 
@@ -187,7 +185,7 @@ def _teach_tones(model: Any, extractor: Any, tokenizer: Any) -> None:
         if step % 20 == 19 and loss.item() < 0.015:
             model.eval()
             return
-    raise RuntimeError(f"the Whisper did not learn its tones: its loss is still {loss.item():.3f}")
+    raise RuntimeError("the Whisper did not learn its tones")
 
 
 # --- SpeechT5 ---------------------------------------------------------------------------------------------------------
@@ -220,7 +218,6 @@ def _speecht5(folder: Path, seed: int) -> None:
             positional_dropout=0.0,
             hidden_dropout=0.0,
             attention_dropout=0.0,
-            layerdrop=0.0,
             encoder_layerdrop=0.0,
             decoder_layerdrop=0.0,
             speech_decoder_postnet_dropout=0.0,
@@ -242,6 +239,8 @@ def _speecht5(folder: Path, seed: int) -> None:
             normalize_before=True,
         )
     )
+    with torch.no_grad():  # an untrained one is next to silent
+        vocoder.conv_post.weight.mul_(0.3 / vocoder(torch.randn(50, 20)).std())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     vocoder.save_pretrained(folder / "vocoder")
@@ -290,9 +289,10 @@ def _teach_words(model: Any, tokenizer: Any) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for step in range(MOST_STEPS):
         model.train()
-        loss = sum(
+        losses = [
             model(**texts, labels=taught, speaker_embeddings=voice.expand(len(steps), -1)).loss for voice in voices
-        )
+        ]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -328,7 +328,9 @@ def _vits(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vocab = folder / "vocab.json"
     vocab.write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
-    tokenizer = VitsTokenizer(str(vocab), language="eng", phonemize=False, is_uroman=False, pad_token="_", unk_token=" ")
+    tokenizer = VitsTokenizer(
+        str(vocab), language="eng", phonemize=False, is_uroman=False, pad_token="_", unk_token=" "
+    )
     model = VitsModel(
         VitsConfig(
             vocab_size=len(letters),
@@ -358,6 +360,8 @@ def _vits(folder: Path, seed: int) -> None:
 
 
 def _bark(folder: Path, seed: int) -> None:
+    import json
+
     import torch
     from transformers import (
         BarkCoarseConfig,
@@ -368,28 +372,24 @@ def _bark(folder: Path, seed: int) -> None:
         BertTokenizer,
         EncodecConfig,
     )
+    from transformers.models.bark.generation_configuration_bark import BarkGenerationConfig
 
     torch.manual_seed(seed)
     letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz.,!?'"]
     tokenizer = BertTokenizer(vocab={letter: index for index, letter in enumerate(letters)})
-    size: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "block_size": 512}
-    codec = EncodecConfig(
-        num_filters=4,
-        hidden_size=16,
-        codebook_size=64,
-        codebook_dim=16,
-        upsampling_ratios=[8, 5, 4, 2],
-        num_lstm_layers=1,
-        target_bandwidths=[1.5],
-        sampling_rate=24_000,
-    )
+    size: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "block_size": 1024}
+    codec = EncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16, num_lstm_layers=1, target_bandwidths=[6.0])
     model = BarkModel(
         BarkConfig(
-            semantic_config=BarkSemanticConfig(**size, input_vocab_size=400, output_vocab_size=400).to_dict(),
-            coarse_acoustics_config=BarkCoarseConfig(**size, input_vocab_size=400, output_vocab_size=400).to_dict(),
-            fine_acoustics_config=BarkFineConfig(**size, input_vocab_size=80, output_vocab_size=80, n_codes_total=2).to_dict(),
+            semantic_config=BarkSemanticConfig(**size, input_vocab_size=129_600, output_vocab_size=10_048).to_dict(),
+            coarse_acoustics_config=BarkCoarseConfig(
+                **size, input_vocab_size=12_096, output_vocab_size=12_096
+            ).to_dict(),
+            fine_acoustics_config=BarkFineConfig(**size, input_vocab_size=1056, output_vocab_size=1056).to_dict(),
             codec_config=codec.to_dict(),
         )
     )
     model.save_pretrained(folder)
+    settings = BarkGenerationConfig(semantic_config={"max_new_tokens": 20}).to_dict()
+    (folder / "generation_config.json").write_text(json.dumps(settings, default=str))
     tokenizer.save_pretrained(folder)

@@ -163,6 +163,10 @@ class TaskProgressed(TaskEvent):
     total: int | None = None
     unit: str = "step"
     text: str | None = None
+    left_ms: int | None = None
+    """Milliseconds that may be left, by the pace so far; none while there is no pace, or no total."""
+    preview: str | None = None
+    """A small picture of what is being drawn, as a data: URL."""
 
 
 @event

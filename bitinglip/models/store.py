@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ import orjson
 
 from bitinglip.errors import InvalidReference, ModelNotFound
 from bitinglip.models.reference import Reference, parse_reference
+
+log = logging.getLogger(__name__)
 
 SMALL_FILE_BYTES = 1 << 20
 """A local folder's revision covers the whole content of files up to this size, and the head and size of larger ones."""
@@ -31,6 +34,8 @@ KIND_OF_ARCHITECTURE: dict[tuple[str, ...], str] = {
     ("Model", "ForMaskedLM"): "embedding",
 }
 """How the names of architectures end, and the kind that runs them; the first that fits counts."""
+PARTS: dict[str, dict[str, str]] = {"SpeechT5ForTextToSpeech": {"vocoder": "microsoft/speecht5_hifigan"}}
+"""Architecture -> the models that it needs beside it: what they are to it, and where they are published."""
 VISION_LANGUAGE = ("ForConditionalGeneration",)
 """Such a model takes pictures if its configuration has a part for them."""
 
@@ -49,6 +54,8 @@ class StoredModel:
     size_bytes: int | None = None
     """Size of the weights."""
     context_tokens: int | None = None
+    parts: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Folders of the models that it needs beside it, of those that are on this machine."""
 
 
 def find_models(wanted: Iterable[str], models_dir: Path, hub_cache: Path | None) -> list[StoredModel]:
@@ -60,10 +67,12 @@ def find_models(wanted: Iterable[str], models_dir: Path, hub_cache: Path | None)
         ModelNotFound: a named model is not there.
         InvalidReference: a name cannot be read, or the folder's kind is unknown.
     """
-    names = list(wanted)
+    names, cache = list(wanted), hub_cache or default_hub_cache()
     if names:
-        return [_find(name, models_dir, hub_cache or default_hub_cache()) for name in names]
-    return [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir)]
+        found = [_find(name, models_dir, cache) for name in names]
+    else:
+        found = [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir)]
+    return [_with_parts(model, models_dir, cache) for model in found]
 
 
 def default_hub_cache() -> Path:
@@ -114,10 +123,27 @@ def _find(name: str, models_dir: Path, hub_cache: Path) -> StoredModel:
     return inspect(text, snapshot, revision=snapshot.name)
 
 
-def _all_in(models_dir: Path) -> list[StoredModel]:
+def _with_parts(model: StoredModel, models_dir: Path, hub_cache: Path) -> StoredModel:
+    """Add the folders of the models that a model needs: beside it, in the models directory, or in the hub's cache."""
+    parts: dict[str, Path] = {}
+    for part, name in PARTS.get(model.architecture or "", {}).items():
+        beside = model.path.parent / name.rpartition("/")[2] if model.path else None
+        places = [beside, models_dir / name, _hub_snapshot(parse_reference(name), hub_cache)]
+        folder = next((place for place in places if place and _is_model(place)), None)
+        if folder is not None:
+            parts[part] = folder.resolve()
+    return replace(model, parts=parts) if parts else model
+
+
+def _all_in(models_dir: Path) -> Iterator[StoredModel]:
+    """Yield the models in a directory; a folder that no engine takes is no reason not to serve the others."""
     found = {path.parent for level in ("*", "*/*") for name in MARKERS for path in models_dir.glob(f"{level}/{name}")}
     whole = sorted(folder for folder in found if folder.parent not in found)  # a part of a model is no model
-    return [inspect(folder.relative_to(models_dir).as_posix(), folder.resolve()) for folder in whole]
+    for folder in whole:
+        try:
+            yield inspect(folder.relative_to(models_dir).as_posix(), folder.resolve())
+        except InvalidReference as error:
+            log.info("%s is left out: %s", folder, error)
 
 
 def _is_model(folder: Path) -> bool:

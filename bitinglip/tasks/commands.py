@@ -141,6 +141,8 @@ class ProgressAttempt:
     total: int | None = None
     unit: str = "step"
     text: str | None = None
+    left_ms: int | None = None
+    preview: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

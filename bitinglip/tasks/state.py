@@ -266,8 +266,17 @@ def _assigned(task: Task, command: AssignAttempt) -> TaskAssigned:
 
 def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
     match command:
-        case ProgressAttempt(attempt=attempt, step=step, total=total, unit=unit, text=text):
-            return TaskProgressed(task_id=task.id, attempt=attempt, step=step, total=total, unit=unit, text=text)
+        case ProgressAttempt():
+            return TaskProgressed(
+                task_id=task.id,
+                attempt=command.attempt,
+                step=command.step,
+                total=command.total,
+                unit=command.unit,
+                text=command.text,
+                left_ms=command.left_ms,
+                preview=command.preview,
+            )
         case SucceedAttempt():
             return TaskSucceeded(
                 task_id=task.id,

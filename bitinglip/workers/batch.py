@@ -325,6 +325,8 @@ class BatchRunner:
             total=message.total,
             unit=message.unit,
             text=message.text,
+            left_ms=message.left_ms,
+            preview=message.preview,
         )
 
     def _failure(self, attempt: Attempt, failure: Failure) -> FailAttempt:

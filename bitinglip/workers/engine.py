@@ -41,6 +41,8 @@ class ModelSpec(_Message):
     revision: str | None = None
     path: str | None = None
     """Folder of the snapshot on this machine; none for built-in models such as `echo`."""
+    parts: dict[str, str] = {}
+    """Folders of other models that it needs, such as a vocoder."""
 
     @property
     def key(self) -> str:
@@ -138,7 +140,10 @@ class Unloaded(_Message):
 
 
 class JobProgressed(_Message):
-    """A step of a task, coalesced to the worker's tick rate; `text` is what was added since the last one."""
+    """A step of a task, coalesced to the worker's tick rate.
+
+    `text` is what was added since the last one, `left_ms` an estimate, `preview` a small picture as a data: URL.
+    """
 
     type: Literal["progressed"] = "progressed"
     task_id: str
@@ -146,6 +151,8 @@ class JobProgressed(_Message):
     total: int | None = None
     unit: str = "step"
     text: str | None = None
+    left_ms: int | None = None
+    preview: str | None = None
 
 
 class JobSucceeded(_Message):
@@ -246,6 +253,10 @@ class Sink(Protocol):
         self, task_id: str, step: int, total: int | None = None, unit: str = "step", text: str | None = None
     ) -> None:
         """Report a step; calls above the tick rate are merged, their texts joined."""
+        ...
+
+    def preview(self, task_id: str, picture: str) -> None:
+        """Have a small picture (a data: URL) go with the next step that is reported; the last one counts."""
         ...
 
     def succeed(self, task_id: str, result: dict[str, Any], usage: Usage) -> None:

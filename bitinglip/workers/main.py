@@ -164,6 +164,7 @@ def _spec(model: StoredModel) -> ModelSpec:
         reference=model.reference,
         revision=model.revision,
         path=str(model.path) if model.path else None,
+        parts={part: str(folder) for part, folder in model.parts.items()},
     )
 
 

@@ -27,6 +27,42 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 
 @pytest.fixture(scope="session")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """An untrained Stable Diffusion."""
+    return _spec("text-to-image", "painter", model_folder(tmp_path_factory, "painter"))
+
+
+@pytest.fixture(scope="session")
+def seer(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """A BLIP that knows a caption for each of four colours."""
+    return _spec("image-to-text", "seer", model_folder(tmp_path_factory, "seer"))
+
+
+@pytest.fixture(scope="session")
+def listener(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """A Whisper that knows a transcript for each of three tones."""
+    return _spec("speech-to-text", "listener", model_folder(tmp_path_factory, "listener"))
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """A SpeechT5 that knows how long two words are."""
+    return _spec("text-to-speech", "speaker", model_folder(tmp_path_factory, "speaker"))
+
+
+@pytest.fixture(scope="session")
+def vits(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """An untrained VITS of three speakers."""
+    return _spec("text-to-speech", "vits", model_folder(tmp_path_factory, "vits"))
+
+
+@pytest.fixture(scope="session")
+def bark(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """An untrained Bark."""
+    return _spec("text-to-speech", "bark", model_folder(tmp_path_factory, "bark"))
+
+
+@pytest.fixture(scope="session")
 def minilm() -> ModelSpec:
     """MiniLM with its real weights."""
     from scripts.tiny_models import minilm_path
@@ -44,9 +80,9 @@ async def host() -> AsyncIterator[EngineHost]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_host() -> AsyncIterator[EngineHost]:
+async def shared_host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineHost]:
     """An engine process for the tests of one file: importing torch takes seconds."""
-    host = EngineHost(Worker(threads=1, max_loaded=3), "cpu")
+    host = EngineHost(Worker(threads=1, max_loaded=3), "cpu", scratch=tmp_path_factory.mktemp("scratch"))
     await host.start()
     yield host
     await host.stop()

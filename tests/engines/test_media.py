@@ -172,3 +172,12 @@ def test_what_is_too_loud_is_clipped_not_wrapped(tmp_path: Path) -> None:
     told = media.write_sound(job(tmp_path), tone(440, 0.1, RATE) * 10, RATE, "wav")
     samples, _ = soundfile.read(told[FILE], dtype="float32")
     assert np.corrcoef(np.sign(samples), np.sign(tone(440, 0.1, RATE)))[0, 1] > 0.99
+
+
+def test_a_recording_is_cut_where_it_is_quiet() -> None:
+    rate = 1000
+    samples = np.sin(np.arange(10 * rate)).astype(np.float32)
+    samples[3_700:3_800] = 0.0
+    assert 3_700 <= media.quiet_end(samples, 0, 4 * rate, rate) <= 3_800
+    assert 3_700 <= media.quiet_end(samples, 500, 4 * rate, rate) <= 4_500
+    assert media.quiet_end(samples, 6 * rate, 4 * rate, rate) == len(samples)

@@ -11,17 +11,27 @@ import pytest
 
 from bitinglip.cli.natsserver import cache_path
 
-MAKERS = {"story": "make_story_model", "gpt2": "make_gpt2"}
+MAKERS = {
+    "story": ("tiny_models", "make_story_model"),
+    "gpt2": ("tiny_models", "make_gpt2"),
+    "painter": ("tiny_pictures", "make_stable_diffusion"),
+    "seer": ("tiny_pictures", "make_blip"),
+    "listener": ("tiny_speech", "make_whisper"),
+    "speaker": ("tiny_speech", "make_speecht5"),
+    "vits": ("tiny_speech", "make_vits"),
+    "bark": ("tiny_speech", "make_bark"),
+}
+"""Name of a model -> the module in scripts/ and the function that makes it."""
+MARKERS = ("config.json", "model_index.json")
 
 
 def model_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     """Return the folder of a model, made once a session; outside CI the demo's own is taken if it is there."""
     made = cache_path().parent / "demo-models" / "demo" / name
-    if (made / "config.json").is_file() and "CI" not in os.environ:
+    if any((made / marker).is_file() for marker in MARKERS) and "CI" not in os.environ:
         return made
     folder = factory.mktemp("models") / name
-    code = (
-        f"from pathlib import Path; from scripts.tiny_models import {MAKERS[name]} as make; make(Path({str(folder)!r}))"
-    )
+    module, maker = MAKERS[name]
+    code = f"from pathlib import Path; from scripts.{module} import {maker} as make; make(Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
     return folder

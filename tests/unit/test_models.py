@@ -81,3 +81,27 @@ def test_what_is_not_there_or_not_ours_is_said(tmp_path: Path) -> None:
     folder = make(tmp_path / "vision", "ViTForImageClassification")
     with pytest.raises(InvalidReference, match="ViTForImageClassification"):
         find_models([f"a={folder}"], tmp_path, None)
+
+
+def test_a_folder_that_no_engine_takes_does_not_keep_a_worker_from_the_others(tmp_path: Path) -> None:
+    make(tmp_path / "vision", "ViTForImageClassification")
+    make(tmp_path / "story")
+    assert [model.reference for model in find_models([], tmp_path, None)] == ["echo", "story"]
+
+
+def test_a_model_is_served_with_the_models_that_it_needs(tmp_path: Path) -> None:
+    speaker = make(tmp_path / "models" / "microsoft" / "speecht5_tts", "SpeechT5ForTextToSpeech")
+    named = f"my/voice={speaker}"
+    (alone,) = find_models([named], tmp_path / "models", tmp_path)
+    assert (alone.kind, alone.parts) == ("text-to-speech", {})
+    repo = tmp_path / "models--microsoft--speecht5_hifigan"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("b" * 40)
+    cached = make(repo / "snapshots" / ("b" * 40), "SpeechT5HifiGan")
+    assert find_models([named], tmp_path / "models", tmp_path)[0].parts == {"vocoder": cached}
+    beside = make(speaker.parent / "speecht5_hifigan", "SpeechT5HifiGan")
+    assert find_models([named], tmp_path / "models", tmp_path)[0].parts == {"vocoder": beside}
+    assert [model.reference for model in find_models([], tmp_path / "models", tmp_path)] == [
+        "echo",
+        "microsoft/speecht5_tts",
+    ]

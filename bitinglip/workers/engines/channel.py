@@ -51,10 +51,15 @@ class Channel:
             if self._ticks.add(time.monotonic(), task_id, step, total, unit, text):
                 self._ready.notify()
 
+    def preview(self, task_id: str, picture: str) -> None:
+        """Keep a small picture for a task's next progress."""
+        with self._ready:
+            self._ticks.show(time.monotonic(), task_id, picture)
+
     def answer(self, task_id: str, message: BaseModel) -> None:
         """Send a task's final message, after what was kept of its progress."""
         with self._ready:
-            kept = self._ticks.end(task_id)
+            kept = self._ticks.end(time.monotonic(), task_id)
             self._pending += [message] if kept is None else [kept, message]
             self._ready.notify()
 

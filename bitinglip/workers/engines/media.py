@@ -86,6 +86,17 @@ def read_audio(job: Job[Any], name: str, text: str, sample_rate: int) -> Samples
     return samples
 
 
+def quiet_end(samples: Samples, start: int, most: int, around: int) -> int:
+    """Return where a part that begins at `start` ends: at most `most` samples later, where it is quiet."""
+    if len(samples) - start <= most:
+        return len(samples)
+    end = start + most
+    step = max(1, around // 100)
+    tail = samples[end - around : end]
+    loudness = np.square(tail[: len(tail) // step * step]).reshape(-1, step).mean(axis=1)  # (around / step)
+    return end - around + int(loudness.argmin()) * step + step // 2
+
+
 def write_image(job: Job[Any], image: Image.Image, notes: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """Write a result's picture as PNG, with notes in its metadata (iTXt); returns its part of the result."""
     info = PngImagePlugin.PngInfo()

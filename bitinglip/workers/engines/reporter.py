@@ -31,6 +31,11 @@ class Reporter:
         if task_id in self._open:
             self._channel.progress(task_id, step, total, unit, text)
 
+    def preview(self, task_id: str, picture: str) -> None:
+        """Keep a small picture for the next step, unless the job is answered."""
+        if task_id in self._open:
+            self._channel.preview(task_id, picture)
+
     def succeed(self, task_id: str, result: dict[str, Any], usage: Usage) -> None:
         """Report the result."""
         run_ms = (time.perf_counter() - self._started) * 1000

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
@@ -106,7 +105,9 @@ class Listener:
         self._rate = int(extractor.sampling_rate)
         self._window = int(extractor.n_samples)
         config = weights.model.generation_config
-        self._languages = {text.strip("<|>"): token for text, token in (getattr(config, "lang_to_id", None) or {}).items()}
+        self._languages = {
+            text.strip("<|>"): token for text, token in (getattr(config, "lang_to_id", None) or {}).items()
+        }
         self._multilingual = bool(getattr(config, "is_multilingual", self._languages)) and bool(self._languages)
         self._end = int(weights.model.config.eos_token_id)
         self.device = str(weights.device)
@@ -130,10 +131,7 @@ class Listener:
     def _parts(self, job: Job[SpeechToTextParameters], sink: Sink) -> Iterator[_Part]:
         try:
             language = self._language(job.params)
-            if job.params.timestamps == "word" and not getattr(
-                self._weights.model.generation_config, "alignment_heads", None
-            ):
-                raise BadInputError("timestamps: this model cannot tell when each word was said; ask for 'segment'.")
+            self._check_times(job.params)
             samples = media.read_audio(job, "audio", job.params.audio, self._rate)
         except BadInputError as error:
             sink.fail(job.task_id, run_failure(error))
@@ -141,9 +139,14 @@ class Listener:
         whole = _Job(job, sink, len(samples), language)
         start = 0
         while start < len(samples):
-            end = quiet_end(samples, start, PART_S * self._rate, PAUSE_S * self._rate)
+            end = media.quiet_end(samples, start, round(PART_S * self._rate), round(PAUSE_S * self._rate))
             yield _Part(whole, samples[start:end], start / self._rate)
             start = end
+
+    def _check_times(self, params: SpeechToTextParameters) -> None:
+        heads = getattr(self._weights.model.generation_config, "alignment_heads", None)
+        if params.timestamps == "word" and not heads:
+            raise BadInputError("timestamps: this model cannot tell when each word was said; ask for 'segment'.")
 
     def _language(self, params: SpeechToTextParameters) -> str | None:
         if not self._multilingual:
@@ -160,7 +163,7 @@ class Listener:
         return code
 
     def _way(self, part: _Part) -> tuple[Any, ...]:
-        """What must be equal for parts to be heard in one call; those of one job come in order, the short ones first."""
+        """What must be equal for parts to be heard in one call; those of one job in order, the short ones first."""
         params = part.job.job.params
         return (
             part.start_s,
@@ -315,16 +318,3 @@ class _Cancels(StoppingCriteria):
 def _stop_if_over(jobs: list[_Job]) -> None:
     if all([job.check_cancelled() for job in jobs]):  # every one of them is asked
         raise _CancelledError
-
-
-def quiet_end(samples: media.Samples, start: int, most: int, around: int) -> int:
-    """Return where a part that begins at `start` ends: at most `most` samples later, where it is quiet."""
-    if len(samples) - start <= most:
-        return len(samples)
-    end = start + most
-    step = max(1, around // 100)
-    tail = samples[end - around : end]
-    loudness = np.square(tail[: len(tail) // step * step]).reshape(-1, step).mean(axis=1)  # (around / step)
-    return end - around + int(loudness.argmin()) * step + step // 2
-
-

@@ -29,6 +29,7 @@ from bitinglip.workers.engines.failures import (
     is_out_of_memory,
     run_failure,
 )
+from bitinglip.workers.engines.latents import LatentPreview
 from bitinglip.workers.engines.torch_device import give_memory_back, place
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ PACKAGES = ("torch", "transformers", "diffusers")
 MOST_PICTURES = 8
 """Pictures of one pipeline call; memory may halve them."""
 SEED_BITS = 31
+PREVIEWS = 8
+"""Previews of one picture, at most about so many."""
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
@@ -46,6 +49,8 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+SCHEDULER_SETTINGS = {"pndm": {"skip_prk_steps": True}}
+"""What a scheduler needs besides the model's own settings: without this one, PNDM fails at few steps."""
 
 
 class _CancelledError(Exception):
@@ -97,15 +102,19 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
         raise LoadError(f"{spec.reference}: {problem}") from error
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
+    preview = LatentPreview.fit(getattr(pipeline, "vae", None), device, dtype)
     progress(1, 1)
-    return Painter(spec, pipeline, device, dtype)
+    return Painter(spec, pipeline, preview, device, dtype)
 
 
 class Painter:
     """A loaded pipeline."""
 
-    def __init__(self, spec: ModelSpec, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, pipeline: Any, preview: LatentPreview | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._spec = spec
+        self._preview = preview
         self._pipeline: Any = pipeline
         self._published: Any = pipeline.scheduler
         self._unit = int(getattr(pipeline, "vae_scale_factor", 8))
@@ -195,7 +204,9 @@ class Painter:
             "num_inference_steps": params.steps,
             "guidance_scale": params.guidance,
             "generator": [torch.Generator("cpu").manual_seed(job.seed + number) for job, number in pictures],
-            "callback_on_step_end": lambda _pipe, step, _time, tensors: _stepped(pictures, step + 1, steps, tensors),
+            "callback_on_step_end": lambda _pipe, step, _time, tensors: self._stepped(
+                pictures, step + 1, steps, tensors
+            ),
         }
         if first.image is None:
             arguments |= {"width": first.width, "height": first.height}
@@ -206,12 +217,31 @@ class Painter:
             del arguments["negative_prompt"]
         return pipeline(**{name: value for name, value in arguments.items() if name in known}).images
 
+    def _stepped(self, pictures: list[_Picture], step: int, steps: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        firsts = {id(job): (job, row) for row, (job, _) in reversed(list(enumerate(pictures)))}
+        for job, row in firsts.values():
+            if not job.check_cancelled():
+                self._show(job, tensors.get("latents"), row, step, steps)
+                here = sum(other is job for other, _ in pictures)
+                done = len(job.pictures) * steps + here * step
+                job.sink.progress(job.job.task_id, done, job.job.params.n * steps, "step")
+        if all(job.over for job, _ in firsts.values()):
+            raise _CancelledError
+        return tensors
+
+    def _show(self, job: _Job, latents: Any, row: int, step: int, steps: int) -> None:
+        """Show what a job's first picture of this call looks like by now, every few steps."""
+        every = max(1, steps // PREVIEWS)
+        if self._preview is not None and isinstance(latents, torch.Tensor) and latents.ndim == 4 and step % every == 0:
+            job.sink.preview(job.job.task_id, self._preview.draw(latents[row]))
+
     def _scheduler(self, name: str) -> Any:
         """Return a fresh scheduler: some keep what they did in the call before."""
         if name == "default":
             return self._published.from_config(self._published.config)
         try:
-            return getattr(diffusers, SCHEDULERS[name]).from_config(self._published.config)
+            settings = SCHEDULER_SETTINGS.get(name, {})
+            return getattr(diffusers, SCHEDULERS[name]).from_config(self._published.config, **settings)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise BadInputError(f"scheduler: {name!r} does not fit this model ({error}).") from error
 
@@ -238,17 +268,6 @@ class Painter:
         }
         notes = {"parameters": json.dumps(told, ensure_ascii=False, sort_keys=True)}
         return media.write_image(job.job, job.pictures[number], notes, seed=seed)
-
-
-def _stepped(pictures: list[_Picture], step: int, steps: int, tensors: dict[str, Any]) -> dict[str, Any]:
-    jobs = {id(job): job for job, _ in pictures}.values()
-    for job in jobs:
-        if not job.check_cancelled():
-            done = len(job.pictures) * steps
-            job.sink.progress(job.job.task_id, done + step, job.job.params.n * steps, "step")
-    if all(job.over for job in jobs):
-        raise _CancelledError
-    return tensors
 
 
 def _shape(job: _Job) -> tuple[Any, ...]:

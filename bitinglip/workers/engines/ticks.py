@@ -13,7 +13,17 @@ class _Tick:
     total: int | None = None
     unit: str = "step"
     texts: list[str] = field(default_factory=list)
+    preview: str | None = None
+    first_step: int = 0
+    first_at: float = 0.0
     due_at: float = 0.0
+
+    def left_ms(self, now: float) -> int | None:
+        """Return an estimate of what is left, by the pace since the first step."""
+        done = self.step - self.first_step
+        if self.total is None or done <= 0 or now <= self.first_at:
+            return None
+        return round(max(0, self.total - self.step) * (now - self.first_at) / done * 1000)
 
 
 class Ticks:
@@ -28,7 +38,7 @@ class Ticks:
         """Take a step; texts are joined. Tells whether the next due time may have changed."""
         tick = self._ticks.get(task_id)
         if tick is None:
-            tick = self._ticks[task_id] = _Tick(due_at=now)
+            tick = self._ticks[task_id] = _Tick(due_at=now, first_step=step, first_at=now)
         tick.step, tick.total, tick.unit = step, total, unit
         if text:
             tick.texts.append(text)
@@ -37,13 +47,18 @@ class Ticks:
         self._kept[task_id] = tick
         return True
 
+    def show(self, now: float, task_id: str, picture: str) -> None:
+        """Keep a picture for a task's next step."""
+        tick = self._ticks.setdefault(task_id, _Tick(due_at=now, first_at=now))
+        tick.preview = picture
+
     def due(self, now: float) -> list[JobProgressed]:
         """Take out what is due."""
         return [self._take(task_id, now) for task_id, tick in list(self._kept.items()) if tick.due_at <= now]
 
-    def end(self, task_id: str) -> JobProgressed | None:
+    def end(self, now: float, task_id: str) -> JobProgressed | None:
         """Forget a task; returns what was kept of it."""
-        kept = self._take(task_id, 0.0) if task_id in self._kept else None
+        kept = self._take(task_id, now) if task_id in self._kept else None
         self._ticks.pop(task_id, None)
         return kept
 
@@ -54,6 +69,15 @@ class Ticks:
     def _take(self, task_id: str, now: float) -> JobProgressed:
         tick = self._kept.pop(task_id)
         text = "".join(tick.texts) or None
+        preview, tick.preview = tick.preview, None
         tick.texts.clear()
         tick.due_at = now + self._pause_s
-        return JobProgressed(task_id=task_id, step=tick.step, total=tick.total, unit=tick.unit, text=text)
+        return JobProgressed(
+            task_id=task_id,
+            step=tick.step,
+            total=tick.total,
+            unit=tick.unit,
+            text=text,
+            left_ms=tick.left_ms(now),
+            preview=preview,
+        )

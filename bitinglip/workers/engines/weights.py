@@ -61,7 +61,7 @@ def load_weights(
         UnusableModelError: its weights are not safetensors, are incomplete, or need code of their own.
         LoadError: the folder is missing or broken.
     """
-    folder = _folder(spec)
+    folder = safe_folder(spec)
     device = place(placement)
     with _errors_named(spec, folder), _progress_hooked(progress):
         tokenizer = AutoTokenizer.from_pretrained(folder, **_SAFE)
@@ -74,7 +74,8 @@ def load_weights(
     return Weights(model.to(device).eval(), tokenizer, device)
 
 
-def _folder(spec: ModelSpec) -> Path:
+def safe_folder(spec: ModelSpec) -> Path:
+    """Return a model's folder if it has a configuration, and weights that cannot run code."""
     folder = Path(spec.path or "")
     if spec.path is None or not (folder / "config.json").is_file():
         raise LoadError(f"{spec.reference}: its folder is not on this machine, or has no config.json.")
