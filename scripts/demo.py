@@ -22,7 +22,11 @@ import orjson
 from bitinglip.cli.client import Client
 from bitinglip.settings import Settings
 from scripts.tiny_models import CHAT, STORY
+from scripts.tiny_pictures import CAPTIONS
+from scripts.tiny_speech import HEARD, RATE, SPOKEN, tones
 
+OUTPUT = Path("demo-output")
+"""Where the picture, the sounds and the texts are written."""
 STORY_MODEL = "demo/story"
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "The stock market fell on Monday.")
@@ -80,9 +84,11 @@ def show(gateway: Client, url: str) -> bool:
     right = right and batch(gateway)
     say("\n3. Embeddings (MiniLM's real weights):")
     right = right and embeddings(gateway)
-    say(f"\n4. What the log says of task {first}:")
+    say(f"\n4. A picture, what is to be seen in it, a word, and what is heard (files in {OUTPUT}/):")
+    right = show_media(gateway, url) and right
+    say(f"\n5. What the log says of task {first}:")
     timeline(gateway, first)
-    say(f'\n5. DuckDB, over all of it: bitinglip query "{QUERY}"')
+    say(f'\n6. DuckDB, over all of it: bitinglip query "{QUERY}"')
     subprocess.run([*bitinglip("query", QUERY, "--url", url)], check=True)
     return right
 
@@ -125,6 +131,59 @@ def embeddings(gateway: Client) -> bool:
     say(f"   {TEXTS[0]!r} and {TEXTS[1]!r}: {same:.3f}")
     say(f"   {TEXTS[0]!r} and {TEXTS[2]!r}: {other:.3f}")
     return same > 0.5 > other
+
+
+def show_media(gateway: Client, url: str) -> bool:
+    """Draw, caption, speak and write down; returns whether each was right. Captions what the task before it drew."""
+    OUTPUT.mkdir(exist_ok=True)
+    right = True
+    for colour in ("blue", "red"):
+        drawn = submit(gateway, "text-to-image", "demo/painter", prompt=f"a {colour} picture", steps=12, guidance=2)
+        seen = submit(gateway, "image-to-text", "demo/seer", image=f"task:{drawn['task_id']}")
+        caption = seen["result"]["text"]
+        picture = save(url, drawn, f"{colour}.png")
+        say(f"   a {colour} picture → {picture}, seed {drawn['result']['images'][0]['seed']} → {caption!r}")
+        right = right and caption == CAPTIONS[colour]
+    for word, steps in SPOKEN.items():
+        spoken = submit(gateway, "text-to-speech", "demo/speaker", text=word)
+        sound = spoken["result"]["audio"]
+        say(f"   {word!r} → {save(url, spoken, f'{word}.wav')}, {sound['seconds']} s")
+        right = right and abs(sound["seconds"] - steps * 0.032) < 0.1
+    recording = OUTPUT / "tones.wav"
+    write_tones(recording)
+    heard = submit(gateway, "speech-to-text", "demo/listener", audio=f"artifact:{sent(url, recording)}")
+    say(f"   {recording} → {heard['result']['text']!r}")
+    right = right and heard["result"]["text"] == " ".join(text.strip() for _, text in HEARD.values())
+    (OUTPUT / "texts.txt").write_text(f"{caption}\n{heard['result']['text']}\n", "utf-8")
+    return right
+
+
+def submit(gateway: Client, kind: str, model: str, **params: Any) -> dict[str, Any]:
+    """Run a task to its end."""
+    body = {"kind": kind, "model": model, "params": params}
+    return finished(gateway, gateway.request("POST", "/v1/tasks", body=body)["task_id"])
+
+
+def save(url: str, task: dict[str, Any], name: str) -> Path:
+    """Fetch the file of a task's result, as a person would."""
+    path = OUTPUT / name
+    (part,) = task["result"].get("images") or [task["result"]["audio"]]
+    command = [*bitinglip("artifact", "get", part["sha256"], "--out", str(path), "--url", url)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def sent(url: str, path: Path) -> str:
+    """Upload a file, as a person would; returns its digest."""
+    command = [*bitinglip("artifact", "put", str(path), "--json", "--url", url)]
+    return str(orjson.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["sha256"])
+
+
+def write_tones(path: Path) -> None:
+    """Write a recording of the tones that the listener knows, one in each of its windows."""
+    import soundfile
+
+    soundfile.write(path, tones(*(part for hertz in HEARD for part in ((hertz, 1.5), (0.0, 0.5)))), RATE)
 
 
 def timeline(gateway: Client, task_id: str) -> None:
@@ -181,7 +240,12 @@ def cluster(models: Path, data_dir: Path) -> Iterator[dict[str, Any]]:
 
 def environment(models: Path) -> dict[str, str]:
     """Return the environment of the cluster's processes."""
-    return {**os.environ, "BITINGLIP_MODELS_DIR": str(models), "BITINGLIP_WORKER_MAX_BATCH": "16"}
+    return {
+        **os.environ,
+        "BITINGLIP_MODELS_DIR": str(models),
+        "BITINGLIP_WORKER_MAX_BATCH": "16",
+        "BITINGLIP_WORKER_MAX_LOADED": "6",
+    }
 
 
 def bitinglip(*arguments: str) -> Iterator[str]:

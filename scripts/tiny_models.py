@@ -63,7 +63,18 @@ def minilm_path() -> Path:
 
 def make_all(models_dir: Path) -> None:
     """Make the demo's models in a models directory."""
-    make_story_model(models_dir / "demo" / "story")
+    from scripts.tiny_pictures import make_blip, make_stable_diffusion
+    from scripts.tiny_speech import make_speecht5, make_whisper
+
+    makers = {
+        "story": make_story_model,
+        "painter": make_stable_diffusion,
+        "seer": make_blip,
+        "speaker": make_speecht5,
+        "listener": make_whisper,
+    }
+    for name, make in makers.items():
+        make(models_dir / "demo" / name)
     once(
         models_dir / "sentence-transformers" / "all-MiniLM-L6-v2",
         lambda part: shutil.copytree(
