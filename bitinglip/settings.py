@@ -107,6 +107,12 @@ class Worker(_Section):
         default=20.0, ge=0, description="Seconds that running tasks get to end when a worker is stopped."
     )
     load_timeout_s: float = Field(default=1800.0, gt=0, description="Seconds that a model may take to load.")
+    join_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="Seconds for which new tasks join a running batch of text generation, on a worker that serves "
+        "other models as well: then it is the others' turn.",
+    )
     max_loaded: int = Field(default=2, ge=1, description="Most models that an engine process keeps loaded.")
     ticks_per_s: float = Field(default=20.0, gt=0, le=100, description="Most progress events a second for one task.")
     threads: int = Field(default=0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")

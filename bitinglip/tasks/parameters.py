@@ -39,6 +39,15 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ModelParameters(Parameters):
+    """Base of the parameters of every kind that runs on a model."""
+
+    deterministic: bool = Field(
+        default=False,
+        description="Run in a batch of one: the same input then gives the same bytes on the same device and versions.",
+    )
+
+
 class Result(BaseModel):
     """Base of every kind's result."""
 
@@ -54,7 +63,7 @@ def media_in(params: type[Parameters], values: dict[str, Any]) -> Iterator[tuple
             yield name, marks[0], value
 
 
-class EchoParameters(Parameters):
+class EchoParameters(ModelParameters):
     """Gives back what it got, after some idle steps: for tests, benchmarks and a first look."""
 
     message: Any = Field(default=None, description="Any JSON value; it is the result.")
@@ -78,7 +87,7 @@ class ChatMessage(Parameters):
     content: Text = Field(description="What is said.")
 
 
-class TextGenerationParameters(Parameters):
+class TextGenerationParameters(ModelParameters):
     """Continue a prompt, or answer a conversation; one of the two is given."""
 
     prompt: Text | None = Field(default=None, description="Text to continue.")
@@ -118,7 +127,7 @@ class TextGenerationResult(Result):
     seed: int | None = None
 
 
-class EmbeddingParameters(Parameters):
+class EmbeddingParameters(ModelParameters):
     """Turn texts into vectors."""
 
     input: Text | Annotated[tuple[Text, ...], Field(min_length=1, max_length=2048)] = Field(
@@ -145,7 +154,7 @@ class Artifact(Result):
 Side = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 
 
-class TextToImageParameters(Parameters):
+class TextToImageParameters(ModelParameters):
     """Draw pictures from a description, or change a given picture after one."""
 
     prompt: Annotated[str, Field(max_length=100_000)] = Field(description="What is to be seen.")
@@ -186,7 +195,7 @@ class TextToImageResult(Result):
     images: list[Picture]
 
 
-class ImageToTextParameters(Parameters):
+class ImageToTextParameters(ModelParameters):
     """Say what is to be seen in a picture, or answer a question about it."""
 
     image: ImageInput = Field(description=f"The picture: {MEDIA_FORMS}.")
@@ -213,7 +222,7 @@ class ImageToTextResult(Result):
     seed: int | None = None
 
 
-class TextToSpeechParameters(Parameters):
+class TextToSpeechParameters(ModelParameters):
     """Speak a text."""
 
     text: Annotated[str, Field(min_length=1, max_length=20_000)] = Field(description="What is said.")
@@ -251,7 +260,7 @@ class TextToSpeechResult(Result):
     seed: int | None = None
 
 
-class SpeechToTextParameters(Parameters):
+class SpeechToTextParameters(ModelParameters):
     """Write down what is said in a recording."""
 
     audio: AudioInput = Field(description=f"The recording: {MEDIA_FORMS}.")
@@ -282,7 +291,7 @@ class SpeechToTextResult(Result):
     segments: list[Segment] = []
 
 
-PARAMETERS: dict[str, type[Parameters]] = {
+PARAMETERS: dict[str, type[ModelParameters]] = {
     "echo": EchoParameters,
     "text-generation": TextGenerationParameters,
     "embedding": EmbeddingParameters,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from dataclasses import replace
 
 from bitinglip.errors import BitingLipError, NoServer
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 AWAY_S = 0.5
 """Pause before the next pull while the server is away."""
+LONGEST_WAIT_S = 3600.0
+"""Seconds after which a wait begins anew: a timer cannot be endless."""
 
 
 class Agent:
@@ -81,7 +85,61 @@ class Agent:
         for delivery in deliveries:
             self._leases.hold(delivery)
         for batch in group(deliveries, _compatible).values():
-            await self._run(batch)
+            await self._serve(batch)
+
+    async def _serve(self, batch: list[Delivery]) -> None:
+        """Run a batch and, where its engine takes in new tasks between two steps, those that come meanwhile.
+
+        They come until every row is taken, and for `worker.join_s` if there are other models whose turn it may be.
+        """
+        running = {asyncio.create_task(self._run(batch), name="batch")}
+        routes = [view for view in self._view.routes if _route(view).queue == batch[0].route.queue]
+        if routes and self.runner.joins(routes[0].reference):
+            others = len(routes) < len(self._view.routes)
+            until = time.monotonic() + self._settings.worker.join_s if others else math.inf
+            await self._let_join(routes, running, until)
+        await asyncio.gather(*running)
+
+    async def _let_join(self, routes: list[RouteView], running: set[asyncio.Task[None]], until: float) -> None:
+        while not self._stopping and time.monotonic() < until and not all(task.done() for task in running):
+            room = self._settings.worker.max_batch - self.runner.counts.running
+            if room <= 0:
+                self.runner.freed.clear()
+                await self.runner.freed.wait()
+                continue
+            try:
+                found = await self._wait_beside(routes, room, running, until)
+            except NoServer as error:
+                log.debug("nothing joins: %s", error)
+                return
+            for delivery in found:
+                self._leases.hold(delivery)
+            for lane, some in group(found, lambda delivery: delivery.route.lane).items():
+                self._view = after_service(self._view, lane, len(some), frozenset())
+            if found:
+                running.add(asyncio.create_task(self._run(found), name="batch"))
+
+    async def _wait_beside(
+        self, routes: list[RouteView], room: int, running: set[asyncio.Task[None]], until: float
+    ) -> list[Delivery]:
+        """Wait for work until there is some, or the running tasks are done, or it is too late for more to join."""
+
+        def interrupt(_: object = None) -> None:
+            self._queue.interrupt()
+
+        for task in running:
+            task.add_done_callback(interrupt)
+        alarm = asyncio.get_running_loop().call_later(min(until - time.monotonic(), LONGEST_WAIT_S), interrupt)
+        try:
+            found = await self._queue.wait([_route(view) for view in routes], room)
+            for route in {delivery.route for delivery in found}:
+                if len(found) < room:
+                    found += await self._queue.pull(route, room - len(found))
+            return found
+        finally:
+            alarm.cancel()
+            for task in running:
+                task.remove_done_callback(interrupt)
 
     async def _run(self, batch: list[Delivery]) -> None:
         try:

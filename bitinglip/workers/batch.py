@@ -30,6 +30,7 @@ from bitinglip.tasks.commands import (
 from bitinglip.workers.attempt import Attempt, Scribe
 from bitinglip.workers.batcher import group
 from bitinglip.workers.engine import (
+    JOINING_KINDS,
     JobAnswer,
     JobCancelled,
     JobFailed,
@@ -69,7 +70,7 @@ class Counts:
 
 
 class BatchRunner:
-    """Runs batches on the worker's engine process, one at a time."""
+    """Runs batches on the worker's engine process: one at a time, or together where the engine lets tasks join."""
 
     def __init__(
         self,
@@ -90,16 +91,23 @@ class BatchRunner:
         self._models = {(model.kind, model.reference): model for model in models}
         self._loaded: dict[str, Loaded] = {}
         self._host: EngineHost | None = None
+        self._starting = asyncio.Lock()
         self._running: dict[str, Attempt] = {}
         self._stopped = False
         self._stop_timer: asyncio.TimerHandle | None = None
         self.counts = Counts()
+        self.freed = asyncio.Event()
+        """Set whenever a task is settled, and there is room for another one."""
         event_log.connection.on_reconnect(self._reconnected)
 
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""
         return frozenset(key.split("|")[1] for key in self._loaded)
+
+    def joins(self, reference: str) -> bool:
+        """Tell whether new tasks may join a running batch of this model."""
+        return any(kind in JOINING_KINDS for kind, name in self._models if name == reference)
 
     # --- the pipeline -------------------------------------------------------------------------------------------------
 
@@ -118,9 +126,9 @@ class BatchRunner:
                 await self._run_on(self._models.get((kind, model)), batch)
         finally:
             for attempt in assigned:
-                self._running.pop(attempt.id, None)
-            self.counts.running = len(self._running)
-            await self._files.clear()
+                self._leave(attempt)
+            if not self._running:
+                await self._files.clear()
 
     async def _open(self, deliveries: Seq[Delivery]) -> list[Attempt | None]:
         return [await self._scribe.open(delivery) for delivery in deliveries]
@@ -143,6 +151,7 @@ class BatchRunner:
                 batch, Failure(kind="bad_input", message="This worker has no such model.", retryable=False)
             )
             return
+        host: EngineHost | None = None
         try:
             host = await self._engine()
             loaded = await self._load(host, model, batch)
@@ -151,7 +160,7 @@ class BatchRunner:
             else:
                 await self._run_jobs(host, loaded, batch)
         except EngineDied as died:
-            await self._engine_died(died, batch)
+            await self._engine_died(host, died, batch)
 
     async def _run_jobs(self, host: EngineHost, loaded: Loaded, batch: list[Attempt]) -> None:
         jobs = await self._jobs(batch)
@@ -180,11 +189,12 @@ class BatchRunner:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     async def _engine(self) -> EngineHost:
-        if self._host is None or not self._host.alive:
-            self._loaded.clear()
-            self._host = EngineHost(self._settings.worker, self._identity.device, self._files.folder)
-            await self._host.start()
-        return self._host
+        async with self._starting:
+            if self._host is None or not self._host.alive:
+                self._loaded.clear()
+                self._host = EngineHost(self._settings.worker, self._identity.device, self._files.folder)
+                await self._host.start()
+            return self._host
 
     async def _load(self, host: EngineHost, model: ModelSpec, batch: list[Attempt]) -> Loaded | LoadFailed:
         held = self._loaded.pop(model.key, None)
@@ -277,6 +287,14 @@ class BatchRunner:
         except NoServer as error:
             log.debug("task %s: its work message comes back once more: %s", attempt.id, error)
         self._leases.release(attempt.delivery)
+        self._leave(attempt)
+        self.freed.set()
+
+    def _leave(self, attempt: Attempt) -> None:
+        """Count the attempt as running no more; a later one of the same task stays."""
+        if self._running.get(attempt.id) is attempt:
+            del self._running[attempt.id]
+        self.counts.running = len(self._running)
 
     async def _lost(self, attempt: Attempt, outcome: Any) -> None:
         if not attempt.settled:
@@ -287,15 +305,18 @@ class BatchRunner:
     async def _fail(self, batch: Seq[Attempt], failure: Failure) -> None:
         await self._write_ends([(attempt, self._failure(attempt, failure)) for attempt in batch if not attempt.settled])
 
-    async def _engine_died(self, died: EngineDied, batch: list[Attempt]) -> None:
-        self._loaded.clear()
-        self._host = None
+    async def _engine_died(self, host: EngineHost | None, died: EngineDied, batch: list[Attempt]) -> None:
+        first = self._host is host  # several batches may have run on it: one of them tells, and makes way for a new one
+        if first:
+            self._loaded.clear()
+            self._host = None
         if self._stopped:
             failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
         else:
             failure = Failure(kind="engine_crashed", message=died.problem, retryable=True)
-            log.error("the engine process died: %s", died.problem)
-            await self._tell_engine_exited(died.problem)
+            if first:
+                log.error("the engine process died: %s", died.problem)
+                await self._tell_engine_exited(died.problem)
         timed_out = Failure(
             kind="timed_out", message="The attempt ran too long; its engine was killed.", retryable=True
         )

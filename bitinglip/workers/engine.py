@@ -11,17 +11,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bitinglip.events.task import Failure, Usage
-from bitinglip.tasks.parameters import Parameters
+from bitinglip.tasks.parameters import ModelParameters
 
 PROTOCOL = 1
 """Version of these messages: both sides come from one installation, so a mismatch is a defect, said in `Ready`."""
 
+JOINING_KINDS = frozenset({"text-generation"})
+"""Kinds whose running batches take in new jobs: their models are `JoiningModel`s."""
 FILE = "$file"
 """Key of a result's part that is a file."""
 LENGTH_BYTES = 4
@@ -230,7 +232,7 @@ def decode_from_engine(body: bytes) -> list[FromEngine]:
 # --- what an engine is ------------------------------------------------------------------------------------------------
 
 
-P = TypeVar("P", bound=Parameters)
+P = TypeVar("P", bound=ModelParameters)
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,23 @@ class LoadedModel(Protocol):
 
     def unload(self) -> None:
         """Drop the weights and give the device's memory back."""
+        ...
+
+
+class Intake(Protocol):
+    """Where a running batch finds the jobs that have come for its model since it began."""
+
+    def take(self) -> Sequence[tuple[Sequence[Job[Any]], Sink]]:
+        """Return new jobs, and where each lot of them is answered; the model brings them to their end as its own."""
+        ...
+
+
+@runtime_checkable
+class JoiningModel(LoadedModel, Protocol):
+    """A model whose batches take in new jobs between two steps."""
+
+    def run_joining(self, jobs: Sequence[Job[Any]], sink: Sink, intake: Intake) -> None:
+        """Run a batch, and all that joins it; blocks until every job is answered."""
         ...
 
 

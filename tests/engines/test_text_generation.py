@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +126,88 @@ async def test_a_cancel_stops_a_row_and_not_its_neighbour(shared_host: EngineHos
         answers |= {each.task_id: each for each in messages if not isinstance(each, JobProgressed)}
     assert isinstance(answers["a"], JobCancelled | JobSucceeded)
     assert isinstance(answers["b"], JobSucceeded)
+
+
+async def test_a_new_job_joins_a_running_batch_and_is_answered_before_it_ends(
+    shared_host: EngineHost, gpt2: ModelSpec
+) -> None:
+    key = await load(shared_host, gpt2)
+    long = {"prompt": "The log", "max_tokens": 120, "temperature": 1.5, "stop": ["never said"]}
+    order: list[str] = []
+
+    async def hear(jobs: list[JobSpec]) -> None:
+        async for messages in shared_host.run(key, jobs):
+            order.extend(message.task_id for message in messages if isinstance(message, JobSucceeded))
+            begun.set()
+
+    begun = asyncio.Event()
+    batch = asyncio.create_task(hear([JobSpec(task_id=f"long-{n}", params=long | {"seed": n}) for n in range(24)]))
+    await begun.wait()
+    await hear([JobSpec(task_id="short", params={"prompt": "The log", "max_tokens": 2})])
+    assert not batch.done(), "its run was done only with the batch"
+    await batch
+    assert order.index("short") < len(order) - 1
+    assert len(order) == len(set(order)) == 25
+
+
+async def test_what_joins_and_what_leaves_changes_nobodys_text(shared_host: EngineHost, gpt2: ModelSpec) -> None:
+    key = await load(shared_host, gpt2)
+    asked = [
+        {"prompt": "The log " * (n % 5 + 1), "max_tokens": 10 + 17 * n % 90, "temperature": 0.5 * (n % 3), "seed": n}
+        for n in range(18)
+    ]
+    alone = [(await run(shared_host, gpt2, params))[0].result for params in asked]
+    results: dict[int, object] = {}
+
+    async def hear(first: int) -> None:
+        jobs = [JobSpec(task_id=str(n), params=asked[n]) for n in range(first, first + 6)]
+        async for messages in shared_host.run(key, jobs):
+            begun.set()
+            results.update({int(each.task_id): each.result for each in messages if isinstance(each, JobSucceeded)})
+
+    begun = asyncio.Event()
+    lots = [asyncio.create_task(hear(0))]
+    await begun.wait()
+    lots += [asyncio.create_task(hear(first)) for first in (6, 12)]
+    await asyncio.gather(*lots)
+    assert [results[n] for n in range(18)] == alone
+
+
+async def test_deterministic_jobs_run_alone_and_in_turn(shared_host: EngineHost, story: ModelSpec) -> None:
+    said = await run(shared_host, story, *[{"prompt": begin, "deterministic": True} for begin in STORY])
+    assert [each.result["text"] for each in said] == list(STORY.values())
+
+
+async def test_without_the_memory_for_all_fewer_go_on_and_nothing_is_lost(story: ModelSpec) -> None:
+    """In a process whose model has room for three rows, and for no row with a long prompt."""
+    code = f"""
+import json, torch
+from bitinglip.tasks.parameters import TextGenerationParameters
+from bitinglip.workers.engine import Job, ModelSpec, Placement
+from bitinglip.workers.engines import text_generation as engine
+said = {{}}
+class Sink:
+    def progress(self, *_): pass
+    def succeed(self, task_id, result, usage): said[task_id] = result["text"]
+    def fail(self, task_id, failure): said[task_id] = failure.kind
+model = engine.load(ModelSpec(kind="text-generation", reference="s", path={story.path!r}), Placement("cpu"), print)
+forward = model._weights.model.forward
+def small(**inputs):
+    if inputs["input_ids"].shape[0] > 3 or inputs["input_ids"].shape[1] > 60:
+        raise torch.OutOfMemoryError("no room")
+    return forward(**inputs)
+class Small:
+    device = torch.device("cpu")
+    def __call__(self, **inputs): return small(**inputs)
+model._stepper._model = Small()
+begins = {list(STORY)!r}
+jobs = [Job(str(n), TextGenerationParameters(prompt=begin)) for n, begin in enumerate([*begins, "word " * 80, *begins])]
+model.run(jobs, Sink())
+print(json.dumps([said[str(n)] for n in range(len(jobs))]))
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert json.loads(out.splitlines()[-1]) == [*STORY.values(), "out_of_memory", *STORY.values()]
 
 
 async def test_what_cannot_be_loaded_says_why(shared_host: EngineHost, story: ModelSpec, tmp_path: Path) -> None:

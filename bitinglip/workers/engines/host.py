@@ -11,7 +11,6 @@ import ctypes
 import importlib
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -19,7 +18,9 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from bitinglip.workers.engine import (
     Cancel,
     Job,
     JobSpec,
+    JoiningModel,
     Load,
     Loaded,
     LoadedModel,
@@ -66,6 +68,7 @@ ENGINES: dict[str, str] = {
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
 """What the libraries read from the environment: an engine has no business on the network."""
 
+NO_ANSWER = Failure(kind="engine_error", message="The engine left the job without an answer.", retryable=True)
 PR_SET_PDEATHSIG = 1
 SWITCH_S = 0.001
 """Longest that a model's Python code keeps the reader and the writer waiting."""
@@ -160,6 +163,15 @@ class Models:
             held[0].unload()
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A run on its way: where its jobs are answered, and their flags."""
+
+    run: Run
+    reporter: Reporter
+    flags: list[threading.Event]
+
+
 class Host:
     """What the process does: `read` in a thread of its own, `work` in the main one."""
 
@@ -168,7 +180,8 @@ class Host:
         self._models = models
         self._scratch = scratch
         self._flags = Flags()
-        self._work: queue.SimpleQueue[Load | Unload | Run] = queue.SimpleQueue()
+        self._work: deque[Load | Unload | Run] = deque()
+        self._more = threading.Semaphore(0)
 
     def read(self) -> None:
         """Take messages until the worker is gone; then the process ends."""
@@ -180,7 +193,8 @@ class Host:
                         continue
                     if isinstance(message, Run):
                         self._flags.raise_for(message)
-                    self._work.put(message)
+                    self._work.append(message)
+                    self._more.release()
         except BaseException:  # noqa: BLE001  (a process that cannot hear is of no use: its worker makes another one)
             traceback.print_exc()
             os._exit(1)
@@ -190,7 +204,8 @@ class Host:
         """Do what was asked, one thing after the other, for ever."""
         self._channel.send(Ready(protocol=PROTOCOL, pid=os.getpid()))
         while True:
-            match self._work.get():
+            self._more.acquire()
+            match self._work.popleft():
                 case Load(model=spec):
                     self._channel.send(self._models.load(spec))
                 case Unload(model_key=key):
@@ -199,21 +214,91 @@ class Host:
                 case Run() as run:
                     self._run(run)
 
+    def next_for(self, model_key: str) -> Run | None:
+        """Take the next run out of the queue if it is for this model and need not be alone; none otherwise."""
+        if not self._work:
+            return None
+        message = self._work[0]
+        if not isinstance(message, Run) or message.model_key != model_key or any(map(_alone, message.jobs)):
+            return None
+        self._more.acquire()
+        self._work.popleft()
+        return message
+
+    def begin(self, run: Run) -> _Batch:
+        """Prepare for the answers to a run."""
+        return _Batch(run, Reporter(self._channel, run.jobs), [self._flags.take(spec.task_id) for spec in run.jobs])
+
+    def runnable(self, kind: str, batch: _Batch) -> list[Job[Any]]:
+        """Return the jobs of a run that can be run; the others are answered."""
+        return _runnable(kind, batch.run.jobs, batch.flags, batch.reporter, self._scratch)
+
+    def end(self, batch: _Batch, failure: Failure) -> None:
+        """Answer what is unanswered in a run, and say that it is done."""
+        for task_id in batch.reporter.unanswered:
+            batch.reporter.fail(task_id, failure)
+        self._flags.drop(batch.run, batch.flags)
+        self._channel.send(BatchDone(batch=batch.run.batch))
+
     def _run(self, run: Run) -> None:
-        reporter = Reporter(self._channel, run.jobs)
-        flags = [self._flags.take(spec.task_id) for spec in run.jobs]
+        batch = self.begin(run)
+        intake = _Intake(self, run.model_key)
+        failure = NO_ANSWER
         try:
             kind, model = self._models.use(run.model_key)
-            model.run(_runnable(kind, run.jobs, flags, reporter, self._scratch), reporter)
-            failure = Failure(kind="engine_error", message="The engine left the job without an answer.", retryable=True)
+            intake.kind = kind
+            _run_on(model, self.runnable(kind, batch), batch.reporter, intake)
         except Exception as error:  # noqa: BLE001  (whatever a library raises is this batch's failure)
             if not isinstance(error, BadInputError):
                 traceback.print_exc()
             failure = run_failure(error)
-        for task_id in reporter.unanswered:
-            reporter.fail(task_id, failure)
-        self._flags.drop(run, flags)
-        self._channel.send(BatchDone(batch=run.batch))
+        self.end(batch, failure)
+        intake.close(failure)
+
+
+class _Intake:
+    """Gives a running batch the runs that have come for its model; ends each as soon as its jobs are answered."""
+
+    def __init__(self, host: Host, model_key: str) -> None:
+        self._host = host
+        self._model_key = model_key
+        self._joined: list[_Batch] = []
+        self.kind = ""
+
+    def take(self) -> list[tuple[list[Job[Any]], Reporter]]:
+        """Return the jobs that have come since the last call."""
+        for batch in [batch for batch in self._joined if not batch.reporter.unanswered]:
+            self._joined.remove(batch)
+            self._host.end(batch, NO_ANSWER)
+        taken: list[tuple[list[Job[Any]], Reporter]] = []
+        while (run := self._host.next_for(self._model_key)) is not None:
+            batch = self._host.begin(run)
+            self._joined.append(batch)
+            taken.append((self._host.runnable(self.kind, batch), batch.reporter))
+        return taken
+
+    def close(self, failure: Failure) -> None:
+        """End the runs that have joined."""
+        for batch in self._joined:
+            self._host.end(batch, failure)
+
+
+def _run_on(model: LoadedModel, jobs: list[Job[Any]], reporter: Reporter, intake: _Intake) -> None:
+    """Run jobs on a model: each that must be alone by itself, and the others together."""
+    for job in jobs:
+        if job.params.deterministic:
+            model.run([job], reporter)
+    together = [job for job in jobs if not job.params.deterministic]
+    if not together:
+        return
+    if isinstance(model, JoiningModel):
+        model.run_joining(together, reporter, intake)
+    else:
+        model.run(together, reporter)
+
+
+def _alone(spec: JobSpec) -> bool:
+    return spec.params.get("deterministic") is True
 
 
 def _runnable(

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from bitinglip.events.task import Usage
+from bitinglip.events.task import Failure, Usage
 from bitinglip.tasks.parameters import ImageToTextParameters, TextGenerationParameters
 from bitinglip.workers.engine import Job, Sink
 from bitinglip.workers.engines.decoding import Detokenizer, StopScanner
@@ -84,6 +84,12 @@ class Row:
             self.over = True
             self._sink.cancel(self.job.task_id)
         return self.job.cancelled.is_set()
+
+    def fail(self, failure: Failure) -> None:
+        """End the row with a failure, unless it is over."""
+        if not self.over:
+            self.over = True
+            self._sink.fail(self.job.task_id, failure)
 
     def _succeed(self, reason: str) -> None:
         self.over = True

@@ -1,6 +1,8 @@
-"""`text-generation`: any causal language model that `AutoModelForCausalLM` loads, streamed, in static batches.
+"""`text-generation`: any causal language model that `AutoModelForCausalLM` loads, streamed, in batches.
 
 Each row of a batch has sampling parameters, a seed, stop texts and a length of its own, and is answered when it ends.
+Rows leave and join between two steps (`stepping.py`). A model whose cache is not plain attention over all tokens (with
+sliding windows, or with states) runs in static batches, by `generate`; new rows then wait for the batch's end.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from bitinglip.tasks.parameters import TextGenerationParameters
-from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
+from bitinglip.workers.engine import Intake, Job, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines.failures import BadInputError, is_out_of_memory, run_failure
+from bitinglip.workers.engines.kvcache import RowCache
 from bitinglip.workers.engines.rows import Row
 from bitinglip.workers.engines.steering import RowReader, RowSampler, end_tokens
+from bitinglip.workers.engines.stepping import MOST_ROWS, Stepper
 from bitinglip.workers.engines.torch_device import give_memory_back
 from bitinglip.workers.engines.weights import Weights, load_weights
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 64
-"""Rows of one static batch; memory may halve them."""
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 
 
@@ -43,6 +45,8 @@ class TextGenerator:
         self._ends = end_tokens(weights)
         self._pad = _pad_token(weights, self._ends)
         self._context = _context_tokens(weights.model.config)
+        layers = RowCache.layers_of(weights.model.config)
+        self._stepper = Stepper(weights.model, layers, self._ends, self._pad, _fail) if layers else None
         # What a checkpoint suggests (sampling, penalties, end tokens) would be mixed into each call: parameters decide.
         weights.model.generation_config = GenerationConfig()
         self.device = str(weights.device)
@@ -53,15 +57,35 @@ class TextGenerator:
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job[TextGenerationParameters]], sink: Sink) -> None:
         """Generate for all jobs together."""
-        rows = [row for job in jobs if (row := self._row(job, sink)) is not None]
-        for start in range(0, len(rows), MOST_ROWS):
-            self._generate(rows[start : start + MOST_ROWS], sink)
+        self._bring_to_end(self._rows(jobs, sink), list)
+
+    @torch.inference_mode()
+    def run_joining(self, jobs: Sequence[Job[TextGenerationParameters]], sink: Sink, intake: Intake) -> None:
+        """Generate for all jobs together, and for those that come meanwhile."""
+
+        def more() -> list[Row]:
+            return [row for others, their_sink in intake.take() for row in self._rows(others, their_sink)]
+
+        self._bring_to_end(self._rows(jobs, sink), more)
 
     def unload(self) -> None:
         """Drop the weights."""
+        self._stepper = None
         self._weights.drop()
 
+    def _bring_to_end(self, rows: list[Row], more: Callable[[], list[Row]]) -> None:
+        if self._stepper is not None:
+            self._stepper.run(rows, more)
+            return
+        while rows:
+            for start in range(0, len(rows), MOST_ROWS):
+                self._generate(rows[start : start + MOST_ROWS])
+            rows = more()
+
     # --- prompts ------------------------------------------------------------------------------------------------------
+
+    def _rows(self, jobs: Sequence[Job[TextGenerationParameters]], sink: Sink) -> list[Row]:
+        return [row for job in jobs if (row := self._row(job, sink)) is not None]
 
     def _row(self, job: Job[TextGenerationParameters], sink: Sink) -> Row | None:
         try:
@@ -106,7 +130,7 @@ class TextGenerator:
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
-    def _generate(self, rows: list[Row], sink: Sink) -> None:
+    def _generate(self, rows: list[Row]) -> None:
         """Bring rows to their end; without the memory for all at once, half of them first, from where they are."""
         rows = [row for row in rows if not row.over and not row.check_cancelled()]
         if not rows:
@@ -116,16 +140,16 @@ class TextGenerator:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = run_failure(error)
+            problem = error.with_traceback(None)  # which would hold the tensors of its frames
         else:
             return
-        give_memory_back()  # here, where the exception no longer holds the tensors of its frames
+        give_memory_back()
         if len(rows) == 1:
-            sink.fail(rows[0].job.task_id, failure)
+            _fail(rows[0], problem)
             return
         log.warning("no room for %d rows at once; trying half of them", len(rows))
-        self._generate(rows[: len(rows) // 2], sink)
-        self._generate(rows[len(rows) // 2 :], sink)
+        self._generate(rows[: len(rows) // 2])
+        self._generate(rows[len(rows) // 2 :])
 
     def _generate_together(self, rows: list[Row]) -> None:
         ids, mask = self._left_padded([row.prompt + row.tokens for row in rows])  # (B, T), (B, T)
@@ -144,6 +168,10 @@ class TextGenerator:
         ids = [[self._pad] * (width - len(text)) + text for text in texts]
         mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
         return torch.tensor(ids, device=self._weights.device), torch.tensor(mask, device=self._weights.device)
+
+
+def _fail(row: Row, error: Exception) -> None:
+    row.fail(run_failure(error))
 
 
 def _pad_token(weights: Weights, ends: Iterable[int]) -> int:
