@@ -97,7 +97,11 @@ class Worker(_Section):
         default=(),
         description="Models to serve (`REFERENCE` or `REFERENCE=PATH`); none: `echo` and all in `models.dir`.",
     )
-    device: str = Field(default="auto", description="Device to run on: auto, cpu, cuda:0, xpu:0, mps.")
+    device: str = Field(
+        default="auto",
+        description="Device to run on: auto, cpu, cuda:0, xpu:0, mps; or several, as `cuda:0,cuda:1`, over "
+        "which models are spread that are too big for the first one.",
+    )
     lease_s: float = Field(
         default=30.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost."
     )
@@ -114,6 +118,47 @@ class Worker(_Section):
         "other models as well: then it is the others' turn.",
     )
     max_loaded: int = Field(default=2, ge=1, description="Most models that an engine process keeps loaded.")
+    memory_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB of the device that models may take; none: nine tenths of what it has. The least recently used "
+        "ones make room for others.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Precision of the weights; auto: the checkpoint's own, and float32 on a CPU."
+    )
+    step_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds without a step after which a running engine counts as hung, and is replaced.",
+    )
+    quantize: tuple[Annotated[str, Field(pattern=r"^.+=(int8|int4)$")], ...] = Field(
+        default=(),
+        description="Models whose linear layers are brought to a smaller precision when they are loaded, as "
+        "`REFERENCE=int8` or `REFERENCE=int4`; needs torchao.",
+    )
+    offload: Literal["none", "memory", "disk"] = Field(
+        default="none",
+        description="Where the layers of a model go that find no room on the device, which is slow: main memory, or "
+        "then the disk as well; none: it is refused.",
+    )
+    vllm: tuple[str, ...] = Field(
+        default=(),
+        description="Models that vLLM runs: `REFERENCE` has a server started for it, `REFERENCE=http://HOST:PORT` uses "
+        "one that runs.",
+    )
+    vllm_command: str = Field(
+        default="vllm serve",
+        description="How a vLLM server is started, in an environment of its own; the model's folder and the port "
+        "follow.",
+    )
+    trust_pickles: tuple[str, ...] = Field(
+        default=(),
+        description="Models whose weights may be loaded from pickles (.bin), which can run code; by reference.",
+    )
+    trust_code: tuple[str, ...] = Field(
+        default=(), description="Models that may run Python code of their own when they are loaded; by reference."
+    )
     ticks_per_s: float = Field(default=20.0, gt=0, le=100, description="Most progress events a second for one task.")
     threads: int = Field(default=0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
 
@@ -238,6 +283,7 @@ def _validate(values: Mapping[str, Any]) -> Settings:
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     names = {environment_name(name): name for name in setting_names()}
+    several = {name for name, field in iter_fields() if isinstance(field.default, tuple)}
     found: dict[str, Any] = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable == CONFIG_FILE_VARIABLE:
@@ -245,7 +291,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         name = names.get(variable.replace("__", "_"))
         if name is None:
             raise InvalidConfig(problem=f"the environment variable {variable} names no setting")
-        found[name] = tuple(text.split(",")) if name == "worker.models" else text
+        found[name] = tuple(filter(None, text.split(","))) if name in several else text
     return found
 
 

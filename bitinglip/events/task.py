@@ -163,6 +163,8 @@ class TaskProgressed(TaskEvent):
     total: int | None = None
     unit: str = "step"
     text: str | None = None
+    reasoning: str | None = None
+    """What was added to the thoughts of a model that thinks before it answers."""
     left_ms: int | None = None
     """Milliseconds that may be left, by the pace so far; none while there is no pace, or no total."""
     preview: str | None = None

@@ -75,6 +75,37 @@ class WorkerHeartbeat(WorkerEvent):
 
 
 @event
+class WorkerModelLoaded(WorkerEvent):
+    """A model is in the worker's memory, and what it takes there."""
+
+    type = "worker.model_loaded"
+    example = {
+        "worker_id": "rig-1-0",
+        "node_id": "rig-1",
+        "kind": "text-generation",
+        "reference": "openai-community/gpt2",
+        "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "device": "cuda:0",
+        "dtype": "float16",
+        "need_bytes": 412_000_000,
+        "memory_bytes": 261_000_000,
+        "load_ms": 2310.5,
+    }
+
+    kind: str
+    reference: str
+    revision: str | None
+    device: str
+    dtype: str | None = None
+    """Precision of the weights."""
+    need_bytes: int
+    """Memory that was expected of it, running; 0 if that could not be told."""
+    memory_bytes: int
+    """Memory that it takes after the load, measured."""
+    load_ms: float
+
+
+@event
 class WorkerEngineExited(WorkerEvent):
     """The worker's engine process ended by itself; the worker starts another one."""
 

@@ -25,6 +25,8 @@ Params = Seq[Any] | Mapping[str, Any]
 
 WAL_BYTES = "256MB"
 """Size of the write-ahead log at which DuckDB folds it into the file: larger is faster to write, slower to open."""
+BULK_BYTES = "1GB"
+"""The same for a file that is filled at once: what is folded at the end is folded by all threads, and at once."""
 
 DATA_ERRORS = (
     duckdb.DataError,
@@ -196,7 +198,7 @@ def _connect(path: Path | str, settings: Projections, *, attaches: bool = False)
             config={
                 "memory_limit": settings.memory_limit,
                 "threads": settings.threads,
-                "wal_autocheckpoint": WAL_BYTES,
+                "wal_autocheckpoint": BULK_BYTES if attaches else WAL_BYTES,
                 "preserve_insertion_order": False,
                 "python_enable_replacements": False,
                 "enable_external_access": attaches,

@@ -141,6 +141,7 @@ class ProgressAttempt:
     total: int | None = None
     unit: str = "step"
     text: str | None = None
+    reasoning: str | None = None
     left_ms: int | None = None
     preview: str | None = None
 

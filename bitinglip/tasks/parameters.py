@@ -125,6 +125,8 @@ class TextGenerationResult(Result):
     finish_reason: Literal["stop", "length"]
     """`stop`: the model ended, or a stop text came; `length`: `max_tokens` or the model's context was reached."""
     seed: int | None = None
+    reasoning: str | None = None
+    """What a model that thinks before it answers (DeepSeek-R1, Qwen3) thought; its answer in `text` is without it."""
 
 
 class EmbeddingParameters(ModelParameters):

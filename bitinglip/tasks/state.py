@@ -274,6 +274,7 @@ def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
                 total=command.total,
                 unit=command.unit,
                 text=command.text,
+                reasoning=command.reasoning,
                 left_ms=command.left_ms,
                 preview=command.preview,
             )

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
 from bitinglip.events.task import ArtifactRef, Failure
-from bitinglip.events.worker import WorkerEngineExited
+from bitinglip.events.worker import WorkerEngineExited, WorkerEvent, WorkerModelLoaded
 from bitinglip.settings import Settings
 from bitinglip.tasks.commands import (
     AssignAttempt,
@@ -39,6 +41,7 @@ from bitinglip.workers.engine import (
     JobSucceeded,
     Loaded,
     LoadFailed,
+    Loading,
     ModelSpec,
 )
 from bitinglip.workers.enginehost import EngineHost
@@ -49,6 +52,8 @@ log = logging.getLogger(__name__)
 
 CANCEL_PATIENCE_S = 10.0
 """How long a running step may take to hear of a time-out before its engine process is killed."""
+LOADING_TICK_S = 0.5
+"""Seconds between two ticks of the tasks that wait for a model to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,6 @@ class BatchRunner:
         self._settings = settings
         self._identity = identity
         self._models = {(model.kind, model.reference): model for model in models}
-        self._loaded: dict[str, Loaded] = {}
         self._host: EngineHost | None = None
         self._starting = asyncio.Lock()
         self._running: dict[str, Attempt] = {}
@@ -103,7 +107,7 @@ class BatchRunner:
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""
-        return frozenset(key.split("|")[1] for key in self._loaded)
+        return frozenset(key.split("|")[1] for key in (self._host.loaded if self._host else ()))
 
     def joins(self, reference: str) -> bool:
         """Tell whether new tasks may join a running batch of this model."""
@@ -167,8 +171,12 @@ class BatchRunner:
         by_id = {attempt.id: attempt for attempt in batch if not attempt.settled}
         for attempt in by_id.values():
             self._watch_time(host, attempt)
-        async for messages in host.run(loaded.model_key, jobs):
-            await self._heard(by_id, messages, loaded)
+        watch = asyncio.create_task(self._watch_steps(host), name="engine-steps")
+        try:
+            async for messages in host.run(loaded.model_key, jobs):
+                await self._heard(by_id, messages, loaded)
+        finally:
+            watch.cancel()
         left = [attempt for attempt in batch if not attempt.settled]
         await self._fail(left, Failure(kind="engine_error", message="The engine gave no answer.", retryable=True))
 
@@ -191,27 +199,71 @@ class BatchRunner:
     async def _engine(self) -> EngineHost:
         async with self._starting:
             if self._host is None or not self._host.alive:
-                self._loaded.clear()
                 self._host = EngineHost(self._settings.worker, self._identity.device, self._files.folder)
                 await self._host.start()
             return self._host
 
     async def _load(self, host: EngineHost, model: ModelSpec, batch: list[Attempt]) -> Loaded | LoadFailed:
-        held = self._loaded.pop(model.key, None)
+        if (held := host.loaded.get(model.key)) is not None:
+            return held
         started = time.monotonic()
-        answer = held or await asyncio.wait_for(host.load(model), self._settings.worker.load_timeout_s)
-        if isinstance(answer, LoadFailed):
-            return answer
-        for attempt in batch:
-            attempt.load_ms = 0.0 if held else (time.monotonic() - started) * 1000
-        self._loaded[model.key] = answer  # the most recently used one is last
-        for key in list(self._loaded)[: -self._settings.worker.max_loaded]:
-            del self._loaded[key]
+        answer = await self._load_and_tell(host, model, batch)
+        if isinstance(answer, Loaded):
+            for attempt in batch:
+                attempt.load_ms = (time.monotonic() - started) * 1000
+            await self._tell(
+                WorkerModelLoaded(
+                    worker_id=self._identity.worker_id,
+                    node_id=self._identity.node_id,
+                    kind=model.kind,
+                    reference=model.reference,
+                    revision=model.revision,
+                    device=answer.device,
+                    dtype=answer.dtype,
+                    need_bytes=answer.need_bytes,
+                    memory_bytes=answer.memory_bytes,
+                    load_ms=round(answer.load_ms, 3),
+                )
+            )
         return answer
+
+    async def _load_and_tell(self, host: EngineHost, model: ModelSpec, batch: list[Attempt]) -> Loaded | LoadFailed:
+        """Load a model; the tasks that wait for it are told how far it is, and those that are cancelled wait no more.
+
+        Raises:
+            EngineDied: the process ended meanwhile, or took too long and was ended.
+        """
+        latest: deque[Loading] = deque(maxlen=1)
+        loaded = asyncio.Event()
+        telling = asyncio.create_task(self._tell_loading(batch, latest, loaded), name="loading")
+        limit_s = self._settings.worker.load_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await host.load(model, latest.append)
+        except TimeoutError as error:
+            problem = f"{model.reference} was not loaded within {limit_s:g} s (`worker.load_timeout_s`)."
+            await host.stop(grace_s=0.0, reason=problem)
+            raise EngineDied(problem=problem) from error
+        finally:
+            loaded.set()
+            await telling
+
+    async def _tell_loading(self, batch: list[Attempt], latest: deque[Loading], loaded: asyncio.Event) -> None:
+        while not loaded.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(loaded.wait(), LOADING_TICK_S)
+            for attempt in [attempt for attempt in batch if attempt.cancelled and not attempt.settled]:
+                await self._scribe.refresh(attempt)
+                await self._write_ends([(attempt, self._stopped_command(attempt))])
+            waiting = [attempt for attempt in batch if not attempt.settled]
+            if latest and waiting and not loaded.is_set():
+                message = latest.pop()
+                tick = JobProgressed(task_id="", step=message.done, total=message.total, unit="load")
+                await self._write_ticks([(attempt, self._tick(attempt, tick)) for attempt in waiting])
 
     async def _jobs(self, batch: list[Attempt]) -> list[JobSpec]:
         jobs: list[JobSpec] = []
-        for attempt in batch:
+        for attempt in [attempt for attempt in batch if not attempt.settled]:
             if attempt.cancelled or attempt.task.cancel is not None:
                 await self._scribe.refresh(attempt)
                 await self._write_ends([(attempt, self._stopped_command(attempt))])
@@ -308,7 +360,6 @@ class BatchRunner:
     async def _engine_died(self, host: EngineHost | None, died: EngineDied, batch: list[Attempt]) -> None:
         first = self._host is host  # several batches may have run on it: one of them tells, and makes way for a new one
         if first:
-            self._loaded.clear()
             self._host = None
         if self._stopped:
             failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
@@ -316,7 +367,11 @@ class BatchRunner:
             failure = Failure(kind="engine_crashed", message=died.problem, retryable=True)
             if first:
                 log.error("the engine process died: %s", died.problem)
-                await self._tell_engine_exited(died.problem)
+                await self._tell(
+                    WorkerEngineExited(
+                        worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=died.problem[:2000]
+                    )
+                )
         timed_out = Failure(
             kind="timed_out", message="The attempt ran too long; its engine was killed.", retryable=True
         )
@@ -346,6 +401,7 @@ class BatchRunner:
             total=message.total,
             unit=message.unit,
             text=message.text,
+            reasoning=message.reasoning,
             left_ms=message.left_ms,
             preview=message.preview,
         )
@@ -415,6 +471,14 @@ class BatchRunner:
 
         attempt.timer = loop.call_later(limit_ms / 1000, time_is_up)
 
+    async def _watch_steps(self, host: EngineHost) -> None:
+        """End an engine process that has said nothing for too long: it hangs, and would never hear of a cancel."""
+        limit_s = self._settings.worker.step_timeout_s
+        while (left_s := limit_s - host.silent_s) > 0:  # noqa: ASYNC110  (silence tells nobody of itself)
+            await asyncio.sleep(left_s)
+        log.error("the engine process hangs: no step within %g s", limit_s)
+        await host.stop(grace_s=0.0, reason=f"It hung: no step within {limit_s:g} s (`worker.step_timeout_s`).")
+
     def _kill(self, host: EngineHost) -> None:
         self._background = asyncio.ensure_future(host.stop(grace_s=0.0))
 
@@ -431,11 +495,9 @@ class BatchRunner:
             if any(recorded.type == "task.cancel_requested" for recorded in last):
                 self._cancel_job(attempt)
 
-    async def _tell_engine_exited(self, reason: str) -> None:
-        event = WorkerEngineExited(
-            worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=reason[:2000]
-        )
-        subject = subjects.worker_subject(self._identity.worker_id, "engine_exited")
+    async def _tell(self, event: WorkerEvent) -> None:
+        """Tell a fact about this worker; while the server is away it is not told."""
+        subject = subjects.worker_subject(self._identity.worker_id, event.type.removeprefix("worker."))
         try:
             await self._log.append(self._log.fact_append(event, subject, self._identity.worker_id))
         except NoServer as error:

@@ -45,6 +45,14 @@ class ModelSpec(_Message):
     """Folder of the snapshot on this machine; none for built-in models such as `echo`."""
     parts: dict[str, str] = {}
     """Folders of other models that it needs, such as a vocoder."""
+    trust_pickles: bool = False
+    """Its weights may be pickles."""
+    trust_code: bool = False
+    """It may run code of its own."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Precision that its linear layers are brought to when it is loaded; none: it stays as it is."""
+    vllm: str | None = None
+    """`start`: a vLLM server is started for it; an address: that one is joined; none: an engine of ours runs it."""
 
     @property
     def key(self) -> str:
@@ -121,6 +129,9 @@ class Loaded(_Message):
     model_key: str
     load_ms: float
     memory_bytes: int
+    """Memory that it takes, measured."""
+    need_bytes: int = 0
+    """Memory that was expected; 0 if that could not be told."""
     device: str
     dtype: str | None = None
     versions: dict[str, str] = {}
@@ -144,7 +155,8 @@ class Unloaded(_Message):
 class JobProgressed(_Message):
     """A step of a task, coalesced to the worker's tick rate.
 
-    `text` is what was added since the last one, `left_ms` an estimate, `preview` a small picture as a data: URL.
+    `text` is what was added since the last one, `reasoning` likewise what the model thinks before it answers; `left_ms`
+    is an estimate, `preview` a small picture as a data: URL.
     """
 
     type: Literal["progressed"] = "progressed"
@@ -153,6 +165,7 @@ class JobProgressed(_Message):
     total: int | None = None
     unit: str = "step"
     text: str | None = None
+    reasoning: str | None = None
     left_ms: int | None = None
     preview: str | None = None
 
@@ -252,7 +265,13 @@ class Sink(Protocol):
     """Where a running model reports; every call is cheap and thread-safe. Each job gets exactly one final call."""
 
     def progress(
-        self, task_id: str, step: int, total: int | None = None, unit: str = "step", text: str | None = None
+        self,
+        task_id: str,
+        step: int,
+        total: int | None = None,
+        unit: str = "step",
+        text: str | None = None,
+        reasoning: str | None = None,
     ) -> None:
         """Report a step; calls above the tick rate are merged, their texts joined."""
         ...
@@ -285,6 +304,16 @@ class Placement:
 
     device: str
     threads: int = 0
+    dtype: str = "auto"
+    """Name of the precision, or `auto`."""
+    memory_bytes: int = 0
+    """What models may take of the device; 0: nine tenths of what it has."""
+    offload: Literal["none", "memory", "disk"] = "none"
+    """Where the layers go that find no room on the device."""
+    vllm_command: tuple[str, ...] = ()
+    """How a vLLM server is started: what comes before the model's folder."""
+    scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    """Folder for files that live as long as the process."""
 
 
 class LoadedModel(Protocol):

@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,10 +69,12 @@ class EngineHost:
         self._loads: dict[str, list[_Inbox]] = {}
         self._runs: dict[str, _Inbox] = {}
         self._batches: dict[int, _Inbox] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._batch = 0
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._problem: str | None = None
         self._stopping = False
+        self._heard_at = time.monotonic()
         self._exit: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -79,6 +82,16 @@ class EngineHost:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._exit is not None and not self._exit.done()
+
+    @property
+    def loaded(self) -> Mapping[str, Loaded]:
+        """The models in memory, by their keys."""
+        return self._loaded if self.alive else {}
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it said something, or was given work."""
+        return time.monotonic() - self._heard_at
 
     @property
     def pid(self) -> int:
@@ -149,6 +162,7 @@ class EngineHost:
             return
         self._batch += 1
         batch, inbox = self._batch, _Inbox()
+        self._heard_at = time.monotonic()
         self._send(Run(batch=batch, model_key=model_key, jobs=list(jobs)))
         self._batches[batch] = inbox
         self._runs.update({job.task_id: inbox for job in jobs})
@@ -172,11 +186,15 @@ class EngineHost:
         assert self._exit is not None
         return await asyncio.shield(self._exit)
 
-    async def stop(self, grace_s: float = 2.0) -> None:
-        """End the process and all that it started: asked first, killed after the grace period."""
+    async def stop(self, grace_s: float = 2.0, reason: str | None = None) -> None:
+        """End the process and all that it started: asked first, killed after the grace period.
+
+        `reason` is what those who wait for its answers are told; none: how it ended.
+        """
         if self._process is None:
             return
         self._stopping = True
+        self._problem = self._problem or reason
         if grace_s > 0 and self.alive:
             self._signal(signal.SIGTERM)
             with suppress(TimeoutError):
@@ -195,7 +213,11 @@ class EngineHost:
             *("--device", self._device),
             *("--threads", str(settings.threads)),
             *("--max-loaded", str(settings.max_loaded)),
+            *("--dtype", settings.dtype),
+            *("--memory-bytes", str(round((settings.memory_gb or 0) * 2**30))),
             *("--ticks-per-s", str(settings.ticks_per_s)),
+            *("--offload", settings.offload),
+            *("--vllm-command", settings.vllm_command),
             *("--scratch", str(self._scratch)),
         ]
 
@@ -234,7 +256,15 @@ class EngineHost:
 
     def _deliver(self, messages: Iterable[FromEngine]) -> None:
         """Hand each message to who waits for it; what nobody waits for any more is dropped."""
+        self._heard_at = time.monotonic()
         for message in messages:
+            match message:
+                case Loaded(model_key=key):
+                    self._loaded[key] = message
+                case Unloaded(model_key=key):
+                    self._loaded.pop(key, None)
+                case _:
+                    pass
             match message:
                 case BatchDone(batch=batch):
                     inboxes = [self._batches.get(batch)]

@@ -32,6 +32,7 @@ class Files:
         self.folder = folder
         self._connection = connection
         self._stopping = stopping
+        self._clearing = asyncio.Lock()
 
     async def fetch(self, kind: str, params: dict[str, Any]) -> dict[str, str]:
         """Bring the artifacts that a task's parameters name; returns their paths by the parameters' texts.
@@ -70,10 +71,11 @@ class Files:
         }
 
     async def clear(self) -> None:
-        """Remove all files."""
-        if self.folder.exists():
-            await asyncio.to_thread(shutil.rmtree, self.folder)
-        self.folder.mkdir(parents=True, mode=0o700)
+        """Remove all files. Batches of a kind whose tasks join one another may end together: one of them at a time."""
+        async with self._clearing:
+            if self.folder.exists():
+                await asyncio.to_thread(shutil.rmtree, self.folder)
+            self.folder.mkdir(parents=True, mode=0o700)
 
     async def _get(self, digest: str, path: Path) -> Any:
         part = path.with_suffix(".part")

@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
+from typing import Any, cast
 
 import orjson
 import psutil
@@ -25,7 +27,7 @@ from bitinglip.events.worker import ServedModel, WorkerHeartbeat, WorkerStarted,
 from bitinglip.logs import configure_logging
 from bitinglip.models.registry import register
 from bitinglip.models.store import StoredModel, find_models
-from bitinglip.settings import Settings, load
+from bitinglip.settings import Settings, Worker, load
 from bitinglip.workers.agent import Agent
 from bitinglip.workers.batch import Identity
 from bitinglip.workers.device import identify
@@ -42,7 +44,7 @@ class WorkerProcess:
         self._log = event_log
         self._identity = identity
         self._models = models
-        self._agent = Agent(event_log, settings, identity, [_spec(model) for model in models])
+        self._agent = Agent(event_log, settings, identity, [_spec(model, settings.worker) for model in models])
         self._signals = 0
 
     async def run(self) -> None:
@@ -158,13 +160,23 @@ def main() -> int:
     return 0
 
 
-def _spec(model: StoredModel) -> ModelSpec:
+def _settings_of(entries: Iterable[str], default: str = "") -> dict[str, str]:
+    """Read what is set for single models, as `REFERENCE=VALUE` or, for the default, `REFERENCE`."""
+    pairs = [entry.partition("=") for entry in entries]
+    return {reference: value or default for reference, _, value in pairs}
+
+
+def _spec(model: StoredModel, settings: Worker) -> ModelSpec:
     return ModelSpec(
         kind=model.kind,
         reference=model.reference,
         revision=model.revision,
         path=str(model.path) if model.path else None,
         parts={part: str(folder) for part, folder in model.parts.items()},
+        trust_pickles=model.reference in settings.trust_pickles,
+        trust_code=model.reference in settings.trust_code,
+        quantize=cast("Any", _settings_of(settings.quantize).get(model.reference)),
+        vllm=_settings_of(settings.vllm, "start").get(model.reference),
     )
 
 

@@ -37,6 +37,7 @@ class Channel:
         self._pending: list[BaseModel] = []
         self._ticks = Ticks(1.0 / ticks_per_s)
         self._ready = threading.Condition(threading.Lock())
+        self._sending = False
         threading.Thread(target=self._write, name="writer", daemon=True).start()
 
     def send(self, *messages: BaseModel) -> None:
@@ -45,10 +46,12 @@ class Channel:
             self._pending += messages
             self._ready.notify()
 
-    def progress(self, task_id: str, step: int, total: int | None, unit: str, text: str | None) -> None:
+    def progress(
+        self, task_id: str, step: int, total: int | None, unit: str, text: str | None, reasoning: str | None = None
+    ) -> None:
         """Send a task's progress, merged to the tick rate."""
         with self._ready:
-            if self._ticks.add(time.monotonic(), task_id, step, total, unit, text):
+            if self._ticks.add(time.monotonic(), task_id, step, total, unit, text, reasoning):
                 self._ready.notify()
 
     def preview(self, task_id: str, picture: str) -> None:
@@ -62,6 +65,11 @@ class Channel:
             kept = self._ticks.end(time.monotonic(), task_id)
             self._pending += [message] if kept is None else [kept, message]
             self._ready.notify()
+
+    def flush(self) -> None:
+        """Wait until all that was sent has left."""
+        with self._ready:
+            self._ready.wait_for(lambda: not self._pending and not self._sending)
 
     def receive(self) -> list[ToEngine] | None:
         """Wait for the next frame; none when the worker is gone."""
@@ -94,11 +102,14 @@ class Channel:
 
     def _take(self) -> list[BaseModel]:
         with self._ready:
+            self._sending = False
+            self._ready.notify_all()
             while True:
                 now = time.monotonic()
                 messages = [*self._pending, *self._ticks.due(now)]
                 if messages:
                     self._pending = []
+                    self._sending = True
                     return messages
                 due = self._ticks.next_due()
                 self._ready.wait(None if due is None else max(0.0, due - now))

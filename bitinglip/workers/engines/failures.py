@@ -10,6 +10,7 @@ MESSAGE_CHARACTERS = 2000
 
 _OUT_OF_MEMORY_CLASSES = {"OutOfMemoryError", "AcceleratorOutOfMemoryError"}
 _OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory")
+_DEVICE_FAULTS = ("CUDA error", "HIP error", "XPU error")
 
 
 class BadInputError(Exception):
@@ -30,7 +31,9 @@ def run_failure(error: Exception) -> Failure:
         return Failure(kind="bad_input", message=_cut(str(error)), retryable=False)
     if isinstance(error, ValidationError):
         return Failure(kind="bad_input", message=_cut(first_problem(error)), retryable=False)
-    kind = "out_of_memory" if is_out_of_memory(error) else "engine_error"
+    kind = (
+        "out_of_memory" if is_out_of_memory(error) else "engine_crashed" if is_device_fault(error) else "engine_error"
+    )
     return Failure(kind=kind, message=described(error), retryable=True)
 
 
@@ -46,6 +49,13 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY_CLASSES:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY_WORDS)
+
+
+def is_device_fault(error: Exception) -> bool:
+    """Tell whether a card has failed in a way (illegal access, lost from the bus) that all later calls meet as well."""
+    if is_out_of_memory(error):
+        return False
+    return type(error).__name__ == "AcceleratorError" or str(error).startswith(_DEVICE_FAULTS)
 
 
 def described(error: Exception) -> str:

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -49,7 +50,7 @@ from bitinglip.workers.engine import (
     Unloaded,
 )
 from bitinglip.workers.engines.channel import Channel
-from bitinglip.workers.engines.failures import BadInputError, UnusableModelError, load_failure, run_failure
+from bitinglip.workers.engines.failures import BadInputError, LoadError, UnusableModelError, load_failure, run_failure
 from bitinglip.workers.engines.reporter import Reporter
 
 log = logging.getLogger("bitinglip.engine")
@@ -68,7 +69,11 @@ ENGINES: dict[str, str] = {
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
 """What the libraries read from the environment: an engine has no business on the network."""
 
+VLLM = "bitinglip.workers.engines.vllm:load"
+"""What loads a model of any kind that a vLLM server is to run."""
 NO_ANSWER = Failure(kind="engine_error", message="The engine left the job without an answer.", retryable=True)
+FAULT_STATUS = 87
+"""How the process ends after a fault of the device, which no later call would survive."""
 PR_SET_PDEATHSIG = 1
 SWITCH_S = 0.001
 """Longest that a model's Python code keeps the reader and the writer waiting."""
@@ -122,6 +127,8 @@ class Models:
     def unload(self, key: str) -> None:
         """Drop a model for good; one that is not there is fine."""
         self._specs.pop(key, None)
+        if key not in self._held:
+            self._channel.send(Unloaded(model_key=key))
         self._drop(key)
 
     def use(self, key: str) -> tuple[str, LoadedModel]:
@@ -138,21 +145,58 @@ class Models:
         return held
 
     def _load(self, spec: ModelSpec) -> tuple[LoadedModel, Loaded]:
-        load = _loader(spec.kind)
-        for key in list(self._held)[: max(0, len(self._held) + 1 - self._most)]:
-            self._drop(key)
-        started = time.perf_counter()
+        load = _loader(spec)
+        need = self._make_room(spec)
+        started, before = time.perf_counter(), self._allocated()
         model = load(spec, self._placement, lambda done, total: self._loading(spec, done, total))
         load_ms = (time.perf_counter() - started) * 1000
         loaded = Loaded(
             model_key=spec.key,
             load_ms=load_ms,
-            memory_bytes=model.memory_bytes,
+            memory_bytes=max(model.memory_bytes, self._allocated() - before),
+            need_bytes=need,
             device=model.device,
             dtype=model.dtype,
             versions=model.versions,
         )
         return model, loaded
+
+    def _make_room(self, spec: ModelSpec) -> int:
+        """Drop models, the least recently used one first, until there is a place and memory for another one.
+
+        Returns about how many bytes it needs; 0 if that is not known.
+
+        Raises:
+            LoadError: it would not fit even alone.
+        """
+        need, budget = self._need_and_budget(spec)
+        if need > budget and self._placement.offload == "none":
+            raise LoadError(
+                f"{spec.reference}: it needs about {need / 2**30:.1f} GiB, and models may take "
+                f"{budget / 2**30:.1f} GiB here: use a smaller model or precision (`worker.dtype`, `worker.quantize`), "
+                "more devices (`worker.device`), or `worker.offload`; or raise `worker.memory_gb`."
+            )
+        for key in list(self._held):
+            taken = sum(loaded.memory_bytes for _, loaded in self._held.values())
+            if len(self._held) < self._most and taken + need <= budget:
+                break
+            self._drop(key)
+        return need
+
+    def _need_and_budget(self, spec: ModelSpec) -> tuple[int, int]:
+        if spec.path is None and spec.vllm is None:
+            return 0, 0  # nothing is loaded, and torch need not be
+        from bitinglip.workers.engines.budget import budget_bytes, need_bytes
+
+        return need_bytes(spec, self._placement), budget_bytes(self._placement)
+
+    def _allocated(self) -> int:
+        """Return how much of the device's memory is taken; 0 while nothing has asked for torch."""
+        if "torch" not in sys.modules:
+            return 0
+        from bitinglip.workers.engines.torch_device import allocated_bytes, places
+
+        return allocated_bytes(places(self._placement))
 
     def _loading(self, spec: ModelSpec, done: int, total: int) -> None:
         self._channel.send(Loading(model_key=spec.key, done=done, total=total))
@@ -161,6 +205,7 @@ class Models:
         held = self._held.pop(key, None)
         if held is not None:
             held[0].unload()
+            self._channel.send(Unloaded(model_key=key))
 
 
 @dataclass(frozen=True)
@@ -210,7 +255,6 @@ class Host:
                     self._channel.send(self._models.load(spec))
                 case Unload(model_key=key):
                     self._models.unload(key)
-                    self._channel.send(Unloaded(model_key=key))
                 case Run() as run:
                     self._run(run)
 
@@ -254,6 +298,9 @@ class Host:
             failure = run_failure(error)
         self.end(batch, failure)
         intake.close(failure)
+        if batch.reporter.faulty:
+            self._channel.flush()
+            os._exit(FAULT_STATUS)
 
 
 class _Intake:
@@ -318,10 +365,11 @@ def _runnable(
     return jobs
 
 
-def _loader(kind: str) -> Loader:
-    if kind not in ENGINES:
-        raise UnusableModelError(f"There is no engine for {kind!r}.")
-    module, _, name = ENGINES[kind].partition(":")
+def _loader(spec: ModelSpec) -> Loader:
+    entry = VLLM if spec.vllm else ENGINES.get(spec.kind)
+    if entry is None:
+        raise UnusableModelError(f"There is no engine for {spec.kind!r}.")
+    module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -340,6 +388,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--max-loaded", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--memory-bytes", type=int, default=0, help="what models may take of the device")
+    parser.add_argument("--offload", choices=["none", "memory", "disk"], default="none")
+    parser.add_argument("--vllm-command", default="")
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="folder for the files of results")
     parser.add_argument("--ticks-per-s", type=float, default=20.0)
     args = parser.parse_args()
@@ -349,7 +401,12 @@ def main() -> None:
     os.environ.update(OFFLINE)
     os.set_inheritable(args.fd, False)  # a grandchild must not hold the socket open
     channel = Channel(socket.socket(fileno=args.fd), args.ticks_per_s)
-    host = Host(channel, Models(channel, Placement(args.device, args.threads), args.max_loaded), Path(args.scratch))
+    scratch = Path(args.scratch)
+    command = tuple(shlex.split(args.vllm_command))
+    placement = Placement(
+        args.device, args.threads, args.dtype, args.memory_bytes, args.offload, command, scratch.with_suffix(".kept")
+    )
+    host = Host(channel, Models(channel, placement, args.max_loaded), scratch)
     threading.Thread(target=host.read, name="reader", daemon=True).start()
     host.work()
 

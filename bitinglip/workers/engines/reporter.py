@@ -17,6 +17,8 @@ class Reporter:
     def __init__(self, channel: Channel, jobs: Sequence[JobSpec]) -> None:
         self._channel = channel
         self._open = {job.task_id for job in jobs}
+        self.faulty = False
+        """Whether a job has met a fault of the device, which leaves the process of no more use."""
         self._started = time.perf_counter()
 
     @property
@@ -25,11 +27,17 @@ class Reporter:
         return sorted(self._open)
 
     def progress(
-        self, task_id: str, step: int, total: int | None = None, unit: str = "step", text: str | None = None
+        self,
+        task_id: str,
+        step: int,
+        total: int | None = None,
+        unit: str = "step",
+        text: str | None = None,
+        reasoning: str | None = None,
     ) -> None:
         """Report a step, unless the job is answered."""
         if task_id in self._open:
-            self._channel.progress(task_id, step, total, unit, text)
+            self._channel.progress(task_id, step, total, unit, text, reasoning)
 
     def preview(self, task_id: str, picture: str) -> None:
         """Keep a small picture for the next step, unless the job is answered."""
@@ -43,6 +51,7 @@ class Reporter:
 
     def fail(self, task_id: str, failure: Failure) -> None:
         """Report a failure."""
+        self.faulty = self.faulty or failure.kind == "engine_crashed"
         self._answer(JobFailed(task_id=task_id, failure=failure))
 
     def cancel(self, task_id: str) -> None:

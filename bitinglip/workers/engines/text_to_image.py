@@ -30,7 +30,7 @@ from bitinglip.workers.engines.failures import (
     run_failure,
 )
 from bitinglip.workers.engines.latents import LatentPreview
-from bitinglip.workers.engines.torch_device import give_memory_back, place
+from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,12 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     """
     folder = _folder(spec)
     device = place(placement)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    wanted = dtype_for(device, placement)
+    dtype = torch.bfloat16 if isinstance(wanted, str) else wanted
     progress(0, 1)
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            folder, dtype=dtype, use_safetensors=None if spec.trust_pickles else True, local_files_only=True
         )
     except Exception as error:
         problem = described(error).splitlines()[0].replace(str(folder), spec.reference)
@@ -288,9 +289,9 @@ def _folder(spec: ModelSpec) -> Path:
     folder = Path(spec.path or "")
     if spec.path is None or not (folder / "model_index.json").is_file():
         raise LoadError(f"{spec.reference}: its folder is not on this machine, or has no model_index.json.")
-    if not any(folder.rglob("*.safetensors")):
+    if not any(folder.rglob("*.safetensors")) and not spec.trust_pickles:
         raise UnusableModelError(
             f"{spec.reference}: it has no safetensors files, and weights in other formats can run code when they are "
-            "loaded: convert them with diffusers' `save_pretrained`."
+            "loaded: convert them with diffusers' `save_pretrained`, or name the model in `worker.trust_pickles`."
         )
     return folder

@@ -13,6 +13,7 @@ class _Tick:
     total: int | None = None
     unit: str = "step"
     texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     preview: str | None = None
     first_step: int = 0
     first_at: float = 0.0
@@ -34,7 +35,16 @@ class Ticks:
         self._ticks: dict[str, _Tick] = {}
         self._kept: dict[str, _Tick] = {}
 
-    def add(self, now: float, task_id: str, step: int, total: int | None, unit: str, text: str | None) -> bool:
+    def add(
+        self,
+        now: float,
+        task_id: str,
+        step: int,
+        total: int | None,
+        unit: str,
+        text: str | None,
+        reasoning: str | None = None,
+    ) -> bool:
         """Take a step; texts are joined. Tells whether the next due time may have changed."""
         tick = self._ticks.get(task_id)
         if tick is None:
@@ -42,6 +52,8 @@ class Ticks:
         tick.step, tick.total, tick.unit = step, total, unit
         if text:
             tick.texts.append(text)
+        if reasoning:
+            tick.thoughts.append(reasoning)
         if task_id in self._kept:
             return False
         self._kept[task_id] = tick
@@ -68,9 +80,10 @@ class Ticks:
 
     def _take(self, task_id: str, now: float) -> JobProgressed:
         tick = self._kept.pop(task_id)
-        text = "".join(tick.texts) or None
+        text, reasoning = "".join(tick.texts) or None, "".join(tick.thoughts) or None
         preview, tick.preview = tick.preview, None
         tick.texts.clear()
+        tick.thoughts.clear()
         tick.due_at = now + self._pause_s
         return JobProgressed(
             task_id=task_id,
@@ -78,6 +91,7 @@ class Ticks:
             total=tick.total,
             unit=tick.unit,
             text=text,
+            reasoning=reasoning,
             left_ms=tick.left_ms(now),
             preview=preview,
         )

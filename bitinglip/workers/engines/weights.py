@@ -18,7 +18,6 @@ from bitinglip.workers.engines.failures import LoadError, UnusableModelError, de
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
 PACKAGES = ("torch", "transformers")
-_SAFE = {"local_files_only": True, "trust_remote_code": False}
 _UNUSED_WEIGHTS = ("pooler.", "lm_head.", "cls.")
 """Parts whose weights a checkpoint may lack: an encoder's heads are not used; a tied one has them elsewhere."""
 
@@ -64,9 +63,15 @@ def load_weights(
     folder = safe_folder(spec)
     device = place(placement)
     with _errors_named(spec, folder), _progress_hooked(progress):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_SAFE)
+        trusted = {"local_files_only": True, "trust_remote_code": spec.trust_code}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
         model, info = auto.from_pretrained(
-            folder, dtype=dtype_for(device), use_safetensors=True, output_loading_info=True, **_SAFE, **options
+            folder,
+            dtype=dtype_for(device, placement),
+            use_safetensors=None if spec.trust_pickles else True,
+            output_loading_info=True,
+            **trusted,
+            **options,
         )
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in _UNUSED_WEIGHTS))
     if missing:
@@ -79,10 +84,10 @@ def safe_folder(spec: ModelSpec) -> Path:
     folder = Path(spec.path or "")
     if spec.path is None or not (folder / "config.json").is_file():
         raise LoadError(f"{spec.reference}: its folder is not on this machine, or has no config.json.")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not spec.trust_pickles:
         raise UnusableModelError(
             f"{spec.reference}: it has no safetensors files, and weights in other formats can run code when they are "
-            "loaded: convert them with transformers' `save_pretrained`."
+            "loaded: convert them with transformers' `save_pretrained`, or name the model in `worker.trust_pickles`."
         )
     return folder
 
@@ -93,7 +98,9 @@ def _errors_named(spec: ModelSpec, folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise UnusableModelError(f"{spec.reference}: it needs code of its own, which is never run.") from error
+            raise UnusableModelError(
+                f"{spec.reference}: it needs code of its own, which is run only for models in `worker.trust_code`."
+            ) from error
         problem = described(error).splitlines()[0].replace(str(folder), spec.reference)
         raise LoadError(f"{spec.reference}: {problem}") from error
 

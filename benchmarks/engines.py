@@ -1,0 +1,229 @@
+"""What the platform leaves of an engine's speed: real models, through HTTP, events and SSE, beside plain scripts.
+
+Each plain script runs before and after the platform does, so that a machine that is slower by the minute cannot favour
+either; the ratio is to the mean of the two.
+
+    python -m benchmarks.engines [--litserve FOLDER]
+
+FOLDER is where `pip install --target FOLDER litserve` has put it; without one, that figure is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+import uvloop
+
+from benchmarks import bare
+from benchmarks.load import follow_one
+from benchmarks.support import Figure, gateway, nats_server, process, publish, scratch
+from scripts.tiny_models import minilm_path
+
+CLIENTS, ROUNDS = 64, 8
+CANCELS = 10
+LITSERVE = "BENCH_LITSERVE"
+
+
+async def measure() -> list[Figure]:
+    """Measure text generation, embeddings, one task alone, and a cancel."""
+    async with scratch() as folder:
+        llama = await asyncio.to_thread(bare.make_llama, folder / "llama")
+        return [*await _text(folder, llama), *await _embeddings(folder), await _alone(folder)]
+
+
+# --- text generation --------------------------------------------------------------------------------------------------
+
+
+async def _text(folder: Path, llama: Path) -> list[Figure]:
+    async def tokens_per_s() -> float:
+        answer = await plain("text", llama)
+        return max(answer["per_s"].values())
+
+    async with platform(folder / "text", f"bench/llama={llama}", BITINGLIP_WORKER_MAX_BATCH=bare.TASKS) as url:
+        await run(url, generation("w1", 4))
+        before = await tokens_per_s()
+        started = time.perf_counter()
+        await asyncio.gather(*[run(url, generation(prompt, bare.TOKENS)) for prompt in bare.prompts()])
+        ours = bare.TASKS * bare.TOKENS / (time.perf_counter() - started)
+        after = await tokens_per_s()
+        cancels = [await _cancel(url) for _ in range(CANCELS)]
+    note = f"{ours:,.0f} tokens/s; plain script, best static batch: {before:,.0f} before, {after:,.0f} after"
+    step_ms = statistics.median(step for _, step in cancels)
+    over_ms = statistics.median(taken for taken, _ in cancels)
+    return [
+        Figure("text generation, 32 tasks × 64 tokens, to a plain script", ours * 2 / (before + after), "", 0.85,
+               at_least=True, note=note),
+        Figure("cancel → task.cancelled at the client, beyond one step", over_ms - step_ms, "ms (median)", 50,
+               at_least=False, note=f"{over_ms:.1f} ms in all, a step takes {step_ms:.1f} ms"),
+    ]  # fmt: skip
+
+
+def generation(prompt: str, tokens: int) -> bytes:
+    """Return the body of a text generation."""
+    params = {"prompt": prompt, "max_tokens": tokens}
+    return orjson.dumps({"kind": "text-generation", "model": "bench/llama", "params": params})
+
+
+async def _cancel(url: str) -> tuple[float, float]:
+    """Cancel a generation in its midst; returns milliseconds to its end, and of one step."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        headers = {"Content-Type": "application/json"}
+        task = (await client.post("/v1/tasks", content=generation("w1 w2", 4000), headers=headers)).json()["task_id"]
+        async with client.stream("GET", f"/v1/tasks/{task}/events") as events:
+            cancelled_at, first, steps = 0.0, 0.0, 0
+            async for line in events.aiter_lines():
+                if line.startswith("event: task.cancelled"):
+                    return (time.perf_counter() - cancelled_at) * 1000, 1000 * (cancelled_at - first) / max(1, steps)
+                if not line.startswith("data:") or '"task.progressed"' not in line or cancelled_at:
+                    continue
+                step = json.loads(line[5:])["data"]["step"]
+                if not first:
+                    first, steps = time.perf_counter(), -step
+                elif step + steps >= 40:
+                    steps += step
+                    cancelled_at = time.perf_counter()
+                    await client.delete(f"/v1/tasks/{task}")
+    raise RuntimeError("the cancelled task has no end")
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+async def _embeddings(folder: Path) -> list[Figure]:
+    minilm = minilm_path()
+
+    async def loop() -> float:
+        return (await plain("embed", minilm))["per_s"]
+
+    async with platform(folder / "embed", f"bench/minilm={minilm}", BITINGLIP_WORKER_MAX_BATCH=CLIENTS) as url:
+        await run(url, embedding("warm"))
+        before = await loop()
+        ours = await clients(lambda text: run(url, embedding(text)))
+        after = await loop()
+    base = (before + after) / 2
+    note = f"{ours:.0f} texts/s; plain batched loop: {before:.0f} before, {after:.0f} after"
+    figures = [Figure("embeddings, 64 clients × 1 text, to a plain loop", ours / base, "", 0.8, True, note)]
+    if os.environ.get(LITSERVE):
+        theirs, lit_base = await _litserve(minilm, loop)
+        ratio = (ours / base) / (theirs / lit_base)
+        note = f"LitServe {theirs:.0f} texts/s, {theirs / lit_base:.2f} of the loop beside it"
+        figures.append(Figure("embeddings, to LitServe with dynamic batching", ratio, "", 1.3, True, note))
+    return figures
+
+
+def embedding(text: str) -> bytes:
+    """Return the body of an embedding."""
+    return orjson.dumps({"kind": "embedding", "model": "bench/minilm", "params": {"input": text}})
+
+
+async def clients(ask: Callable[[str], Awaitable[Any]]) -> float:
+    """Have many clients ask for one text after the other; returns texts a second."""
+    texts = bare.texts(CLIENTS * ROUNDS)
+
+    async def client(own: list[str]) -> None:
+        for text in own:
+            await ask(text)
+
+    started = time.perf_counter()
+    await asyncio.gather(*[client(texts[index::CLIENTS]) for index in range(CLIENTS)])
+    return len(texts) / (time.perf_counter() - started)
+
+
+async def _litserve(minilm: Path, loop: Callable[[], Awaitable[float]]) -> tuple[float, float]:
+    """Return LitServe's texts a second, and the plain loop's before and after it."""
+    env = {**os.environ, "PYTHONPATH": os.environ[LITSERVE]}
+    command = (sys.executable, "-m", "benchmarks.litserver", str(minilm), "18429")
+    server = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
+    limits = httpx.Limits(max_connections=CLIENTS)
+    try:
+        async with httpx.AsyncClient(base_url="http://127.0.0.1:18429", timeout=60, limits=limits) as client:
+            await _until_up(client)
+
+            async def ask(text: str) -> None:
+                (await client.post("/predict", json={"input": text})).raise_for_status()
+
+            await clients(ask)
+            before = await loop()
+            theirs = await clients(ask)
+            return theirs, (before + await loop()) / 2
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+async def _until_up(client: httpx.AsyncClient) -> None:
+    for _ in range(600):
+        try:
+            (await client.post("/predict", json={"input": "warm"})).raise_for_status()
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            await asyncio.sleep(0.1)
+        else:
+            return
+    raise RuntimeError("LitServe does not come up")
+
+
+# --- one task alone ---------------------------------------------------------------------------------------------------
+
+
+async def _alone(folder: Path) -> Figure:
+    minilm = minilm_path()
+    async with platform(folder / "one", f"bench/minilm={minilm}") as url:
+        await run(url, embedding("warm"))
+        before = (await plain("one", minilm))["ms"]
+        taken: list[float] = []
+        for text in bare.texts(bare.ROUNDS + 5):
+            taken.append(await run(url, embedding(text)) * 1000)
+        after = (await plain("one", minilm))["ms"]
+    ours, base = statistics.median(taken[5:]), (before + after) / 2
+    note = f"{ours:.1f} ms through HTTP and SSE; the bare call {before:.1f} before, {after:.1f} after"
+    return Figure(
+        "one embedding alone, added to the bare call", ours - base, "ms (median)", 5, at_least=False, note=note
+    )
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def platform(folder: Path, model: str, **settings: Any) -> AsyncIterator[str]:
+    """Run a log, a gateway and a worker for one model; yields the gateway's address."""
+    folder.mkdir()
+    async with (
+        nats_server(folder) as server,
+        process("worker", server.url, folder, BITINGLIP_WORKER_MODELS=model, **settings),
+        gateway(server.url, folder) as (_, ready),
+    ):
+        yield ready["url"]
+
+
+async def run(url: str, body: bytes) -> float:
+    """Run a task to its end, over HTTP and SSE; returns seconds."""
+    address = urlsplit(url)
+    return await follow_one(address.hostname or "", address.port or 0, "/v1/tasks", body)
+
+
+async def plain(what: str, folder: Path) -> dict[str, Any]:
+    """Run a plain script in a process of its own."""
+    command = (sys.executable, "-m", "benchmarks.bare", what, str(folder))
+    script = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    output, _ = await script.communicate()
+    return json.loads(output)
+
+
+if __name__ == "__main__":
+    if "--litserve" in sys.argv:
+        os.environ[LITSERVE] = sys.argv[sys.argv.index("--litserve") + 1]
+    publish(uvloop.run(measure()))
