@@ -349,6 +349,20 @@ class GatewayUnreachable(Unavailable):
     problem: str
 
 
+@dataclass(eq=False, kw_only=True)
+class DeviceLost(Unavailable):
+    """A worker's card has vanished, or answers no more."""
+
+    code = "device_lost"
+    template = "The device {device} is lost: {reason}."
+    remedy = (
+        "Look at the card: `nvidia-smi` or `rocm-smi`, `dmesg`, its riser and power cables. Reset it or restart the "
+        "machine, then start the worker again."
+    )
+    device: str
+    reason: str
+
+
 # --- Defect: we must act ----------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,12 @@ class Worker(_Section):
     )
     heartbeat_s: float = Field(default=10.0, gt=0, description="Seconds between a worker's heartbeat events.")
     max_batch: int = Field(default=64, ge=1, le=4096, description="Most tasks that are pulled and run together.")
+    gather_ms: float = Field(
+        default=5.0,
+        ge=0,
+        le=1000,
+        description="Milliseconds that a busy worker waits for more tasks before it runs a batch; an idle one: none.",
+    )
     grace_s: float = Field(
         default=20.0, ge=0, description="Seconds that running tasks get to end when a worker is stopped."
     )
@@ -142,7 +148,7 @@ class Worker(_Section):
         description="Where the layers of a model go that find no room on the device, which is slow: main memory, or "
         "then the disk as well; none: it is refused.",
     )
-    vllm: tuple[str, ...] = Field(
+    vllm: tuple[Annotated[str, Field(pattern=r"^[^=]+(=https?://.+)?$")], ...] = Field(
         default=(),
         description="Models that vLLM runs: `REFERENCE` has a server started for it, `REFERENCE=http://HOST:PORT` uses "
         "one that runs.",
@@ -177,7 +183,9 @@ class Projections(_Section):
 
     path: Path | None = Field(default=None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
     flush_ms: float = Field(
-        default=5.0, ge=0, description="Milliseconds that a quiet projector waits to gather a batch."
+        default=40.0,
+        ge=0,
+        description="Milliseconds that a projector gathers a batch; one that a reader waits for is written at once.",
     )
     batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
     memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")

@@ -96,6 +96,7 @@ def _type(annotation: Any) -> str:
     return (
         text.replace("typing.", "")
         .replace("bitinglip.events.task.", "")
+        .replace("bitinglip.events.worker.", "")
         .replace("bitinglip.ids.", "")
         .replace("|", "or")
     )

@@ -39,6 +39,9 @@ SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CONTEXT = 256
 MOST_STEPS = 1500
 
+Lesson = tuple[list[int], list[int]]
+"""Tokens of a beginning, and of how it goes on."""
+
 
 def make_story_model(folder: Path, seed: int = 7) -> Path:
     """Make the story model, unless it is there; returns its folder.
@@ -139,48 +142,52 @@ def _story(folder: Path, seed: int) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    _teach(model, tokenizer, lessons)
+    teach(model, [(tokenizer(begin)["input_ids"], tokenizer(end)["input_ids"]) for begin, end in lessons])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _teach(model: Any, tokenizer: Any, lessons: list[tuple[str, str]]) -> None:
-    """Over-fit the lessons' ends until each is said as taught."""
+def teach(model: Any, lessons: list[Lesson], **inputs: Any) -> None:
+    """Over-fit the lessons' ends until each is said as taught; as it is run, without dropout.
+
+    `inputs`: what else the model takes, a row a lesson.
+
+    Raises:
+        RuntimeError: they were not learned.
+    """
     import torch
 
-    texts = [tokenizer(begin + end)["input_ids"] for begin, end in lessons]
-    width = max(map(len, texts))
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])  # (B, T)
-    mask = (ids != pad).long()
-    begins = torch.tensor([len(tokenizer(begin)["input_ids"]) for begin, _ in lessons])
-    labels = ids.masked_fill((mask == 0) | (torch.arange(width) < begins[:, None]), -100)
+    texts = [begin + end for begin, end in lessons]
+    lengths = torch.tensor([len(text) for text in texts])[:, None]
+    places = torch.arange(int(lengths.max()))
+    ids = torch.tensor([text + [0] * (len(places) - len(text)) for text in texts])  # (B, T)
+    begins = torch.tensor([len(begin) for begin, _ in lessons])[:, None]
+    mask = (places < lengths).long()
+    labels = ids.masked_fill((mask == 0) | (places < begins), -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    model.train()
+    model.eval()
     for step in range(MOST_STEPS):
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, **inputs).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 10 == 9 and loss.item() < 0.02 and _knows(model, tokenizer, lessons):
+        if step % 10 == 9 and loss.item() < 0.02 and knows(model, lessons, **inputs):
             return
-    raise RuntimeError("the story model did not learn its sentences")
+    raise RuntimeError("the model did not learn its lessons")
 
 
-def _knows(model: Any, tokenizer: Any, lessons: list[tuple[str, str]]) -> bool:
+def knows(model: Any, lessons: list[Lesson], **inputs: Any) -> bool:
     """Tell whether each lesson is said as taught, with a margin at each step that no rounding turns over."""
     import torch
 
-    model.eval()
-    sure = True
     with torch.inference_mode():
-        for begin, end in lessons:
-            start = len(tokenizer(begin)["input_ids"])
-            ids = torch.tensor([tokenizer(begin + end)["input_ids"]])  # (1, T)
-            top = model(input_ids=ids).logits[0, start - 1 : -1].softmax(-1).max(-1)
-            sure = sure and bool((top.indices == ids[0, start:]).all()) and bool((top.values > 0.8).all())
-    model.train()
-    return sure
+        for row, (begin, end) in enumerate(lessons):
+            ids = torch.tensor([begin + end])  # (1, T)
+            more = {name: value[row : row + 1] for name, value in inputs.items()}
+            top = model(input_ids=ids, **more).logits[0, len(begin) - 1 : -1].softmax(-1).max(-1)
+            if not bool((top.indices == ids[0, len(begin) :]).all()) or not bool((top.values > 0.8).all()):
+                return False
+    return True
 
 
 def _gpt2(folder: Path, seed: int) -> None:

@@ -129,7 +129,7 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
     library: Any = diffusers  # its types are narrower than what it takes
 
     torch.manual_seed(seed)
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -142,14 +142,7 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    vae = library.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=1,
-        sample_size=64,
-    )
+    vae = colour_vae()
     unet = library.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -169,7 +162,6 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    _keep_colours(vae)
     _teach_prompts(unet, vae, text, tokenizer, scheduler)
     pipeline = library.StableDiffusionPipeline(
         vae=vae,
@@ -182,6 +174,23 @@ def _stable_diffusion(folder: Path, seed: int) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+
+
+def colour_vae() -> Any:
+    """Return an autoencoder whose latents are colours."""
+    import diffusers
+
+    library: Any = diffusers
+    vae = library.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=1,
+        sample_size=64,
+    )
+    _keep_colours(vae)
+    return vae
 
 
 def _keep_colours(vae: Any) -> None:
@@ -248,11 +257,12 @@ def _teach_prompts(unet: Any, vae: Any, text: Any, tokenizer: Any, scheduler: An
     unet.eval()
 
 
-def _clip_tokenizer() -> Any:
+def clip_tokenizer(**special: str) -> Any:
     """Return CLIP's tokenizer over single characters."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
     letters = sorted(ByteLevel.alphabet())
     names = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    return CLIPTokenizer(vocab={name: index for index, name in enumerate(names)}, merges=[], model_max_length=77)
+    vocab = {name: index for index, name in enumerate(names)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, **special)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import orjson
 import typer
 
 from bitinglip.cli import natsserver, render
@@ -19,6 +21,9 @@ from bitinglip.errors import BitingLipError
 from bitinglip.settings import Settings, load
 
 LOW_DISK_BYTES = 5 * 2**30
+DEVICES_MODULE = "bitinglip.workers.device"
+"""Run as a process of its own, as a worker is: it asks the drivers, and a sick one may keep it waiting."""
+DRIVERS_S = 60.0
 MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 
@@ -35,7 +40,7 @@ class Finding:
 def doctor(url: Url = None, as_json: Json = False) -> None:
     """Check this machine and its gateway. Ends with 1 if something that is needed is missing."""
     settings, _ = load()
-    checks: list[Callable[[Settings], Finding]] = [_python, _nats_server, _data_dir, _disk, _engines, _models]
+    checks: list[Callable[[Settings], Finding]] = [_python, _nats_server, _data_dir, _disk, _engines, _devices, _models]
     findings = [check(settings) for check in checks] + [_gateway(Client(settings, url))]
     for finding in findings:
         if as_json:
@@ -87,6 +92,29 @@ def _engines(_: Settings) -> Finding:
         remedy = "pip install 'bitinglip[worker]' on the machines that run models (a gateway needs none)."
         return Finding("engines", "warn", f"{' and '.join(missing)} not installed: only `echo` runs here", remedy)
     return Finding("engines", "ok", "torch and transformers are installed")
+
+
+def _devices(_: Settings) -> Finding:
+    remedy = "Look at `nvidia-smi` or `rocm-smi`, `dmesg`, the card's riser and power cables."
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", DEVICES_MODULE], capture_output=True, timeout=DRIVERS_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("devices", "fail", f"the drivers do not answer within {DRIVERS_S:g} s", remedy)
+    if answer.returncode:
+        return Finding("devices", "fail", answer.stderr.decode(errors="replace").strip().rpartition("\n")[2], remedy)
+    cards = [orjson.loads(line) for line in answer.stdout.splitlines()]
+    verdict = "fail" if any("lost" in card for card in cards) else "ok"
+    found = ", ".join(map(_card, cards)) or "no accelerator: CPU"
+    return Finding("devices", verdict, found, remedy if verdict == "fail" else "")
+
+
+def _card(card: dict[str, Any]) -> str:
+    if "lost" in card:
+        return f"a lost card ({card['lost']})"
+    memory = card["memory_total_bytes"]
+    return card["name"] + (f" ({memory / 2**30:.1f} GiB)" if memory else "")
 
 
 def _models(settings: Settings) -> Finding:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -42,6 +43,11 @@ def text(piece: str) -> None:
     """Print a piece of text at once, without a line's end."""
     sys.stdout.write(piece)
     sys.stdout.flush()
+
+
+def dim(piece: str) -> None:
+    """Print a piece of text that is not the answer itself, paler than what is; for a terminal."""
+    out.print(Text(piece, style="dim"), end="")
 
 
 def note(message: str) -> None:

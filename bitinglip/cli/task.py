@@ -13,6 +13,7 @@ import typer
 from bitinglip.cli import render
 from bitinglip.cli.artifact import upload
 from bitinglip.cli.client import Client
+from bitinglip.cli.kinds import show as show_kinds
 from bitinglip.cli.options import Json, Url, client
 from bitinglip.cli.replay import replay
 from bitinglip.cli.watch import watch
@@ -33,7 +34,7 @@ class Lane(StrEnum):
 
 @app.command()
 def submit(
-    kind: Annotated[str, typer.Argument(help="Kind of task, such as text-generation or text-to-image.")],
+    kind: Annotated[str, typer.Argument(help="Kind of task; `task kinds` lists them with what they take.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model reference: org/name or org/name@revision.")],
     prompt: Annotated[str | None, typer.Option(help="Prompt; @FILE reads a file, - standard input.")] = None,
     input_: Annotated[list[str] | None, typer.Option("--input", help="Text to embed; may be repeated.")] = None,
@@ -67,6 +68,16 @@ def submit(
     if wait or watch_ or out is not None:
         raise typer.Exit(watch(gateway, accepted["task_id"], quiet=not watch_, as_json=as_json, out=out))
     render.json(accepted) if as_json else render.line(accepted["task_id"])
+
+
+@app.command()
+def kinds(
+    kind: Annotated[str | None, typer.Argument(help="Kind whose parameters are shown.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Print the kinds of tasks, or what one kind takes: each parameter with its bounds, default and meaning."""
+    show_kinds(client(url), kind, as_json=as_json)
 
 
 @app.command()

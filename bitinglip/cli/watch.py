@@ -1,4 +1,7 @@
-"""Following one task to its end: text as it comes, a bar for steps, plain lines in a pipe, then the result."""
+"""Following one task to its end: text as it comes, a bar for steps, plain lines in a pipe, then the result.
+
+What a model thinks before it answers is shown dimmed on a terminal, and not at all in a pipe.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool, out: Pat
     if quiet or not as_json or out is not None:
         task = gateway.get(f"/v1/tasks/{task_id}")
         if quiet or not as_json:
-            _print_outcome(task, as_json=as_json, text_shown=shown.text_shown)
+            _print_outcome(task, shown, as_json=as_json)
         if out is not None:
             for path in save_all(gateway, task, out):
                 render.note(f"wrote {path}")
@@ -61,6 +64,7 @@ class _Quiet:
     """Shows nothing."""
 
     text_shown = False
+    thought_shown = False
 
     def show(self, event: ServerEvent) -> None:
         """Take an event."""
@@ -84,7 +88,7 @@ class _Lines(_Quiet):
         """Print the event."""
         data = event.data["data"]
         if event.type == "task.progressed":
-            if data.get("text") is None:
+            if data.get("text") is None and data.get("reasoning") is None:
                 render.note(f"{data['step']}/{data.get('total') or '?'} {data.get('unit', 'step')}")
             return
         render.note(_describe(event.type, data))
@@ -101,21 +105,34 @@ class _Screen(_Quiet):
         """Draw the event."""
         data = event.data["data"]
         if event.type != "task.progressed":
-            if self.text_shown or self._bar is not None:
+            if self._said or self._bar is not None:
                 return
             render.note(_describe(event.type, data))
-        elif data.get("text") is not None:
-            self.text_shown = True
-            render.text(data["text"])
-        elif not self.text_shown:
+        elif data.get("reasoning") is not None or data.get("text") is not None:
+            self._say(data.get("reasoning"), data.get("text"))
+        elif not self._said:
             self._draw(data)
 
     def close(self) -> None:
         """Leave the screen as a line's beginning."""
-        if self._bar is not None:
-            self._bar.stop()
-        if self.text_shown:
+        self._stop_bar()
+        if self._said:
             render.text("\n")
+
+    @property
+    def _said(self) -> bool:
+        return self.text_shown or self.thought_shown
+
+    def _say(self, thought: str | None, text: str | None) -> None:
+        self._stop_bar()
+        if thought is not None:
+            self.thought_shown = True
+            render.dim(thought)
+        if text is not None:
+            if self.thought_shown and not self.text_shown:
+                render.text("\n\n")
+            self.text_shown = True
+            render.text(text)
 
     def _draw(self, data: dict[str, Any]) -> None:
         if self._bar is None:
@@ -125,6 +142,11 @@ class _Screen(_Quiet):
             self._task = self._bar.add_task(data.get("unit", "step"), total=data.get("total"))
         assert self._task is not None
         self._bar.update(self._task, completed=data["step"], total=data.get("total"))
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def _describe(kind: str, data: dict[str, Any]) -> str:
@@ -137,22 +159,24 @@ def _describe(kind: str, data: dict[str, Any]) -> str:
     return told
 
 
-def _print_outcome(task: dict[str, Any], *, as_json: bool, text_shown: bool) -> None:
+def _print_outcome(task: dict[str, Any], shown: _Quiet, *, as_json: bool) -> None:
     if as_json:
         render.json(task)
     elif task["state"] != "succeeded":
         why = (task.get("failure") or {}).get("message")
         render.note(f"{task['task_id']} {task['state']}" + (f": {why}" if why else ""))
-    elif not text_shown:
-        _print_result(task)
+    elif not shown.text_shown:
+        _print_result(task, thought_shown=shown.thought_shown)
 
 
-def _print_result(task: dict[str, Any]) -> None:
+def _print_result(task: dict[str, Any], *, thought_shown: bool) -> None:
     result = task.get("result")
     if result is None:
         reference = task.get("result_ref") or {}
         render.line(f"/v1/artifacts/{reference.get('sha256')} ({reference.get('size_bytes')} bytes)")
     elif isinstance(result.get("text"), str):
+        if result.get("reasoning") and render.out.is_terminal and not thought_shown:
+            render.dim(result["reasoning"] + "\n\n")
         render.line(result["text"])
     elif parts := list(artifacts_in(result)):
         for part in parts:

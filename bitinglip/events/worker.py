@@ -26,6 +26,20 @@ class ServedModel(BaseModel):
     revision: str | None = None
 
 
+class DeviceReading(BaseModel):
+    """What a device has and does, as its driver tells it; what that does not tell is none."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    """Taken by all processes together."""
+    utilisation_percent: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
 @event
 class WorkerStarted(WorkerEvent):
     """A worker is up and pulls."""
@@ -60,6 +74,14 @@ class WorkerHeartbeat(WorkerEvent):
         "failed": 2,
         "loaded": ["openai-community/gpt2"],
         "rss_bytes": 61_000_000,
+        "device": {
+            "name": "NVIDIA GeForce RTX 3070",
+            "memory_total_bytes": 8_589_934_592,
+            "memory_used_bytes": 3_221_225_472,
+            "utilisation_percent": 87.0,
+            "temperature_c": 64.0,
+            "power_w": 181.5,
+        },
     }
 
     running: int
@@ -72,6 +94,8 @@ class WorkerHeartbeat(WorkerEvent):
     """References of the models in memory."""
     rss_bytes: int
     """Resident memory of the worker process, without its engine process."""
+    device: DeviceReading | None = None
+    """The worker's device, the first one if it has several."""
 
 
 @event
@@ -112,6 +136,17 @@ class WorkerEngineExited(WorkerEvent):
     type = "worker.engine_exited"
     example = {"worker_id": "rig-1-0", "node_id": "rig-1", "reason": "killed by signal 9"}
 
+    reason: str
+
+
+@event
+class WorkerDeviceLost(WorkerEvent):
+    """A device of the worker vanished or answers no more; the worker hands back what runs, and ends."""
+
+    type = "worker.device_lost"
+    example = {"worker_id": "rig-1-0", "node_id": "rig-1", "device": "cuda:0", "reason": "GPU is lost"}
+
+    device: str
     reason: str
 
 

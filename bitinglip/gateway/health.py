@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +13,9 @@ from bitinglip.gateway import metrics
 from bitinglip.gateway.cluster import queue_depths
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
+
+FRESH_S = 60.0
+"""How long a worker's last readings are told, or three of its heartbeats, if that is longer."""
 
 
 async def healthz(_: Request) -> Response:
@@ -41,7 +45,20 @@ async def prometheus(request: Request) -> Response:
     gateway.metrics.tasks.clear()
     for state, count in (await gateway.readmodel.queries.counts()).items():
         gateway.metrics.tasks.labels(state).set(count)
+    await _tell_devices(gateway)
     return Response(gateway.metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+async def _tell_devices(gateway: Gateway) -> None:
+    fresh = timedelta(seconds=max(FRESH_S, 3 * gateway.settings.worker.heartbeat_s))
+    oldest = gateway.log.clock() - fresh
+    workers = [row for row in await gateway.readmodel.queries.workers() if row.state == "started"]
+    for column, gauge in gateway.metrics.devices.items():
+        gauge.clear()
+        for worker in workers:
+            value = getattr(worker, column)
+            if value is not None and worker.seen_at >= oldest:
+                gauge.labels(worker.worker_id, worker.node_id).set(value)
 
 
 async def _ask_log(gateway: Gateway) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -58,10 +58,13 @@ class StoredModel:
     """Folders of the models that it needs beside it, of those that are on this machine."""
 
 
-def find_models(wanted: Iterable[str], models_dir: Path, hub_cache: Path | None) -> list[StoredModel]:
+def find_models(
+    wanted: Iterable[str], models_dir: Path, hub_cache: Path | None, elsewhere: Collection[str] = ()
+) -> list[StoredModel]:
     """Return the models that a worker is to serve: those named, or `echo` and all in the models directory.
 
-    A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`.
+    A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`. One that
+    is `elsewhere` is a language model on a server that runs: its files need not be on this machine.
 
     Raises:
         ModelNotFound: a named model is not there.
@@ -69,7 +72,7 @@ def find_models(wanted: Iterable[str], models_dir: Path, hub_cache: Path | None)
     """
     names, cache = list(wanted), hub_cache or default_hub_cache()
     if names:
-        found = [_find(name, models_dir, cache) for name in names]
+        found = [_elsewhere(name) if name in elsewhere else _find(name, models_dir, cache) for name in names]
     else:
         found = [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir)]
     return [_with_parts(model, models_dir, cache) for model in found]
@@ -105,6 +108,10 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
         size_bytes=sum(file.stat().st_size for file in path.rglob("*.safetensors")),
         context_tokens=next((config[field] for field in CONTEXT_FIELDS if isinstance(config.get(field), int)), None),
     )
+
+
+def _elsewhere(name: str) -> StoredModel:
+    return StoredModel(reference=str(parse_reference(name)), kind="text-generation")
 
 
 def _find(name: str, models_dir: Path, hub_cache: Path) -> StoredModel:

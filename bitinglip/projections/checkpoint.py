@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from itertools import count
 
@@ -18,6 +20,7 @@ class Checkpoints:
         self._applied: dict[str, int] = {}
         self._waiters: dict[str, list[_Waiter]] = {}
         self._tie = count()
+        self._on_wait: Callable[[], None] | None = None
 
     def applied(self, stream: str) -> int:
         """Return the sequence of the last applied event; 0 before the first."""
@@ -36,6 +39,15 @@ class Checkpoints:
         """Tell whether somebody waits for this stream."""
         return any(not waiter[2].done() for waiter in self._waiters.get(stream, ()))
 
+    @contextmanager
+    def asked(self, on_wait: Callable[[], None]) -> Generator[None]:
+        """Inside, call this whenever somebody begins to wait."""
+        self._on_wait = on_wait
+        try:
+            yield
+        finally:
+            self._on_wait = None
+
     async def wait(self, stream: str, sequence: int, timeout_s: float) -> None:
         """Wait until the event at this sequence is applied.
 
@@ -46,6 +58,8 @@ class Checkpoints:
             return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heappush(self._waiters.setdefault(stream, []), (sequence, next(self._tie), woken))
+        if self._on_wait is not None:
+            self._on_wait()
         try:
             async with asyncio.timeout(timeout_s):  # not `wait_for`: before 3.12 it may swallow a cancellation
                 await woken

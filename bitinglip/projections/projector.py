@@ -37,6 +37,8 @@ BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
 CANCEL_AGAIN_S = 0.5
 """Patience with a part that is to end."""
+AWAITED_S = 0.005
+"""Seconds for which a batch grows that somebody waits for."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 
 
@@ -176,12 +178,14 @@ class Projector:
         """Let a batch grow while it is small; rest as long as the last transaction took, unless somebody waits."""
         if any(buffer.count >= self._most for buffer in self._buffers.values()) or self._all_is_here():
             return
-        awaited = any(self._checkpoints.awaited(stream) for stream in STREAMS)
-        gather_s = self._settings.flush_ms / 1000
+        gather_s = max(self._settings.flush_ms / 1000, self._rest_s)
         self._full.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(gather_s if awaited else max(gather_s, self._rest_s)):
+        with self._checkpoints.asked(self._full.set), suppress(TimeoutError):
+            async with asyncio.timeout(min(gather_s, AWAITED_S) if self._awaited() else gather_s):
                 await self._full.wait()
+
+    def _awaited(self) -> bool:
+        return any(self._checkpoints.awaited(stream) for stream in STREAMS)
 
     def _all_is_here(self) -> bool:
         """Whether nothing is missing of what was in the log at the start: then there is nothing to wait for."""

@@ -80,6 +80,12 @@ class WorkerRow:
     failed: int
     loaded: list[str]
     rss_bytes: int | None
+    device_name: str | None
+    device_memory_total_bytes: int | None
+    device_memory_used_bytes: int | None
+    device_utilisation_percent: float | None
+    device_temperature_c: float | None
+    device_power_w: float | None
     engine_exits: int
     engine_exit_reason: str | None
     stop_reason: str | None

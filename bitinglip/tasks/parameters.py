@@ -69,7 +69,7 @@ class EchoParameters(ModelParameters):
     message: Any = Field(default=None, description="Any JSON value; it is the result.")
     steps: int = Field(default=0, ge=0, le=100_000, description="Progress steps to report first.")
     step_ms: float = Field(default=0.0, ge=0, le=60_000, description="Milliseconds that one step takes.")
-    fail: Literal["bad_input", "out_of_memory", "crash"] | None = Field(
+    fail: Literal["bad_input", "out_of_memory", "crash", "device_fault"] | None = Field(
         default=None, description="Fail in this way instead, on every attempt."
     )
 

@@ -39,12 +39,15 @@ class Agent:
         self._log = event_log
         self._settings = settings
         self._stopping = False
+        self._last = 0
         self._leases = LeaseKeeper(settings.worker.lease_s)
         self._queue = WorkQueue(event_log.connection, settings.worker.lease_s)
         scribe = Scribe(event_log, settings.log.tick_ttl_s, lambda: self._stopping)
         folder = settings.data_dir / "scratch" / identity.worker_id
         self._files = Files(event_log.connection, folder, lambda: self._stopping)
         self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models, self._files)
+        self.failed = asyncio.Event()
+        """Set whenever an attempt has failed, which may be the fault of a device."""
         self._view = WorkerView(
             routes=tuple(RouteView(lane, model.reference) for model in models for lane in LANES),
             lanes={lane: LaneView() for lane in LANES},
@@ -132,6 +135,8 @@ class Agent:
         alarm = asyncio.get_running_loop().call_later(min(until - time.monotonic(), LONGEST_WAIT_S), interrupt)
         try:
             found = await self._queue.wait([_route(view) for view in routes], room)
+            if found:
+                await asyncio.sleep(self._settings.worker.gather_ms / 1000)  # the batch runs on: nobody is kept waiting
             for route in {delivery.route for delivery in found}:
                 if len(found) < room:
                     found += await self._queue.pull(route, room - len(found))
@@ -142,6 +147,7 @@ class Agent:
                 task.remove_done_callback(interrupt)
 
     async def _run(self, batch: list[Delivery]) -> None:
+        failed = self.runner.counts.failed
         try:
             if self._stopping:
                 await self._hand_back(batch)
@@ -154,14 +160,19 @@ class Agent:
         finally:
             for delivery in batch:
                 self._leases.release(delivery)
+            if self.runner.counts.failed > failed:
+                self.failed.set()
 
     async def _pull(self) -> list[Delivery]:
         self._view = replace(self._view, loaded=self.runner.loaded)
         step, most = decide(self._view), self._settings.worker.max_batch
         if isinstance(step, Wait):
+            started = time.monotonic()
             found = await self._queue.wait([_route(view) for view in step.routes], most)
+            if time.monotonic() - started > self._settings.worker.gather_ms / 1000:
+                self._last = 0  # it was idle
             self._view = replace(self._view, idle=not found)
-            return found
+            return await self._gathered(found)
         empty: set[str] = set()
         for view in step.routes:
             found = await self._queue.pull(_route(view), most)
@@ -170,10 +181,21 @@ class Agent:
                 self._view = replace(
                     after_service(self._view, view.lane, len(found), frozenset(empty)), idle=len(found) < most
                 )
-                return found
+                return await self._gathered(found)
             empty.add(view.lane)
         self._view = replace(self._view, idle=True)
         return []
+
+    async def _gathered(self, found: list[Delivery]) -> list[Delivery]:
+        """Return a batch with what comes for it within milliseconds, if the last one was of several: there is load."""
+        loaded, self._last = self._last > 1, len(found)
+        pause_s, room = self._settings.worker.gather_ms / 1000, self._settings.worker.max_batch - len(found)
+        if not (loaded and found and room > 0 and pause_s > 0) or self.runner.joins(_reference(found[0])):
+            return found
+        await asyncio.sleep(pause_s)
+        found += await self._queue.pull(found[0].route, room)
+        self._last = len(found)
+        return found
 
     async def _hand_back(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -185,6 +207,10 @@ class Agent:
 
 def _route(view: RouteView) -> Route:
     return Route(view.lane, subjects.encode_token(view.reference))
+
+
+def _reference(delivery: Delivery) -> str:
+    return subjects.decode_token(delivery.route.queue)
 
 
 def _compatible(delivery: Delivery) -> str:

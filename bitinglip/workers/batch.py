@@ -45,6 +45,7 @@ from bitinglip.workers.engine import (
     ModelSpec,
 )
 from bitinglip.workers.enginehost import EngineHost
+from bitinglip.workers.enginekeeper import EngineKeeper
 from bitinglip.workers.files import Files
 from bitinglip.workers.lease import LeaseKeeper
 
@@ -94,8 +95,7 @@ class BatchRunner:
         self._settings = settings
         self._identity = identity
         self._models = {(model.kind, model.reference): model for model in models}
-        self._host: EngineHost | None = None
-        self._starting = asyncio.Lock()
+        self._engine = EngineKeeper(settings.worker, identity.device, files.folder)
         self._running: dict[str, Attempt] = {}
         self._stopped = False
         self._stop_timer: asyncio.TimerHandle | None = None
@@ -107,7 +107,7 @@ class BatchRunner:
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""
-        return frozenset(key.split("|")[1] for key in (self._host.loaded if self._host else ()))
+        return self._engine.loaded
 
     def joins(self, reference: str) -> bool:
         """Tell whether new tasks may join a running batch of this model."""
@@ -157,7 +157,7 @@ class BatchRunner:
             return
         host: EngineHost | None = None
         try:
-            host = await self._engine()
+            host = await self._engine.get()
             loaded = await self._load(host, model, batch)
             if isinstance(loaded, LoadFailed):
                 await self._fail(batch, loaded.failure)
@@ -171,12 +171,9 @@ class BatchRunner:
         by_id = {attempt.id: attempt for attempt in batch if not attempt.settled}
         for attempt in by_id.values():
             self._watch_time(host, attempt)
-        watch = asyncio.create_task(self._watch_steps(host), name="engine-steps")
-        try:
+        async with self._engine.watched(host):
             async for messages in host.run(loaded.model_key, jobs):
                 await self._heard(by_id, messages, loaded)
-        finally:
-            watch.cancel()
         left = [attempt for attempt in batch if not attempt.settled]
         await self._fail(left, Failure(kind="engine_error", message="The engine gave no answer.", retryable=True))
 
@@ -195,13 +192,6 @@ class BatchRunner:
         await self._write_ends(ends)
 
     # --- steps --------------------------------------------------------------------------------------------------------
-
-    async def _engine(self) -> EngineHost:
-        async with self._starting:
-            if self._host is None or not self._host.alive:
-                self._host = EngineHost(self._settings.worker, self._identity.device, self._files.folder)
-                await self._host.start()
-            return self._host
 
     async def _load(self, host: EngineHost, model: ModelSpec, batch: list[Attempt]) -> Loaded | LoadFailed:
         if (held := host.loaded.get(model.key)) is not None:
@@ -236,14 +226,8 @@ class BatchRunner:
         latest: deque[Loading] = deque(maxlen=1)
         loaded = asyncio.Event()
         telling = asyncio.create_task(self._tell_loading(batch, latest, loaded), name="loading")
-        limit_s = self._settings.worker.load_timeout_s
         try:
-            async with asyncio.timeout(limit_s):
-                return await host.load(model, latest.append)
-        except TimeoutError as error:
-            problem = f"{model.reference} was not loaded within {limit_s:g} s (`worker.load_timeout_s`)."
-            await host.stop(grace_s=0.0, reason=problem)
-            raise EngineDied(problem=problem) from error
+            return await self._engine.load(host, model, latest.append)
         finally:
             loaded.set()
             await telling
@@ -251,7 +235,8 @@ class BatchRunner:
     async def _tell_loading(self, batch: list[Attempt], latest: deque[Loading], loaded: asyncio.Event) -> None:
         while not loaded.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(loaded.wait(), LOADING_TICK_S)
+                async with asyncio.timeout(LOADING_TICK_S):
+                    await loaded.wait()
             for attempt in [attempt for attempt in batch if attempt.cancelled and not attempt.settled]:
                 await self._scribe.refresh(attempt)
                 await self._write_ends([(attempt, self._stopped_command(attempt))])
@@ -358,9 +343,7 @@ class BatchRunner:
         await self._write_ends([(attempt, self._failure(attempt, failure)) for attempt in batch if not attempt.settled])
 
     async def _engine_died(self, host: EngineHost | None, died: EngineDied, batch: list[Attempt]) -> None:
-        first = self._host is host  # several batches may have run on it: one of them tells, and makes way for a new one
-        if first:
-            self._host = None
+        first = self._engine.forget(host)
         if self._stopped:
             failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
         else:
@@ -436,27 +419,29 @@ class BatchRunner:
         return await self._log.connection.subscribe(subjects.LIVE_CANCEL_REQUESTS, heard)
 
     def stop_after(self, grace_s: float) -> None:
-        """End what runs by force after the grace period: its tasks are handed back."""
-        self._stop_timer = self._stop_timer or asyncio.get_running_loop().call_later(grace_s, self._stop_now)
+        """End what runs by force after the grace period, the shortest that was given: its tasks are handed back."""
+        loop, timer = asyncio.get_running_loop(), self._stop_timer
+        if timer is None or loop.time() + grace_s < timer.when():
+            if timer is not None:
+                timer.cancel()
+            self._stop_timer = loop.call_later(grace_s, self._stop_now)
 
     async def close(self) -> None:
         """End the engine process."""
         self._stopped = True
         if self._stop_timer is not None:
             self._stop_timer.cancel()
-        if self._host is not None:
-            await self._host.stop()
+        await self._engine.close()
 
     def _stop_now(self) -> None:
         self._stopped = True
-        if self._host is not None and self._running:
+        if self._running:
             log.warning("%d running tasks are handed back", len(self._running))
-            self._kill(self._host)
+            self._engine.kill()
 
     def _cancel_job(self, attempt: Attempt) -> None:
         attempt.cancelled = True
-        if self._host is not None and self._host.alive:
-            self._host.cancel(attempt.id)
+        self._engine.cancel(attempt.id)
 
     def _watch_time(self, host: EngineHost, attempt: Attempt) -> None:
         limit_ms = attempt.task.submitted.timeout_ms
@@ -467,20 +452,9 @@ class BatchRunner:
         def time_is_up() -> None:
             attempt.timed_out = True
             host.cancel(attempt.id)
-            attempt.timer = loop.call_later(CANCEL_PATIENCE_S, lambda: None if attempt.settled else self._kill(host))
+            attempt.timer = loop.call_later(CANCEL_PATIENCE_S, lambda: None if attempt.settled else self._engine.kill())
 
         attempt.timer = loop.call_later(limit_ms / 1000, time_is_up)
-
-    async def _watch_steps(self, host: EngineHost) -> None:
-        """End an engine process that has said nothing for too long: it hangs, and would never hear of a cancel."""
-        limit_s = self._settings.worker.step_timeout_s
-        while (left_s := limit_s - host.silent_s) > 0:  # noqa: ASYNC110  (silence tells nobody of itself)
-            await asyncio.sleep(left_s)
-        log.error("the engine process hangs: no step within %g s", limit_s)
-        await host.stop(grace_s=0.0, reason=f"It hung: no step within {limit_s:g} s (`worker.step_timeout_s`).")
-
-    def _kill(self, host: EngineHost) -> None:
-        self._background = asyncio.ensure_future(host.stop(grace_s=0.0))
 
     def _reconnected(self) -> None:
         """A cancel request may have passed while the connection was away."""

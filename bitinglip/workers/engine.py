@@ -22,7 +22,7 @@ from bitinglip.tasks.parameters import ModelParameters
 PROTOCOL = 1
 """Version of these messages: both sides come from one installation, so a mismatch is a defect, said in `Ready`."""
 
-JOINING_KINDS = frozenset({"text-generation"})
+JOINING_KINDS = frozenset({"embedding", "text-generation"})
 """Kinds whose running batches take in new jobs: their models are `JoiningModel`s."""
 FILE = "$file"
 """Key of a result's part that is a file."""

@@ -49,6 +49,10 @@ START_S = 60.0
 """How long a process may take to say that it is ready."""
 EXIT_S = 5.0
 """How long a process may take to end after it closed its socket, and its output after it ended."""
+KILL_S = 15.0
+"""How long a killed process may take to end: one that waits for a vanished card, inside the driver, never does."""
+WAITING = {"OMP_WAIT_POLICY": "passive"}
+"""torch's threads on a CPU sleep while they wait: spinning, they take the cores from all others."""
 BUFFER_BYTES = 1 << 20
 LAST_LINES = 5
 """Lines of standard error that are told when the process dies."""
@@ -109,6 +113,7 @@ class EngineHost:
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(theirs.fileno()),
+                env=WAITING | os.environ,
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -200,8 +205,8 @@ class EngineHost:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wait_exit(), grace_s)
         self._signal(signal.SIGKILL)
-        if self._watch is not None:
-            await asyncio.wait([self._watch])
+        if self._watch is not None and not (await asyncio.wait([self._watch], timeout=KILL_S))[0]:
+            self._give_up(self._watch)
 
     # --- speaking -----------------------------------------------------------------------------------------------------
 
@@ -322,6 +327,14 @@ class EngineHost:
             self._writer.close()
         for inbox in [self._start, *self._batches.values(), *(each for some in self._loads.values() for each in some)]:
             inbox.end(reason)
+
+    def _give_up(self, watch: asyncio.Task[None]) -> None:
+        """Let go of a process that even a kill does not end; who waits for its answers is told."""
+        log.error("the engine process %d cannot be killed: it is left behind", self.pid)
+        watch.cancel()
+        if self.alive:
+            self._problem = self._problem or "it cannot be killed"
+            self._close(-signal.SIGKILL)
 
     async def _drain(self, stream: asyncio.StreamReader, level: int, last_lines: deque[str] | None) -> None:
         """Log what libraries print, line by line; a process must never wait for somebody to read it."""

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -19,38 +20,58 @@ import psutil
 import uvloop
 
 from bitinglip import __version__
-from bitinglip.errors import BitingLipError, NoServer
+from bitinglip.errors import BitingLipError, DeviceLost, InvalidConfig, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.registry import Event
-from bitinglip.events.worker import ServedModel, WorkerHeartbeat, WorkerStarted, WorkerStopped
+from bitinglip.events.worker import (
+    DeviceReading,
+    ServedModel,
+    WorkerDeviceLost,
+    WorkerHeartbeat,
+    WorkerStarted,
+    WorkerStopped,
+)
 from bitinglip.logs import configure_logging
 from bitinglip.models.registry import register
 from bitinglip.models.store import StoredModel, find_models
 from bitinglip.settings import Settings, Worker, load
 from bitinglip.workers.agent import Agent
 from bitinglip.workers.batch import Identity
-from bitinglip.workers.device import identify
+from bitinglip.workers.device import Devices, identify, open_devices
 from bitinglip.workers.engine import ModelSpec
 
 log = logging.getLogger("bitinglip.worker")
+
+LEAST_PAUSE_S = 1.0
+"""Least time between two looks at the devices, however many attempts fail."""
 
 
 class WorkerProcess:
     """One worker's life: register, announce, work, say goodbye."""
 
-    def __init__(self, settings: Settings, event_log: EventLog, identity: Identity, models: list[StoredModel]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        event_log: EventLog,
+        identity: Identity,
+        models: list[StoredModel],
+        devices: Devices,
+    ) -> None:
         self._settings = settings
         self._log = event_log
         self._identity = identity
         self._models = models
         self._agent = Agent(event_log, settings, identity, [_spec(model, settings.worker) for model in models])
+        self._devices = devices
+        self._lost: DeviceLost | None = None
         self._signals = 0
 
     async def run(self) -> None:
         """Work until a signal comes.
 
         Raises:
+            DeviceLost: a device vanished; what ran is handed back.
             BitingLipError: the start failed.
         """
         self._handle_signals()
@@ -64,6 +85,8 @@ class WorkerProcess:
         finally:
             heartbeat.cancel()
             await self._say_goodbye()
+        if self._lost is not None:
+            raise self._lost
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -89,26 +112,62 @@ class WorkerProcess:
         sys.stdout.flush()
 
     async def _heartbeats(self) -> None:
-        memory = psutil.Process().memory_info
+        """Look at the devices and say what is, for ever; a lost device ends the worker."""
         while True:
-            counts = self._agent.runner.counts
-            beat = WorkerHeartbeat(
-                worker_id=self._identity.worker_id,
-                node_id=self._identity.node_id,
-                running=counts.running,
-                done=counts.done,
-                failed=counts.failed,
-                loaded=sorted(self._agent.runner.loaded),
-                rss_bytes=memory().rss,
-            )
             try:
-                await self._tell(beat, ttl_s=self._settings.log.heartbeat_ttl_s)
+                reading = await self._devices.read()
+            except DeviceLost as lost:
+                await self._end_without(lost)
+                return
+            try:
+                await self._tell(self._heartbeat(reading), ttl_s=self._settings.log.heartbeat_ttl_s)
             except BitingLipError as error:
                 log.debug("no heartbeat: %s", error)
-            await asyncio.sleep(self._settings.worker.heartbeat_s)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait for the next heartbeat; it comes early if an attempt fails, for that may be a device's fault."""
+        whole_s = self._settings.worker.heartbeat_s
+        least_s = min(LEAST_PAUSE_S, whole_s)
+        await asyncio.sleep(least_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(whole_s - least_s):
+                await self._agent.failed.wait()
+        self._agent.failed.clear()
+
+    async def _end_without(self, lost: DeviceLost) -> None:
+        """Tell that a device is lost, hand back what runs, and stop."""
+        self._lost = lost
+        log.error("%s What runs is handed back. %s", lost, lost.remedy)
+        worker_id, node_id = self._identity.worker_id, self._identity.node_id
+        try:
+            await self._tell(
+                WorkerDeviceLost(worker_id=worker_id, node_id=node_id, device=lost.device, reason=lost.reason)
+            )
+        except BitingLipError as error:
+            log.warning("the loss is not in the log: %s", error)
+        self._agent.runner.stop_after(0.0)  # first: `stop` gives a grace period to those who have none yet
+        self._agent.stop()
+
+    def _heartbeat(self, reading: DeviceReading) -> WorkerHeartbeat:
+        counts = self._agent.runner.counts
+        return WorkerHeartbeat(
+            worker_id=self._identity.worker_id,
+            node_id=self._identity.node_id,
+            running=counts.running,
+            done=counts.done,
+            failed=counts.failed,
+            loaded=sorted(self._agent.runner.loaded),
+            rss_bytes=psutil.Process().memory_info().rss,
+            device=reading,
+        )
 
     async def _say_goodbye(self) -> None:
-        goodbye = WorkerStopped(worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason="signal")
+        goodbye = WorkerStopped(
+            worker_id=self._identity.worker_id,
+            node_id=self._identity.node_id,
+            reason="error" if self._lost else "signal",
+        )
         try:
             await self._tell(goodbye)
         except NoServer as error:
@@ -137,13 +196,14 @@ async def serve(settings: Settings) -> None:
     """Run one worker until a signal comes.
 
     Raises:
-        BitingLipError: the start failed: no server, no such model.
+        BitingLipError: the start failed (no server, no such model, no such device), or a device was lost.
     """
     identity = identify(settings.worker.id, settings.worker.node, settings.worker.device)
-    models = find_models(settings.worker.models, settings.models_dir, settings.models.hub_cache)
+    models = _models(settings)
+    devices = await open_devices(settings.worker.device)
     event_log = await EventLog.connect(settings.nats, f"/worker/{identity.worker_id}")
     try:
-        await WorkerProcess(settings, event_log, identity, models).run()
+        await WorkerProcess(settings, event_log, identity, models, devices).run()
     finally:
         await event_log.close()
 
@@ -158,6 +218,18 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\nremedy: {error.remedy}\n")
         return error.exit_code
     return 0
+
+
+def _models(settings: Settings) -> list[StoredModel]:
+    """Return the models to serve; those on a vLLM server that runs already need not be on this machine."""
+    servers = _settings_of(settings.worker.vllm)
+    elsewhere = {reference for reference, address in servers.items() if address}
+    models = find_models(settings.worker.models, settings.models_dir, settings.models.hub_cache, elsewhere)
+    if strangers := servers.keys() - {model.reference for model in models}:
+        raise InvalidConfig(
+            problem=f"worker.vllm names {min(strangers)}, which this worker does not serve; see worker.models"
+        )
+    return models
 
 
 def _settings_of(entries: Iterable[str], default: str = "") -> dict[str, str]:

@@ -44,6 +44,11 @@ class Said:
         """All pieces of text that were streamed."""
         return "".join(tick.text or "" for tick in self.ticks)
 
+    @property
+    def reasoning(self) -> str:
+        """All pieces of reasoning that were streamed."""
+        return "".join(tick.reasoning or "" for tick in self.ticks)
+
 
 async def load(host: EngineHost, model: ModelSpec) -> str:
     """Load a model; returns its key."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ import pytest
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import MODELS, QUEUE, TASKS, WORKERS
-from bitinglip.events.task import TaskAssigned, TaskFailed, TaskSucceeded
+from bitinglip.events.task import TaskAssigned, TaskDeadLettered, TaskFailed, TaskSucceeded
+from bitinglip.events.worker import WorkerModelLoaded
 from bitinglip.ids import TaskId
-from bitinglip.tasks.commands import CancelTask, SubmitTask
+from bitinglip.tasks.commands import CancelTask, Retry, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import fold, is_terminal
 from tests.support.cluster import Cluster, Process, children_of
@@ -56,6 +58,10 @@ async def outcome(log: EventLog, task_id: TaskId) -> list[Recorded]:
     history = await log.read_task(task_id)
     assert [is_terminal(recorded.event) for recorded in history] == [False] * (len(history) - 1) + [True]
     return history
+
+
+def attempt_of(recorded: Recorded) -> int | None:
+    return getattr(recorded.event, "attempt", None)
 
 
 def types(history: list[Recorded]) -> list[str]:
@@ -174,6 +180,25 @@ async def test_a_task_that_comes_too_late_expires(log: EventLog, inbox: Inbox, c
     assert types(await outcome(log, task_id)) == ["submitted", "expired"]
 
 
+def batch_sizes(history: list[Recorded]) -> list[int]:
+    return [recorded.event.batch_size for recorded in history if isinstance(recorded.event, TaskAssigned)]
+
+
+async def test_a_busy_worker_waits_a_moment_for_company(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    first = [await submit(inbox, echo()) for _ in range(2)]
+    await cluster.worker(BITINGLIP_WORKER_GATHER_MS=1000)
+    assert [batch_sizes(await outcome(log, task_id)) for task_id in first] == [[2], [2]]
+    second = [await submit(inbox, echo()) for _ in range(2)]
+    assert [batch_sizes(await outcome(log, task_id)) for task_id in second] == [[2], [2]]
+
+
+async def test_a_worker_that_ran_a_task_alone_waits_for_nobody(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    await cluster.worker(BITINGLIP_WORKER_GATHER_MS=1000)
+    for _ in range(5):
+        history = await outcome(log, await submit(inbox, echo()))
+        assert history[-1].time - history[0].time < timedelta(seconds=0.9)
+
+
 async def test_a_killed_engine_process_is_replaced(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
     worker = await cluster.worker()
     task_id = await submit(inbox, echo(steps=40, step_ms=20))
@@ -185,6 +210,45 @@ async def test_a_killed_engine_process_is_replaced(log: EventLog, inbox: Inbox, 
     assert failure.failure.kind == "engine_crashed"
     assert "signal 9" in failure.failure.message
     assert types(history)[-1] == "succeeded"
+
+
+async def test_a_hung_engine_process_is_replaced(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    await cluster.worker(BITINGLIP_WORKER_STEP_TIMEOUT_S=0.5)
+    hung = await submit(inbox, echo(steps=1, step_ms=60_000).model_copy(update={"retry": Retry(max_attempts=1)}))
+    last = (await outcome(log, hung))[-1].event
+    assert isinstance(last, TaskDeadLettered)
+    assert last.failure.kind == "engine_crashed"
+    assert "no step within 0.5 s" in last.failure.message
+    assert types(await outcome(log, await submit(inbox, echo(message=1))))[-1] == "succeeded"
+
+
+async def test_silence_between_tasks_is_no_hang(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    await cluster.worker(BITINGLIP_WORKER_STEP_TIMEOUT_S=0.5)
+    long = await submit(inbox, echo(steps=100, step_ms=20))
+    assert types(await outcome(log, long)).count("assigned") == 1
+
+
+async def test_a_fault_of_the_device_ends_the_process_and_the_next_task_runs(
+    log: EventLog, inbox: Inbox, cluster: Cluster, eventually: Any
+) -> None:
+    worker = await cluster.worker()
+    await outcome(log, await submit(inbox, echo()))
+    (before,) = children_of(worker.pid)
+    faulty = await submit(inbox, echo(fail="device_fault").model_copy(update={"retry": Retry(max_attempts=1)}))
+    last = (await outcome(log, faulty))[-1].event
+    assert isinstance(last, TaskDeadLettered)
+    assert (last.failure.kind, "CUDA error" in last.failure.message) == ("engine_crashed", True)
+    assert types(await outcome(log, await submit(inbox, echo(message=1))))[-1] == "succeeded"
+    assert before not in children_of(worker.pid)
+
+
+async def test_a_load_is_a_fact_with_what_it_takes(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    worker = await cluster.worker()
+    await outcome(log, await submit(inbox, echo()))
+    loaded = await log.read_last(WORKERS, f"bl.worker.{worker.ready['worker_id']}.model_loaded")
+    assert loaded is not None
+    assert isinstance(loaded.event, WorkerModelLoaded)
+    assert (loaded.event.reference, loaded.event.device, loaded.event.memory_bytes) == ("echo", "cpu", 0)
 
 
 async def test_a_killed_workers_task_is_taken_over_by_another_one(
@@ -213,8 +277,8 @@ async def test_a_paused_worker_cannot_write_into_the_next_attempt(
     paused.signal(signal.SIGCONT)
     history = await outcome(log, task_id)
     lost = types(history).index("failed")
-    after = [recorded.source for recorded in history[lost:]]
-    assert f"/worker/{paused.ready['worker_id']}" not in after
+    source = f"/worker/{paused.ready['worker_id']}"
+    assert not [recorded for recorded in history[lost:] if recorded.source == source and attempt_of(recorded) == 1]
     assert types(history)[-1] == "succeeded"
     assert types(await outcome(log, await submit(inbox, echo())))[-1] == "succeeded"
 
@@ -251,6 +315,17 @@ async def test_a_worker_whose_grace_is_over_hands_back(log: EventLog, inbox: Inb
     task = fold(history)
     assert task is not None
     assert (task.attempt, task.failures) == (2, 0)
+
+
+async def test_a_second_signal_does_not_wait(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    worker = await cluster.worker(BITINGLIP_WORKER_GRACE_S=600)
+    task_id = await submit(inbox, echo(steps=10_000, step_ms=20))
+    await until(log, task_id, "task.progressed")
+    worker.signal(signal.SIGINT)  # two of one kind might arrive as one
+    assert await worker.stop() == 0
+    failed = (await log.read_task(task_id))[-1].event
+    assert isinstance(failed, TaskFailed)
+    assert failed.failure.kind == "worker_stopped"
 
 
 async def test_an_urgent_task_overtakes(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:

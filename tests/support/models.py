@@ -20,6 +20,13 @@ MAKERS = {
     "speaker": ("tiny_speech", "make_speecht5"),
     "vits": ("tiny_speech", "make_vits"),
     "bark": ("tiny_speech", "make_bark"),
+    "published-gpt2": ("tiny_texts", "make_published_gpt2"),
+    "dialogpt": ("tiny_texts", "make_dialogpt"),
+    "llama": ("tiny_chats", "make_llama"),
+    "r1": ("tiny_chats", "make_r1"),
+    "llava": ("tiny_layouts", "make_llava"),
+    "sd21": ("tiny_layouts", "make_stable_diffusion_2_1"),
+    "sdxl": ("tiny_layouts", "make_sdxl"),
 }
 """Name of a model -> the module in scripts/ and the function that makes it."""
 MARKERS = ("config.json", "model_index.json")
@@ -33,5 +40,6 @@ def model_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     folder = factory.mktemp("models") / name
     module, maker = MAKERS[name]
     code = f"from pathlib import Path; from scripts.{module} import {maker} as make; make(Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads would wait for each other more than they work
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, env=alone)
     return folder

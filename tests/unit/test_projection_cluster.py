@@ -9,7 +9,13 @@ import pytest
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.model import ModelRegistered
 from bitinglip.events.registry import Event
-from bitinglip.events.worker import WorkerEngineExited, WorkerHeartbeat, WorkerStarted, WorkerStopped
+from bitinglip.events.worker import (
+    WorkerDeviceLost,
+    WorkerEngineExited,
+    WorkerHeartbeat,
+    WorkerStarted,
+    WorkerStopped,
+)
 from bitinglip.projections import queries
 from bitinglip.projections.rows import ModelRow, WorkerRow, reader
 from bitinglip.projections.writer import write
@@ -20,12 +26,13 @@ HISTORY = [
     (WorkerHeartbeat, {"done": 1}),
     (WorkerEngineExited, {}),
     (WorkerEngineExited, {"reason": "again"}),
-    (WorkerHeartbeat, {"done": 2}),
+    (WorkerHeartbeat, {"done": 2, "device": None}),
     (WorkerStopped, {}),
     (WorkerStarted, {"pid": 99}),
     (WorkerEngineExited, {"reason": "third"}),
     (WorkerHeartbeat, {"done": 0}),
 ]
+DEVICE = {"name": "AMD 0x67df", "memory_total_bytes": 8 * 2**30, "temperature_c": 54.0}
 
 
 def _messages(history: list[tuple[type[Event], dict[str, Any]]], about: str) -> list[RawMessage]:
@@ -61,6 +68,30 @@ def test_a_start_begins_anew() -> None:
 def test_a_stop_is_told() -> None:
     [row] = _workers(HISTORY[:6], 2)
     assert (row.state, row.stop_reason, row.stopped_at, row.engine_exits) == ("stopped", "signal", row.seen_at, 2)
+
+
+def test_a_heartbeat_tells_of_the_device() -> None:
+    [row] = _workers(HISTORY[:2], 1)
+    assert (row.device, row.device_name) == ("cuda:0", "NVIDIA GeForce RTX 3070")
+    assert (row.device_memory_total_bytes, row.device_memory_used_bytes) == (8_589_934_592, 3_221_225_472)
+    assert (row.device_utilisation_percent, row.device_temperature_c, row.device_power_w) == (87.0, 64.0, 181.5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_what_the_last_heartbeat_does_not_tell_of_the_device_is_null(size: int) -> None:
+    history = [*HISTORY[:2], (WorkerHeartbeat, {"device": DEVICE}), (WorkerEngineExited, {})]
+    [row] = _workers(history, size)
+    assert (row.device_name, row.device_memory_total_bytes, row.device_temperature_c) == ("AMD 0x67df", 8 * 2**30, 54)
+    assert (row.device_memory_used_bytes, row.device_utilisation_percent, row.device_power_w) == (None, None, None)
+    [row] = _workers(HISTORY[:5], size)
+    assert (row.done, row.device_name, row.device_power_w) == (2, None, None)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_lost_device_is_a_sign_of_life_and_then_a_stop(size: int) -> None:
+    history = [*HISTORY[:2], (WorkerDeviceLost, {"device": "cuda:1"}), (WorkerStopped, {"reason": "error"})]
+    [row] = _workers(history, size)
+    assert (row.state, row.stop_reason, row.device, row.engine_exit_reason) == ("stopped", "error", "cuda:0", None)
 
 
 def test_models_are_told_once_for_each_kind_and_revision() -> None:

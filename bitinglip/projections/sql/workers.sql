@@ -17,6 +17,12 @@ create table workers (
     failed bigint,
     loaded json,
     rss_bytes bigint,
+    device_name varchar,
+    device_memory_total_bytes bigint,
+    device_memory_used_bytes bigint,
+    device_utilisation_percent double,
+    device_temperature_c double,
+    device_power_w double,
     engine_exits bigint,
     engine_exit_reason varchar,
     stop_reason varchar,
@@ -39,6 +45,12 @@ comment on column workers.done is 'Attempts that ended well since the start.';
 comment on column workers.failed is 'Attempts that failed since the start.';
 comment on column workers.loaded is 'References of the models in memory at the last heartbeat.';
 comment on column workers.rss_bytes is 'Resident memory of the worker process in bytes, without its engine process.';
+comment on column workers.device_name is 'What its device calls itself; of several devices, the first one.';
+comment on column workers.device_memory_total_bytes is 'Memory of the device in bytes; these readings are those of the last heartbeat, null if the driver does not tell.';
+comment on column workers.device_memory_used_bytes is 'Memory of the device in bytes that all processes together take.';
+comment on column workers.device_utilisation_percent is 'How busy the device is, in percent.';
+comment on column workers.device_temperature_c is 'Temperature of the device in degrees Celsius.';
+comment on column workers.device_power_w is 'Power that the device draws, in watts.';
 comment on column workers.engine_exits is 'Times that its engine process ended by itself since the start.';
 comment on column workers.engine_exit_reason is 'Why the engine process ended, the last time.';
 comment on column workers.stop_reason is 'Why it stopped; null while it has not.';
@@ -56,7 +68,7 @@ with said as (
         time,
         sequence,
         json_transform(data, '{
-            "node_id": "VARCHAR", "pid": "BIGINT", "device": "VARCHAR", "release": "VARCHAR", "models": "JSON",
+            "node_id": "VARCHAR", "pid": "BIGINT", "device": "JSON", "release": "VARCHAR", "models": "JSON",
             "running": "BIGINT", "done": "BIGINT", "failed": "BIGINT", "loaded": "JSON", "rss_bytes": "BIGINT",
             "reason": "VARCHAR"
         }') as said,
@@ -70,6 +82,10 @@ select
     max_by(said.node_id, sequence) as node_id,
     max_by(said, sequence) filter (type = 'worker.started') as started,
     max_by(said, sequence) filter (type = 'worker.heartbeat') as beat,
+    json_transform((max_by(said, sequence) filter (type = 'worker.heartbeat')).device, '{
+        "name": "VARCHAR", "memory_total_bytes": "BIGINT", "memory_used_bytes": "BIGINT",
+        "utilisation_percent": "DOUBLE", "temperature_c": "DOUBLE", "power_w": "DOUBLE"
+    }') as reading,
     max_by(said, sequence) filter (type = 'worker.engine_exited') as exited,
     max_by(said, sequence) filter (type = 'worker.stopped') as stopped,
     count_if(type = 'worker.engine_exited') as engine_exits,
@@ -87,7 +103,7 @@ select
     coalesce(new.node_id, old.node_id) as node_id,
     if(new.stopped_at is not null, 'stopped', coalesce(old.state, 'started')) as state,
     coalesce(new.started.pid, old.pid) as pid,
-    coalesce(new.started.device, old.device) as device,
+    coalesce(new.started.device ->> '$', old.device) as device,
     coalesce(new.started.release, old.release) as release,
     coalesce(new.started.models, old.models) as models,
     coalesce(new.beat.running, old.running, 0) as running,
@@ -95,6 +111,13 @@ select
     coalesce(new.beat.failed, old.failed, 0) as failed,
     coalesce(new.beat.loaded, old.loaded, '[]') as loaded,
     coalesce(new.beat.rss_bytes, old.rss_bytes) as rss_bytes,
+    if(new.beat is null, old.device_name, new.reading.name) as device_name,
+    if(new.beat is null, old.device_memory_total_bytes, new.reading.memory_total_bytes) as device_memory_total_bytes,
+    if(new.beat is null, old.device_memory_used_bytes, new.reading.memory_used_bytes) as device_memory_used_bytes,
+    if(new.beat is null, old.device_utilisation_percent, new.reading.utilisation_percent)
+        as device_utilisation_percent,
+    if(new.beat is null, old.device_temperature_c, new.reading.temperature_c) as device_temperature_c,
+    if(new.beat is null, old.device_power_w, new.reading.power_w) as device_power_w,
     new.engine_exits + coalesce(old.engine_exits, 0) as engine_exits,
     coalesce(new.exited.reason, old.engine_exit_reason) as engine_exit_reason,
     coalesce(new.stopped.reason, old.stop_reason) as stop_reason,

@@ -73,6 +73,8 @@ def _end(job: Job[EchoParameters], sink: Sink) -> None:
             sys.stderr.write("echo: crashes, as it was asked to\n")
             sys.stderr.flush()
             os._exit(CRASH_STATUS)
+        case "device_fault":
+            raise RuntimeError("CUDA error: it was asked to act as a card that has failed")
         case kind:
             retryable = kind != "bad_input"
             sink.fail(job.task_id, Failure(kind=kind, message="It was asked to fail.", retryable=retryable))

@@ -1,9 +1,14 @@
-"""`embedding`: texts to vectors, with any encoder that `AutoModel` loads."""
+"""`embedding`: texts to vectors, with any encoder that `AutoModel` loads.
+
+Texts of all tasks share forward passes, and new tasks join between two of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 import orjson
@@ -12,15 +17,23 @@ from transformers import AutoModel
 
 from bitinglip.events.task import Usage
 from bitinglip.tasks.parameters import EmbeddingParameters
-from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
+from bitinglip.workers.engine import Intake, Job, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines.failures import BadInputError, is_out_of_memory, run_failure
+from bitinglip.workers.engines.passes import passes
 from bitinglip.workers.engines.pooling import Pooling, read_pooling
 from bitinglip.workers.engines.torch_device import give_memory_back
 from bitinglip.workers.engines.weights import Weights, load_weights
 
-PASS_TOKENS = 4096
-FEWEST, MOST = 8, 32
-"""Texts in one forward pass: as many as have some `PASS_TOKENS` tokens together, within these bounds."""
+MOST = {"cpu": 32}
+MOST_ON_CARD = 128
+"""Texts in one forward pass, by the device's type; memory may halve them."""
+WINDOW = 256
+"""Texts among which those of the next pass are chosen."""
+QUANTUM = 8
+"""Texts of a task whose turn is one pass later: a task of a few texts does not wait for one of thousands."""
+PASS_COST = {"cpu": 64}
+PASS_COST_ON_CARD = 4096
+"""What a forward pass costs besides its tokens, in tokens (benchmarks/README.md)."""
 
 
 @dataclass(slots=True)
@@ -28,10 +41,29 @@ class _Answer:
     """What is known of one job's answer."""
 
     job: Job[EmbeddingParameters]
+    sink: Sink
     vectors: list[list[float]]
     tokens: int = 0
     done: int = 0
     over: bool = False
+
+    def take(self, index: int, vector: list[float]) -> None:
+        """Take one text's vector; the last one makes the answer."""
+        self.vectors[index] = vector
+        self.done += 1
+        if self.done < len(self.vectors):
+            self.sink.progress(self.job.task_id, self.done, len(self.vectors), "text")
+            return
+        self.over = True
+        result = {"embeddings": self.vectors, "dimensions": len(vector)}
+        self.sink.succeed(self.job.task_id, result, Usage(input_tokens=self.tokens))
+
+    def check_cancelled(self) -> bool:
+        """Answer the job if it was cancelled; tells whether it is over."""
+        if self.job.cancelled.is_set() and not self.over:
+            self.over = True
+            self.sink.cancel(self.job.task_id)
+        return self.over
 
 
 @dataclass(slots=True, order=True)
@@ -65,20 +97,59 @@ class Embedder:
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job[EmbeddingParameters]], sink: Sink) -> None:
-        """Embed all texts of all jobs, sorted by length, some at a time; a job is answered with its last text."""
-        texts = sorted(text for job in jobs for text in self._texts(job, sink))
-        while texts := [text for text in texts if not _cancelled(text.answer, sink)]:
-            size = min(MOST, max(FEWEST, PASS_TOKENS // texts[-1].length))
-            self._embed(texts[-size:], sink)
-            del texts[-size:]
+        """Embed all texts of all jobs, those of similar lengths together; a job is answered with its last text."""
+        self._embed_all(jobs, sink, list)
+
+    @torch.inference_mode()
+    def run_joining(self, jobs: Sequence[Job[EmbeddingParameters]], sink: Sink, intake: Intake) -> None:
+        """Embed all texts of all jobs, and of those that come meanwhile."""
+        self._embed_all(jobs, sink, intake.take)
 
     def unload(self) -> None:
         """Drop the weights."""
         self._weights.drop()
 
+    def _embed_all(
+        self,
+        jobs: Sequence[Job[EmbeddingParameters]],
+        sink: Sink,
+        more: Callable[[], Sequence[tuple[Sequence[Job[Any]], Sink]]],
+    ) -> None:
+        waiting: list[tuple[int, int, _Text]] = []  # a heap: whose turn it is, and which came first
+        arrivals = count()
+        new = [(jobs, sink)]
+        for turn in count():
+            for some, their_sink in [*new, *more()]:
+                for text in (text for job in some for text in self._texts(job, their_sink)):
+                    heappush(waiting, (turn + text.index // QUANTUM, next(arrivals), text))
+            new = []
+            if not waiting:
+                return
+            window = [heappop(waiting) for _ in range(min(len(waiting), WINDOW))]
+            window = [each for each in window if not each[2].answer.check_cancelled()]
+            if window:
+                together = self._together([text for _, _, text in window])
+                self._embed(together)
+                done = set(map(id, together))
+                for each in window:
+                    if id(each[2]) not in done:
+                        heappush(waiting, each)
+
+    def _together(self, window: list[_Text]) -> list[_Text]:
+        """Return the texts of the next pass: the first one, and those that it costs the least to have with it."""
+        kind = self._weights.device.type
+        ordered = sorted(window)
+        most, cost = MOST.get(kind, MOST_ON_CARD), PASS_COST.get(kind, PASS_COST_ON_CARD)
+        end = 0
+        for size in passes([text.length for text in ordered], most, cost):
+            end += size
+            if any(text is window[0] for text in ordered[end - size : end]):
+                return ordered[end - size : end]
+        raise AssertionError("the passes take each text")
+
     def _texts(self, job: Job[EmbeddingParameters], sink: Sink) -> list[_Text]:
         inputs = [job.params.input] if isinstance(job.params.input, str) else list(job.params.input)
-        answer = _Answer(job, [[] for _ in inputs])
+        answer = _Answer(job, sink, [[] for _ in inputs])
         texts = [
             _Text(len(ids), ids, answer, index)
             for index, ids in enumerate(self._weights.tokenizer(inputs, truncation=False)["input_ids"])
@@ -91,7 +162,7 @@ class Embedder:
         answer.tokens = sum(text.length for text in texts)
         return texts
 
-    def _embed(self, texts: list[_Text], sink: Sink) -> None:
+    def _embed(self, texts: list[_Text]) -> None:
         """Embed texts; without the memory for all at once, half of them first."""
         try:
             vectors = self._vectors(texts)
@@ -101,11 +172,11 @@ class Embedder:
             vectors = None
         if vectors is not None:
             for text, vector in zip(texts, vectors, strict=True):
-                _take(text, vector, sink)
+                text.answer.take(text.index, vector)
             return
         give_memory_back()  # here, where the exception no longer holds the tensors of its frames
-        self._embed(texts[: len(texts) // 2], sink)
-        self._embed(texts[len(texts) // 2 :], sink)
+        self._embed(texts[: len(texts) // 2])
+        self._embed(texts[len(texts) // 2 :])
 
     def _vectors(self, texts: list[_Text]) -> list[list[float]]:
         ids = {"input_ids": [text.ids for text in texts]}
@@ -118,25 +189,6 @@ class Embedder:
         if not bool(vectors.isfinite().all()):
             raise ArithmeticError("the model gave a vector that is not finite")
         return _short_numbers(vectors)
-
-
-def _take(text: _Text, vector: list[float], sink: Sink) -> None:
-    answer = text.answer
-    answer.vectors[text.index] = vector
-    answer.done += 1
-    if answer.done < len(answer.vectors):
-        sink.progress(answer.job.task_id, answer.done, len(answer.vectors), "text")
-        return
-    answer.over = True
-    result = {"embeddings": answer.vectors, "dimensions": len(vector)}
-    sink.succeed(answer.job.task_id, result, Usage(input_tokens=answer.tokens))
-
-
-def _cancelled(answer: _Answer, sink: Sink) -> bool:
-    if answer.job.cancelled.is_set() and not answer.over:
-        answer.over = True
-        sink.cancel(answer.job.task_id)
-    return answer.over
 
 
 def _short_numbers(vectors: torch.Tensor) -> list[list[float]]:

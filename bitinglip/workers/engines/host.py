@@ -177,15 +177,15 @@ class Models:
                 "more devices (`worker.device`), or `worker.offload`; or raise `worker.memory_gb`."
             )
         for key in list(self._held):
-            taken = sum(loaded.memory_bytes for _, loaded in self._held.values())
-            if len(self._held) < self._most and taken + need <= budget:
+            taken = sum(loaded.memory_bytes or loaded.need_bytes for _, loaded in self._held.values())
+            if len(self._held) < self._most and (need == 0 or taken + need <= budget):
                 break
             self._drop(key)
         return need
 
     def _need_and_budget(self, spec: ModelSpec) -> tuple[int, int]:
-        if spec.path is None and spec.vllm is None:
-            return 0, 0  # nothing is loaded, and torch need not be
+        if spec.path is None:
+            return 0, 0  # nothing is loaded here, and torch need not be
         from bitinglip.workers.engines.budget import budget_bytes, need_bytes
 
         return need_bytes(spec, self._placement), budget_bytes(self._placement)
@@ -227,6 +227,7 @@ class Host:
         self._flags = Flags()
         self._work: deque[Load | Unload | Run] = deque()
         self._more = threading.Semaphore(0)
+        self._faulty = False
 
     def read(self) -> None:
         """Take messages until the worker is gone; then the process ends."""
@@ -281,6 +282,7 @@ class Host:
         """Answer what is unanswered in a run, and say that it is done."""
         for task_id in batch.reporter.unanswered:
             batch.reporter.fail(task_id, failure)
+        self._faulty = self._faulty or batch.reporter.faulty
         self._flags.drop(batch.run, batch.flags)
         self._channel.send(BatchDone(batch=batch.run.batch))
 
@@ -298,7 +300,7 @@ class Host:
             failure = run_failure(error)
         self.end(batch, failure)
         intake.close(failure)
-        if batch.reporter.faulty:
+        if self._faulty:
             self._channel.flush()
             os._exit(FAULT_STATUS)
 
@@ -399,6 +401,7 @@ def main() -> None:
     _live_with_the_worker()
     sys.setswitchinterval(SWITCH_S)
     os.environ.update(OFFLINE)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # else cuda:0 may be another card than nvidia-smi's 0
     os.set_inheritable(args.fd, False)  # a grandchild must not hold the socket open
     channel = Channel(socket.socket(fileno=args.fd), args.ticks_per_s)
     scratch = Path(args.scratch)

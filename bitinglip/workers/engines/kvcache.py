@@ -42,7 +42,8 @@ class GrowingLayer(DynamicLayer):
 
     def select(self, rows: torch.Tensor, cut: int) -> None:
         """Keep these rows, without their first `cut` tokens."""
-        self._replace([states.index_select(0, rows)[:, :, cut:] for states in self._views])
+        here = rows.to(self._views[0].device)  # the layers of a spread model are on several devices
+        self._replace([states.index_select(0, here)[:, :, cut:] for states in self._views])
 
     def merge(self, other: GrowingLayer, width: int) -> None:
         """Add the rows of another layer; both are brought to a width by zeros on the left, which are masked out."""

@@ -9,8 +9,9 @@ from typing import Any
 from bitinglip.events.task import Failure, Usage
 from bitinglip.tasks.parameters import ImageToTextParameters, TextGenerationParameters
 from bitinglip.workers.engine import Job, Sink
-from bitinglip.workers.engines.decoding import Detokenizer, StopScanner
+from bitinglip.workers.engines.decoding import StopScanner
 from bitinglip.workers.engines.sampling import COLDEST, Dice
+from bitinglip.workers.engines.thinking import Splitter, Spoken, Tags
 
 SEED_BITS = 32
 
@@ -24,9 +25,11 @@ class Row:
         most: Most tokens to generate.
         tokenizer: Turns tokens into text.
         sink: Where it is answered.
-        stops: Texts that end it.
+        stops: Texts that end the answer.
         continues: Whether the text goes on from the prompt's, or begins anew.
         lead: What the answer's text begins with, before anything is generated.
+        tags: The tokens around what the model thinks before it answers; none: all is answer.
+        thinking: Whether the prompt has begun the thought.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Row:
         stops: Sequence[str] = (),
         continues: bool = False,
         lead: str = "",
+        tags: Tags | None = None,
+        thinking: bool = False,
     ) -> None:
         self.job = job
         self.prompt = prompt
@@ -48,8 +53,9 @@ class Row:
         self.over = False
         self._sink = sink
         self._text: list[str] = []
+        self._thought: list[str] = []
         self._lead = lead
-        self._detokenizer = Detokenizer(tokenizer, prompt if continues else ())
+        self._splitter = Splitter(tokenizer, prompt if continues else (), tags, thinking=thinking)
         self._stops = StopScanner(stops)
         self.sampled = job.params.temperature >= COLDEST
         self._seed = job.params.seed
@@ -69,12 +75,12 @@ class Row:
         self.tokens.append(token)
         ended = token in ends
         last = ended or self.left == 0
-        piece = "" if ended else self._detokenizer.push(token)
-        text, stopped = self._stops.push(piece + self._detokenizer.finish() if last else piece, last=last)
-        if self._lead:
-            text, self._lead = self._lead + text, ""
-        self._text.append(text)
-        self._sink.progress(self.job.task_id, len(self.tokens), self.most, "token", text or None)
+        thought, answer = Spoken() if ended else self._splitter.push(token)
+        if last:
+            left = self._splitter.finish()
+            thought, answer = thought + left.thought, answer + left.answer
+        text, stopped = self._stops.push(answer, last=last)
+        self._say(thought, text)
         if stopped or last:
             self._succeed("stop" if ended or stopped else "length")
 
@@ -91,10 +97,19 @@ class Row:
             self.over = True
             self._sink.fail(self.job.task_id, failure)
 
+    def _say(self, thought: str, text: str) -> None:
+        if self._lead:
+            text, self._lead = self._lead + text, ""
+        self._thought.append(thought)
+        self._text.append(text)
+        self._sink.progress(self.job.task_id, len(self.tokens), self.most, "token", text or None, thought or None)
+
     def _succeed(self, reason: str) -> None:
         self.over = True
         seed = self._seed if self.sampled or self.job.params.seed is not None else None
         result = {"text": "".join(self._text), "finish_reason": reason, "seed": seed}
+        if thought := "".join(self._thought):
+            result["reasoning"] = thought
         self._sink.succeed(
             self.job.task_id, result, Usage(input_tokens=len(self.prompt), output_tokens=len(self.tokens))
         )

@@ -185,7 +185,10 @@ def _vocoder(spec: ModelSpec, weights: Weights) -> Any:
         )
     try:
         vocoder: Any = SpeechT5HifiGan.from_pretrained(
-            folder, dtype=weights.model.dtype, use_safetensors=True, local_files_only=True
+            folder,
+            dtype=weights.model.dtype,
+            use_safetensors=None if spec.trust_pickles else True,
+            local_files_only=True,
         )
     except (OSError, ValueError) as error:
         problem = described(error).splitlines()[0].replace(str(folder), VOCODER)

@@ -90,7 +90,9 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     if weights.model.config.model_type != "whisper":
         raise UnusableModelError(f"{spec.reference}: it is a {weights.model.config.model_type}; this takes Whisper.")
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(spec.path, local_files_only=True, trust_remote_code=False)
+        extractor = AutoFeatureExtractor.from_pretrained(
+            spec.path, local_files_only=True, trust_remote_code=spec.trust_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(f"{spec.reference}: its feature extractor cannot be loaded: {described(error)}") from error
     return Listener(weights, extractor)

@@ -19,6 +19,7 @@ from bitinglip.workers.engines.kvcache import RowCache
 from bitinglip.workers.engines.rows import Row
 from bitinglip.workers.engines.steering import RowSampler
 from bitinglip.workers.engines.torch_device import give_memory_back
+from bitinglip.workers.engines.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,17 @@ SPARSE = 4
 class Stepper:
     """Brings rows to their end on one model."""
 
-    def __init__(self, model: Any, layers: int, ends: frozenset[int], pad: int, fail: Callable[..., None]) -> None:
+    def __init__(
+        self, weights: Weights, layers: int, ends: frozenset[int], pad: int, fail: Callable[..., None]
+    ) -> None:
         """`fail` is called with a row and the exception that ends it."""
-        self._model = model
+        self._model = weights.model
+        self._device = weights.device
         self._layers = layers
         self._ends = ends
         self._pad = pad
         self._fail = fail
-        known = inspect.signature(model.forward).parameters
+        known = inspect.signature(weights.model.forward).parameters
         self._takes_positions = "position_ids" in known
         self._last_only: dict[str, int] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self._rows: list[Row] = []
@@ -100,7 +104,7 @@ class Stepper:
         """Run the prompts of rows, and what they have said, through the model; each takes its next token."""
         texts = [row.prompt + row.tokens for row in group]
         width = max(map(len, texts))
-        device = self._model.device
+        device = self._device
         ids = torch.tensor([[self._pad] * (width - len(text)) + text for text in texts], device=device)  # (B, T)
         mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)  # (B, T)
         cache = RowCache(self._layers, mask)
@@ -112,7 +116,7 @@ class Stepper:
         """Run the last token of each row through the model; each takes its next one."""
         cache = self._cache
         assert cache is not None, "there are rows"
-        ids = torch.tensor([[row.tokens[-1]] for row in self._rows], device=self._model.device)  # (B, 1)
+        ids = torch.tensor([[row.tokens[-1]] for row in self._rows], device=self._device)  # (B, 1)
         positions = cache.lengths[:, None]  # (B, 1)
         cache.advance()
         self._take(self._rows, self._forward(ids, positions, cache))

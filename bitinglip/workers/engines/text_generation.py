@@ -24,6 +24,7 @@ from bitinglip.workers.engines.kvcache import RowCache
 from bitinglip.workers.engines.rows import Row
 from bitinglip.workers.engines.steering import RowReader, RowSampler, end_tokens
 from bitinglip.workers.engines.stepping import MOST_ROWS, Stepper
+from bitinglip.workers.engines.thinking import Tags
 from bitinglip.workers.engines.torch_device import give_memory_back
 from bitinglip.workers.engines.weights import Weights, load_weights
 
@@ -45,8 +46,9 @@ class TextGenerator:
         self._ends = end_tokens(weights)
         self._pad = _pad_token(weights, self._ends)
         self._context = _context_tokens(weights.model.config)
+        self._tags = Tags.of(weights.tokenizer)
         layers = RowCache.layers_of(weights.model.config)
-        self._stepper = Stepper(weights.model, layers, self._ends, self._pad, _fail) if layers else None
+        self._stepper = Stepper(weights, layers, self._ends, self._pad, _fail) if layers else None
         # What a checkpoint suggests (sampling, penalties, end tokens) would be mixed into each call: parameters decide.
         weights.model.generation_config = GenerationConfig()
         self.device = str(weights.device)
@@ -94,6 +96,7 @@ class TextGenerator:
             sink.fail(job.task_id, run_failure(error))
             return None
         room = job.params.max_tokens if self._context is None else self._context - len(prompt)
+        tags = None if job.params.messages is None else self._tags
         return Row(
             job,
             prompt,
@@ -102,6 +105,8 @@ class TextGenerator:
             sink,
             stops=job.params.stop,
             continues=job.params.prompt is not None,
+            tags=tags,
+            thinking=tags is not None and tags.opened(prompt, self._weights.tokenizer),
         )
 
     def _prompt(self, params: TextGenerationParameters) -> list[int]:

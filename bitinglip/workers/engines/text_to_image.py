@@ -198,6 +198,7 @@ class Painter:
         params = first.job.params
         pipeline: Any = self._pipeline if first.image is None else AutoPipelineForImage2Image.from_pipe(self._pipeline)
         pipeline.scheduler = self._scheduler(params.scheduler)
+        # What a pipeline tells comes first: some schedulers (PNDM) take a step more than they were asked for.
         steps = params.steps if first.image is None else int(params.steps * params.strength)
         arguments: dict[str, Any] = {
             "prompt": [job.job.params.prompt for job, _ in pictures],
@@ -205,8 +206,8 @@ class Painter:
             "num_inference_steps": params.steps,
             "guidance_scale": params.guidance,
             "generator": [torch.Generator("cpu").manual_seed(job.seed + number) for job, number in pictures],
-            "callback_on_step_end": lambda _pipe, step, _time, tensors: self._stepped(
-                pictures, step + 1, steps, tensors
+            "callback_on_step_end": lambda pipe, step, _time, tensors: self._stepped(
+                pictures, step + 1, getattr(pipe, "num_timesteps", steps), tensors
             ),
         }
         if first.image is None:

@@ -79,7 +79,9 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
         LoadError: the folder is missing or broken.
     """
     try:
-        kind = AutoConfig.from_pretrained(safe_folder(spec), local_files_only=True, trust_remote_code=False).model_type
+        kind = AutoConfig.from_pretrained(
+            safe_folder(spec), local_files_only=True, trust_remote_code=spec.trust_code
+        ).model_type
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(f"{spec.reference}: its configuration cannot be read: {described(error)}") from error
     if kind not in ARCHITECTURES:

@@ -9,12 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
 from bitinglip.workers.engine import ModelSpec, Placement
+from bitinglip.workers.engines.budget import spread
 from bitinglip.workers.engines.failures import LoadError, UnusableModelError, described
+from bitinglip.workers.engines.quantize import tensor_bytes, torchao_config
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
 PACKAGES = ("torch", "transformers")
@@ -29,16 +32,20 @@ class Weights:
     model: Any
     tokenizer: Any
     device: torch.device
+    quantized: str | None = None
+    """Precision of the linear layers, if it is another one."""
 
     @property
     def dtype(self) -> str:
         """Name of the precision."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return self.quantized or str(self.model.dtype).removeprefix("torch.")
 
     @property
     def memory_bytes(self) -> int:
-        """Size of the parameters and buffers."""
-        return self.model.get_memory_footprint()
+        """Size of the parameters and buffers that are on a device, or in main memory."""
+        return tensor_bytes(
+            tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if tensor.device.type != "meta"
+        )
 
     @property
     def versions(self) -> dict[str, str]:
@@ -62,12 +69,13 @@ def load_weights(
     """
     folder = safe_folder(spec)
     device = place(placement)
+    options |= _layout(spec, placement, device)
     with _errors_named(spec, folder), _progress_hooked(progress):
         trusted = {"local_files_only": True, "trust_remote_code": spec.trust_code}
         tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
         model, info = auto.from_pretrained(
             folder,
-            dtype=dtype_for(device, placement),
+            dtype=dtype_for(device, placement, _own_dtype(folder)),
             use_safetensors=None if spec.trust_pickles else True,
             output_loading_info=True,
             **trusted,
@@ -76,7 +84,26 @@ def load_weights(
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in _UNUSED_WEIGHTS))
     if missing:
         raise UnusableModelError(f"{spec.reference}: {len(missing)} weights are missing, {missing[0]} among them.")
-    return Weights(model.to(device).eval(), tokenizer, device)
+    placed = model if "device_map" in options else model.to(device)
+    return Weights(placed.eval(), tokenizer, device, spec.quantize)
+
+
+def _layout(spec: ModelSpec, placement: Placement, device: torch.device) -> dict[str, Any]:
+    """Return how `from_pretrained` is to lay a model out: quantised, or over several places, if need be."""
+    options = spread(spec, placement)
+    config = torchao_config(spec, device)
+    if config is None:
+        return options
+    if device.type != "cpu":
+        options.setdefault("device_map", {"": device})  # each layer is quantised where it will be
+    return options | {"quantization_config": TorchAoConfig(config)}
+
+
+def _own_dtype(folder: Path) -> str | None:
+    """Return the precision that a checkpoint was saved in, by its configuration."""
+    config = orjson.loads((folder / "config.json").read_bytes())
+    own = config.get("dtype") or config.get("torch_dtype")
+    return own if isinstance(own, str) else None
 
 
 def safe_folder(spec: ModelSpec) -> Path:

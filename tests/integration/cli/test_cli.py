@@ -19,6 +19,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from tests.support.nvml import Rig
+
 COMMAND = (sys.executable, "-m", "bitinglip.cli.main")
 ULID = 26
 
@@ -112,6 +114,15 @@ class TestWithoutACluster:
         assert findings["models"]["remedy"]
         assert ended.status == 0
 
+    async def test_the_doctor_looks_at_the_devices(self, tmp_path: Path) -> None:
+        rig = Rig(tmp_path / "nvml.json", 2)
+        ended = await bitinglip("doctor", **rig.env)
+        assert "NVIDIA GeForce RTX 3070 #0 (8.0 GiB), NVIDIA GeForce RTX 3070 #1 (8.0 GiB)" in ended.out
+        rig.tell(1, error=15)
+        ended = await bitinglip("doctor", **rig.env)
+        assert "FAIL  devices: NVIDIA GeForce RTX 3070 #0 (8.0 GiB), a lost card (GPU is lost)" in ended.out
+        assert ended.status == 1
+
     async def test_the_doctor_fails_for_what_is_needed(self, tmp_path: Path) -> None:
         ended = await bitinglip("doctor", BITINGLIP_NATS_SERVER=str(tmp_path / "none"))
         assert ended.status == 1
@@ -192,6 +203,16 @@ class TestOnACluster:
                 "task", "submit", "echo", "-m", "echo", "--params-json", given, "--wait", "--url", url, stdin=stdin
             )
             assert ended.out == '{"message":[1,2]}\n'
+
+    async def test_the_kinds_tell_what_they_take(self, url: str) -> None:
+        kinds = (await bitinglip("task", "kinds", "--url", url)).out.splitlines()
+        assert {row.split("\t")[0] for row in kinds} >= {"echo", "text-to-image", "speech-to-text"}
+        rows = (await bitinglip("task", "kinds", "text-to-image", "--url", url)).out.splitlines()
+        steps = next(row.split("\t") for row in rows if row.startswith("steps\t"))
+        assert steps == ["steps", "integer, ≥ 1, ≤ 500", "25", "Denoising steps."]
+        unknown = await bitinglip("task", "kinds", "telepathy", "--url", url)
+        assert unknown.status == 2
+        assert "the kinds are" in unknown.err
 
     async def test_a_failed_task_ends_with_1_and_says_why(self, url: str) -> None:
         ended = await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "fail=bad_input", "--watch", "--url", url)

@@ -11,7 +11,7 @@ import pytest
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route, ensure_consumer
-from bitinglip.events.worker import WorkerStarted
+from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from tests.integration.gateway.support import ECHO, Player, check_problem, submitted
 
 # --- artifacts --------------------------------------------------------------------------------------------------------
@@ -189,6 +189,33 @@ async def test_metrics_tell_what_happens(client: httpx.AsyncClient, eventually: 
         "process_resident_memory_bytes",
     ):
         assert line in text
+
+
+async def test_metrics_tell_what_workers_devices_do(client: httpx.AsyncClient, log: EventLog, eventually: Any) -> None:
+    beat = WorkerHeartbeat.model_validate(WorkerHeartbeat.example)
+    await log.append(log.fact_append(beat, subjects.worker_subject("rig-1-0", "heartbeat"), "rig-1-0"))
+
+    async def told() -> list[str]:
+        lines = (await client.get("/metrics")).text.splitlines()
+        return [line for line in lines if line.startswith("bitinglip_device_")]
+
+    labels = '{node_id="rig-1",worker_id="rig-1-0"}'
+    assert await eventually(told) == [
+        f"bitinglip_device_memory_total_bytes{labels} 8.589934592e+09",
+        f"bitinglip_device_memory_used_bytes{labels} 3.221225472e+09",
+        f"bitinglip_device_utilisation_percent{labels} 87.0",
+        f"bitinglip_device_temperature_c{labels} 64.0",
+        f"bitinglip_device_power_w{labels} 181.5",
+    ]
+    [worker] = (await client.get("/v1/workers")).json()["workers"]
+    assert (worker["device_name"], worker["device_power_w"]) == ("NVIDIA GeForce RTX 3070", 181.5)
+    goodbye = WorkerStopped(worker_id="rig-1-0", node_id="rig-1", reason="signal")
+    await log.append(log.fact_append(goodbye, subjects.worker_subject("rig-1-0", "stopped"), "rig-1-0"))
+
+    async def silent() -> bool:
+        return not await told()
+
+    await eventually(silent)
 
 
 # --- no route ---------------------------------------------------------------------------------------------------------
