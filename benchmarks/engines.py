@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import orjson
 import uvloop
 
 from benchmarks import bare
-from benchmarks.load import follow_one
+from benchmarks.load import Follower, follow_one
 from benchmarks.support import Figure, gateway, nats_server, process, publish, scratch
 from scripts.tiny_models import minilm_path
 
@@ -111,7 +111,8 @@ async def _embeddings(folder: Path) -> list[Figure]:
     async with platform(folder / "embed", f"bench/minilm={minilm}", BITINGLIP_WORKER_MAX_BATCH=CLIENTS) as url:
         await run(url, embedding("warm"))
         before = await loop()
-        ours = await clients(lambda text: run(url, embedding(text)))
+        await embedded(url)
+        ours = await embedded(url)
         after = await loop()
     base = (before + after) / 2
     note = f"{ours:.0f} texts/s; plain batched loop: {before:.0f} before, {after:.0f} after"
@@ -129,17 +130,32 @@ def embedding(text: str) -> bytes:
     return orjson.dumps({"kind": "embedding", "model": "bench/minilm", "params": {"input": text}})
 
 
-async def clients(ask: Callable[[str], Awaitable[Any]]) -> float:
+async def clients(asks: Sequence[Callable[[str], Awaitable[Any]]]) -> float:
     """Have many clients ask for one text after the other; returns texts a second."""
-    texts = bare.texts(CLIENTS * ROUNDS)
+    texts = bare.texts(len(asks) * ROUNDS)
 
-    async def client(own: list[str]) -> None:
+    async def client(ask: Callable[[str], Awaitable[Any]], own: list[str]) -> None:
         for text in own:
             await ask(text)
 
     started = time.perf_counter()
-    await asyncio.gather(*[client(texts[index::CLIENTS]) for index in range(CLIENTS)])
+    await asyncio.gather(*[client(ask, texts[index :: len(asks)]) for index, ask in enumerate(asks)])
     return len(texts) / (time.perf_counter() - started)
+
+
+async def embedded(url: str) -> float:
+    """Have many keep-alive clients embed texts through the platform; returns texts a second."""
+    address = urlsplit(url)
+    followers = [Follower(address.hostname or "", address.port or 0) for _ in range(CLIENTS)]
+
+    def ask(follower: Follower) -> Callable[[str], Awaitable[float]]:
+        return lambda text: follower.run("/v1/tasks", embedding(text))
+
+    try:
+        return await clients([ask(follower) for follower in followers])
+    finally:
+        for follower in followers:
+            await follower.close()
 
 
 async def _litserve(minilm: Path, loop: Callable[[], Awaitable[float]]) -> tuple[float, float]:
@@ -155,9 +171,9 @@ async def _litserve(minilm: Path, loop: Callable[[], Awaitable[float]]) -> tuple
             async def ask(text: str) -> None:
                 (await client.post("/predict", json={"input": text})).raise_for_status()
 
-            await clients(ask)
+            await clients([ask] * CLIENTS)
             before = await loop()
-            theirs = await clients(ask)
+            theirs = await clients([ask] * CLIENTS)
             return theirs, (before + await loop()) / 2
     finally:
         server.terminate()
@@ -183,9 +199,10 @@ async def _alone(folder: Path) -> Figure:
     async with platform(folder / "one", f"bench/minilm={minilm}") as url:
         await run(url, embedding("warm"))
         before = (await plain("one", minilm))["ms"]
-        taken: list[float] = []
-        for text in bare.texts(bare.ROUNDS + 5):
-            taken.append(await run(url, embedding(text)) * 1000)
+        address = urlsplit(url)
+        follower = Follower(address.hostname or "", address.port or 0)
+        taken = [await follower.run("/v1/tasks", embedding(text)) * 1000 for text in bare.texts(bare.ROUNDS + 5)]
+        await follower.close()
         after = (await plain("one", minilm))["ms"]
     ours, base = statistics.median(taken[5:]), (before + after) / 2
     note = f"{ours:.1f} ms through HTTP and SSE; the bare call {before:.1f} before, {after:.1f} after"

@@ -39,20 +39,51 @@ async def post_many(host: str, port: int, path: str, body: bytes, connections: i
     return [latency for latencies in lists for latency in latencies]
 
 
+class Follower:
+    """A client with one keep-alive connection: submits a task, follows it in the same answer to its end, and again."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def run(self, path: str, body: bytes) -> float:
+        """Run one task; returns the seconds to its terminal event.
+
+        Raises:
+            RefusedError: the answer is no stream of events, or ends without a terminal one.
+        """
+        started = time.perf_counter()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        writer.write(post(*self._address, path, body, ("Accept: text/event-stream",)))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if not head.startswith(b"http/1.1 2") or b"transfer-encoding: chunked" not in head:
+            raise RefusedError(head.decode(errors="replace"))
+        ended = 0.0
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            chunk = await reader.readexactly(size + 2)
+            if any(mark in chunk for mark in TERMINAL):
+                ended = time.perf_counter()
+        await reader.readexactly(2)
+        if not ended:
+            raise RefusedError("the stream ended without a terminal event")
+        return ended - started
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            await self._streams[1].wait_closed()
+
+
 async def follow_one(host: str, port: int, path: str, body: bytes) -> float:
     """Submit a task on a new connection and follow its events in the same answer; returns the seconds to its end."""
-    started = time.perf_counter()
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(post(host, port, path, body, ("Accept: text/event-stream",)))
-    async for line in reader:
-        if line.startswith(TERMINAL):
-            break
-    else:
-        raise RefusedError("the stream ended without a terminal event")
-    ended = time.perf_counter()
-    writer.close()
-    await writer.wait_closed()
-    return ended - started
+    follower = Follower(host, port)
+    try:
+        return await follower.run(path, body)
+    finally:
+        await follower.close()
 
 
 def post(host: str, port: int, path: str, body: bytes, headers: Sequence[str] = ()) -> bytes:

@@ -15,6 +15,7 @@ its UTF-8 is `=` and two hex digits. It holds no wildcard, dot or space, so it c
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from bitinglip.ids import TaskId, is_ulid
@@ -112,6 +113,7 @@ def model_subject(reference: str, event: str) -> str:
     return f"bl.model.{encode_token(reference)}.{event}"
 
 
+@lru_cache(maxsize=1024)
 def encode_token(text: str) -> str:
     """Encode any non-empty text as one subject token.
 

@@ -5,6 +5,7 @@ Says one JSON line on standard output when it listens; its log goes to standard 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -26,10 +27,13 @@ def main() -> int:
     except BitingLipError as error:
         sys.stderr.write(f"error: {error}\nremedy: {error.remedy}\n")
         return error.exit_code
+    finally:
+        gc.unfreeze()
     return 0
 
 
 def _say_ready(url: str) -> None:
+    gc.freeze()  # what is there by now stays: no collection need look at it again
     sys.stdout.write(orjson.dumps({"ready": "gateway", "url": url, "pid": os.getpid()}).decode() + "\n")
     sys.stdout.flush()
 

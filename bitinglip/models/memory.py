@@ -25,6 +25,8 @@ ACTIVATIONS = 0.1
 LEAST_ACTIVATIONS = 64 * 2**20
 CONTEXT = 4096
 """Tokens of context that a text model is given room for, if nothing else is asked for."""
+PIPELINE = "model_index.json"
+"""What a folder of diffusers' has, whose weights are in the folders of its parts."""
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "shared", "norm")
 """Parts of the names of weights that are no linear layers, or stay as they are when a model is quantised."""
 
@@ -80,7 +82,9 @@ def weight_files(folder: Path) -> list[Path]:
             named = {parent / name for name in set(orjson.loads(index.read_bytes())["weight_map"].values())}
             found += sorted(named & set(here))
             continue
-        found += [file for file in here if _is_plain(file)] or here
+        plain = [file for file in here if _is_plain(file)] or here
+        if not (parent == folder and (folder / PIPELINE).is_file()):  # beside its parts lies a pipeline in one file
+            found += plain
     return found
 
 

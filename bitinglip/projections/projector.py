@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
@@ -37,6 +38,12 @@ BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
 CANCEL_AGAIN_S = 0.5
 """Patience with a part that is to end."""
+REST, BUSY_REST = 2, 8
+"""How many times as long as the last transaction took nothing is written, unless somebody waits; and on a machine whose
+cores others want as well. A transaction costs some twenty milliseconds of a core however few its events are."""
+BUSY = 1.3
+"""Time of a transaction, to processor time, at which a machine counts as busy."""
+MOST_REST_S = 0.25
 AWAITED_S = 0.005
 """Seconds for which a batch grows that somebody waits for."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
@@ -175,7 +182,7 @@ class Projector:
                     await self._write(stream, messages)
 
     async def _gather(self) -> None:
-        """Let a batch grow while it is small; rest as long as the last transaction took, unless somebody waits."""
+        """Let a batch grow while it is small, unless somebody waits for it."""
         if any(buffer.count >= self._most for buffer in self._buffers.values()) or self._all_is_here():
             return
         gather_s = max(self._settings.flush_ms / 1000, self._rest_s)
@@ -206,9 +213,8 @@ class Projector:
     async def _write(self, stream: str, batches: Seq[Messages]) -> None:
         failures, before, loop = 0, self.state, asyncio.get_running_loop()
         while True:
-            started = loop.time()
             try:
-                await loop.run_in_executor(self._thread, write, self._database, stream, *batches)
+                self._rest_s = await loop.run_in_executor(self._thread, self._timed_write, stream, batches)
                 break
             except WriteError:
                 log.exception("the read model could not be written at %s:%d", stream, batches[0].sequences[0])
@@ -216,11 +222,17 @@ class Projector:
                     self._enter(State.RETRYING)
                 await asyncio.sleep(_backoff(failures))
                 failures += 1
-        self._rest_s = loop.time() - started
         if self.state is State.RETRYING:
             self._enter(before)
         self._checkpoints.advance(stream, batches[-1].sequences[-1])
         self._look_whether_caught_up()
+
+    def _timed_write(self, stream: str, batches: Seq[Messages]) -> float:
+        """Write, and return how long to rest after it."""
+        started, worked = time.monotonic(), time.thread_time()
+        write(self._database, stream, *batches)
+        took_s, worked_s = time.monotonic() - started, time.thread_time() - worked
+        return min(took_s * (BUSY_REST if took_s > BUSY * worked_s else REST), MOST_REST_S)
 
 
 class _Buffer:

@@ -119,6 +119,9 @@ class Agent:
                 self._leases.hold(delivery)
             for lane, some in group(found, lambda delivery: delivery.route.lane).items():
                 self._view = after_service(self._view, lane, len(some), frozenset())
+            for task in [task for task in running if task.done()]:
+                running.remove(task)
+                task.result()
             if found:
                 running.add(asyncio.create_task(self._run(found), name="batch"))
 
@@ -127,12 +130,14 @@ class Agent:
     ) -> list[Delivery]:
         """Wait for work until there is some, or the running tasks are done, or it is too late for more to join."""
 
-        def interrupt(_: object = None) -> None:
-            self._queue.interrupt()
+        def look(_: object) -> None:
+            if all(task.done() for task in running):
+                self._queue.interrupt()
 
         for task in running:
-            task.add_done_callback(interrupt)
-        alarm = asyncio.get_running_loop().call_later(min(until - time.monotonic(), LONGEST_WAIT_S), interrupt)
+            task.add_done_callback(look)
+        left_s = min(until - time.monotonic(), LONGEST_WAIT_S)
+        alarm = asyncio.get_running_loop().call_later(left_s, self._queue.interrupt)
         try:
             found = await self._queue.wait([_route(view) for view in routes], room)
             if found:
@@ -144,7 +149,7 @@ class Agent:
         finally:
             alarm.cancel()
             for task in running:
-                task.remove_done_callback(interrupt)
+                task.remove_done_callback(look)
 
     async def _run(self, batch: list[Delivery]) -> None:
         failed = self.runner.counts.failed

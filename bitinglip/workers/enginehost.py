@@ -51,8 +51,8 @@ EXIT_S = 5.0
 """How long a process may take to end after it closed its socket, and its output after it ended."""
 KILL_S = 15.0
 """How long a killed process may take to end: one that waits for a vanished card, inside the driver, never does."""
-WAITING = {"OMP_WAIT_POLICY": "passive"}
-"""torch's threads on a CPU sleep while they wait: spinning, they take the cores from all others."""
+WAITING = {"GOMP_SPINCOUNT": "1000"}
+"""torch's threads on a CPU spin for some microseconds while they wait, not for milliseconds: others need the cores."""
 BUFFER_BYTES = 1 << 20
 LAST_LINES = 5
 """Lines of standard error that are told when the process dies."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageStat
 
 from bitinglip.models.memory import estimate
 from bitinglip.settings import Worker
@@ -26,6 +27,7 @@ async def start(tmp_path: Path) -> AsyncIterator[StartHost]:
     hosts: list[EngineHost] = []
 
     async def start_one(settings: Worker) -> EngineHost:
+        (tmp_path / "scratch").mkdir(exist_ok=True)
         host = EngineHost(settings, "cpu", scratch=tmp_path / "scratch")
         hosts.append(host)
         await host.start()
@@ -105,6 +107,22 @@ async def test_linear_layers_can_be_brought_to_eight_bits(start: StartHost, stor
     assert quantised.need_bytes < plain.need_bytes
     said = await run(host, smaller, *[{"prompt": begin} for begin in STORY])
     assert [each.result["text"] for each in said] == list(STORY.values())
+
+
+async def test_a_pipelines_denoiser_can_be_brought_to_eight_bits(start: StartHost, painter: ModelSpec) -> None:
+    host = await start(Worker(threads=1))
+    plain = await host.load(painter)
+    smaller = painter.model_copy(update={"quantize": "int8", "reference": "smaller"})
+    quantised = await host.load(smaller)
+    assert isinstance(plain, Loaded)
+    assert isinstance(quantised, Loaded), quantised
+    assert (plain.dtype, quantised.dtype) == ("float32", "int8")
+    assert quantised.memory_bytes < plain.memory_bytes
+    params = {"prompt": "a red picture", "steps": 12, "guidance": 2, "seed": 1}
+    (said,) = await run(host, smaller, params)
+    with Image.open(said.result["images"][0]["$file"]) as picture:
+        red, green, blue = ImageStat.Stat(picture.convert("RGB")).mean
+    assert red > 2 * max(green, blue)
 
 
 async def test_what_cannot_be_quantised_here_says_so(start: StartHost, story: ModelSpec) -> None:

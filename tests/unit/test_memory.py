@@ -68,6 +68,13 @@ def test_of_several_variants_the_plain_one_counts(tmp_path: Path) -> None:
     assert estimate(tmp_path).weights == 60
 
 
+def test_a_pipeline_in_one_file_beside_its_parts_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    save(tmp_path / "sd_xl_base.safetensors", {"a": ("F32", [1000])})
+    save(tmp_path / "unet" / "model.safetensors", {"a": ("F32", [10])})
+    assert estimate(tmp_path).weights == 40
+
+
 def test_the_cache_of_a_published_model_is_as_large_as_known(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", {"a": ("BF16", [1])})
     configure(tmp_path, LLAMA)

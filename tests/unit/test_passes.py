@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def test_no_other_way_to_cut_is_cheaper(lengths: list[int], most: int, pass_cost
     for count in range(len(lengths)):
         for cuts in combinations(range(1, len(lengths)), count):
             edges = [0, *cuts, len(lengths)]
-            other = [end - start for start, end in zip(edges, edges[1:], strict=False)]
+            other = [end - start for start, end in pairwise(edges)]
             if max(other, default=0) <= most:
                 assert cost(lengths, sizes, pass_cost) <= cost(lengths, other, pass_cost)
 

@@ -31,7 +31,7 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     """Load a model that says what it sees, from its folder."""
     weights = load_weights(AutoModelForImageTextToText, spec, placement, progress)
     try:
-        processor = AutoProcessor.from_pretrained(spec.path, local_files_only=True, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(spec.path, local_files_only=True, trust_remote_code=spec.trust_code)
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(f"{spec.reference}: its processor cannot be loaded: {described(error)}") from error
     return Seer(weights, processor)

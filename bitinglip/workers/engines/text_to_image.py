@@ -21,6 +21,7 @@ from bitinglip.events.task import Usage
 from bitinglip.tasks.parameters import TextToImageParameters
 from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines import media
+from bitinglip.workers.engines.budget import spread
 from bitinglip.workers.engines.failures import (
     BadInputError,
     LoadError,
@@ -30,6 +31,7 @@ from bitinglip.workers.engines.failures import (
     run_failure,
 )
 from bitinglip.workers.engines.latents import LatentPreview
+from bitinglip.workers.engines.quantize import tensor_bytes, torchao_config
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
 log = logging.getLogger(__name__)
@@ -91,8 +93,9 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     """
     folder = _folder(spec)
     device = place(placement)
-    wanted = dtype_for(device, placement)
+    wanted = dtype_for(device, placement, "bfloat16")
     dtype = torch.bfloat16 if isinstance(wanted, str) else wanted
+    quantization = torchao_config(spec, device)
     progress(0, 1)
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
@@ -101,7 +104,12 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     except Exception as error:
         problem = described(error).splitlines()[0].replace(str(folder), spec.reference)
         raise LoadError(f"{spec.reference}: {problem}") from error
-    pipeline.to(device)
+    if quantization is not None:
+        _quantize(pipeline, quantization)
+    if device.type != "cpu" and spread(spec, placement):
+        pipeline.enable_model_cpu_offload(device=device)  # one part at a time is on the card
+    else:
+        pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     preview = LatentPreview.fit(getattr(pipeline, "vae", None), device, dtype)
     progress(1, 1)
@@ -120,12 +128,10 @@ class Painter:
         self._published: Any = pipeline.scheduler
         self._unit = int(getattr(pipeline, "vae_scale_factor", 8))
         self.device = str(device)
-        self.dtype: str | None = str(dtype).removeprefix("torch.")
+        self.dtype: str | None = spec.quantize or str(dtype).removeprefix("torch.")
         self.versions = {name: version(name) for name in PACKAGES}
         parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        self.memory_bytes = sum(
-            tensor.numel() * tensor.element_size() for part in parts for tensor in (*part.parameters(), *part.buffers())
-        )
+        self.memory_bytes = tensor_bytes(tensor for part in parts for tensor in (*part.parameters(), *part.buffers()))
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job[TextToImageParameters]], sink: Sink) -> None:
@@ -165,8 +171,7 @@ class Painter:
         return _Job(job, sink, width, height, seed, image)
 
     def _own_side(self) -> int:
-        network = getattr(self._pipeline, "unet", None) or getattr(self._pipeline, "transformer", None)
-        side = getattr(getattr(network, "config", None), "sample_size", None)
+        side = getattr(getattr(_denoiser(self._pipeline), "config", None), "sample_size", None)
         return (side if isinstance(side, int) else 64) * self._unit
 
     # --- drawing ------------------------------------------------------------------------------------------------------
@@ -270,6 +275,17 @@ class Painter:
         }
         notes = {"parameters": json.dumps(told, ensure_ascii=False, sort_keys=True)}
         return media.write_image(job.job, job.pictures[number], notes, seed=seed)
+
+
+def _denoiser(pipeline: Any) -> Any:
+    """Return the part that does most of the work, and takes most of the memory."""
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+
+
+def _quantize(pipeline: Any, config: Any) -> None:
+    from torchao.quantization import quantize_
+
+    quantize_(_denoiser(pipeline), config)
 
 
 def _shape(job: _Job) -> tuple[Any, ...]:
