@@ -143,8 +143,7 @@ class Agent:
             if found:
                 await asyncio.sleep(self._settings.worker.gather_ms / 1000)  # the batch runs on: nobody is kept waiting
             for route in {delivery.route for delivery in found}:
-                if len(found) < room:
-                    found += await self._queue.pull(route, room - len(found))
+                found += await self._more(route, room - len(found))
             return found
         finally:
             alarm.cancel()
@@ -198,9 +197,19 @@ class Agent:
         if not (loaded and found and room > 0 and pause_s > 0) or self.runner.joins(_reference(found[0])):
             return found
         await asyncio.sleep(pause_s)
-        found += await self._queue.pull(found[0].route, room)
+        found += await self._more(found[0].route, room)
         self._last = len(found)
         return found
+
+    async def _more(self, route: Route, room: int) -> list[Delivery]:
+        """Return what else is there on a route; nothing while the server is away: what is in hand already stays so."""
+        if room <= 0:
+            return []
+        try:
+            return await self._queue.pull(route, room)
+        except NoServer as error:
+            log.debug("nothing more to pull: %s", error)
+            return []
 
     async def _hand_back(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:

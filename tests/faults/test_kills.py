@@ -32,6 +32,8 @@ from tests.support.server import RestartableServer, eventually
 
 SEED = int(os.environ.get("FAULTS_SEED", "20261123"))
 ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "24"))
+PAUSE_S = 0.1
+"""Longest pause of a client between two tasks: what comes in is bounded, however fast the machine is."""
 LEASE = {"BITINGLIP_WORKER_LEASE_S": "2", "BITINGLIP_WORKER_MAX_BATCH": "8", "BITINGLIP_WORKER_HEARTBEAT_S": "1"}
 
 
@@ -123,6 +125,7 @@ async def submit_for_ever(battlefield: Field, number: int, stop: asyncio.Event) 
             body = {"kind": "echo", "model": "echo", "params": params, "retry": {"max_attempts": 50, "base_ms": 50}}
             task_id = await accepted(client, body, f"{number}-{count}")
             battlefield.accepted.add(task_id)
+            await asyncio.sleep(chance.uniform(0, PAUSE_S))  # sleep-ok: applications come at random times
 
 
 async def accepted(client: httpx.AsyncClient, body: dict[str, Any], key: str) -> str:

@@ -81,11 +81,11 @@ class Server:
         looks = 0
         with httpx.Client(timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
             while not self._ends_within(LOOK_S):
+                if looks % LOOKS_A_TICK == 0:
+                    progress(0, 1)
                 if _is_up(client, self.url):
                     self._family = self._children()
                     return
-                if looks % LOOKS_A_TICK == 0:
-                    progress(0, 1)
                 looks += 1
         raise LoadError(f"{self._reference}: its vLLM server did not come up: {self.ending}")
 
