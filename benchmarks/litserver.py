@@ -1,6 +1,7 @@
 """The embedding model behind LitServe with its dynamic batching, to compare with: `python -m benchmarks.litserver`.
 
-LitServe reads the annotations of `decode_request` at run time, so they must not be strings: no postponed evaluation here.
+LitServe reads the annotations of `decode_request` at run time, so they must not be strings: no postponed
+evaluation here.
 """
 
 import sys

@@ -77,6 +77,36 @@ class Follower:
             await self._streams[1].wait_closed()
 
 
+class Poster:
+    """A client with one keep-alive connection: posts, waits for the answer, and again."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        """Post a body; returns the answer's.
+
+        Raises:
+            RefusedError: the answer is not 2xx.
+        """
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        writer.write(post(*self._address, path, body))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if not head.startswith(b"http/1.1 2"):
+            raise RefusedError(head.decode(errors="replace"))
+        at = head.index(LENGTH) + len(LENGTH)
+        return await reader.readexactly(int(head[at : head.index(b"\r", at)]))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            await self._streams[1].wait_closed()
+
+
 async def follow_one(host: str, port: int, path: str, body: bytes) -> float:
     """Submit a task on a new connection and follow its events in the same answer; returns the seconds to its end."""
     follower = Follower(host, port)

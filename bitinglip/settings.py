@@ -166,6 +166,11 @@ class Worker(_Section):
         default=(), description="Models that may run Python code of their own when they are loaded; by reference."
     )
     ticks_per_s: float = Field(default=20.0, gt=0, le=100, description="Most progress events a second for one task.")
+    ticks_total_per_s: float = Field(
+        default=320.0,
+        gt=0,
+        description="Most progress events a second for all tasks of a worker: the more run, the larger are the pieces.",
+    )
     threads: int = Field(default=0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
 
 

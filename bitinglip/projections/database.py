@@ -49,6 +49,7 @@ class Database:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self._parsed: dict[str, list[duckdb.Statement]] = {}
 
     def cursor(self) -> Database:
         """Return a cursor for another thread."""
@@ -117,16 +118,25 @@ class Database:
         self._connection.register("incoming", incoming)
         try:
             with self.transaction():
-                self.execute(sql.blocks("batch")["stage"], {"stream": stream})
-                self.execute(sql.applied(stream))
-                self.execute(sql.blocks("system")["advance"], {"stream": stream, "sequence": sequence})
+                self._run(sql.blocks("batch")["stage"], {"stream": stream})
+                types = frozenset(kind for (kind,) in self._run(sql.blocks("batch")["types"]).fetchall())
+                self._run(sql.applied(stream, types))
+                self._run(sql.blocks("system")["advance"], {"stream": stream, "sequence": sequence})
         finally:
             with suppress(duckdb.Error):
                 self._connection.unregister("incoming")
 
+    def _run(self, statements: str, params: Params = ()) -> duckdb.DuckDBPyConnection:
+        """Run statements that are run again and again, and so parsed only once; the last one has the answer."""
+        if statements not in self._parsed:
+            self._parsed[statements] = self._connection.extract_statements(statements)
+        for statement in self._parsed[statements]:
+            self._connection.execute(statement, params)
+        return self._connection
+
     def checkpoints(self) -> dict[str, tuple[int, str | None]]:
         """Return, for each stream, the last applied sequence, and when the stream was made."""
-        found = self.rows(sql.blocks("system")["checkpoints"])
+        found = self._run(sql.blocks("system")["checkpoints"]).fetchall()
         return {stream: (sequence, created) for stream, sequence, created in found}
 
     def add_checkpoint(self, stream: str, created: str | None) -> None:

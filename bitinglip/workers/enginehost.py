@@ -221,6 +221,7 @@ class EngineHost:
             *("--dtype", settings.dtype),
             *("--memory-bytes", str(round((settings.memory_gb or 0) * 2**30))),
             *("--ticks-per-s", str(settings.ticks_per_s)),
+            *("--ticks-total-per-s", str(settings.ticks_total_per_s)),
             *("--offload", settings.offload),
             *("--vllm-command", settings.vllm_command),
             *("--scratch", str(self._scratch)),

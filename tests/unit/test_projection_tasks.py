@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitinglip.events.envelope import RawMessage
-from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued, TaskSubmitted, TaskSucceeded
+from bitinglip.events.task import TaskAssigned, TaskFailed, TaskProgressed, TaskQueued, TaskSubmitted, TaskSucceeded
 from bitinglip.projections.rows import TaskRow
 from bitinglip.projections.writer import write
 from bitinglip.tasks.state import Task
@@ -109,3 +110,19 @@ def test_a_row_has_everything_that_its_events_say() -> None:
     assert row.params == {"prompt": "Once"}
     assert row.params_ref is None
     assert row.result_ref is None
+
+
+def test_progress_alone_in_its_batch_changes_the_progress_alone() -> None:
+    before = _one(SUBMITTED, ASSIGNED)
+    ticks = [
+        message(TaskProgressed(task_id=ID, attempt=1, step=step, total=9, unit="token"), 2 + step, about=ID)  # type: ignore[arg-type]
+        for step in (1, 2, 3)
+    ]
+    with fresh_database() as database:
+        write(database, "TASKS", [SUBMITTED, ASSIGNED])
+        write(database, "TASKS", ticks[:2])
+        write(database, "TASKS", ticks[2:])
+        row = task_rows(database)[ID]
+    assert (row.progress_step, row.progress_total, row.progress_unit, row.last_sequence) == (3, 9, "token", 5)
+    told = {"progress_step": None, "progress_total": None, "progress_unit": None, "last_sequence": 0}
+    assert dataclasses.replace(row, **told) == dataclasses.replace(before, **told)

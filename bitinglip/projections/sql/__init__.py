@@ -14,6 +14,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 }
 """The projections of each stream, in the order in which they are applied."""
 
+PROGRESS = frozenset({"task.progressed"})
 NAMES = ("events", "tasks", "workers", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -25,10 +26,18 @@ def blocks(name: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@cache
-def applied(stream: str) -> str:
-    """Return the SQL that applies the staged batch to every projection of a stream."""
-    return "\n".join(blocks(name)["apply"] for name in PROJECTIONS[stream])
+def applied(stream: str, types: frozenset[str]) -> str:
+    """Return the SQL that applies a staged batch, of events of these types, to every projection of a stream."""
+    return "\n".join(blocks(name)[step] for name in PROJECTIONS[stream] for step in _steps(name, types))
+
+
+def _steps(name: str, types: frozenset[str]) -> tuple[str, ...]:
+    if name != "tasks":
+        return ("apply",)
+    if types == PROGRESS:
+        return ("progress",)
+    needs = {"settle_queued": "task.queued", "add": "task.submitted"}
+    return tuple(step for step in ("settle_queued", "change", "add", "update") if needs.get(step) in {None, *types})
 
 
 @cache

@@ -47,3 +47,6 @@ from (
         from incoming
     )
 );
+
+-- name: types
+select distinct type from batch;

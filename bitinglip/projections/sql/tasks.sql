@@ -5,6 +5,10 @@
 -- attempt * 4 + phase (0 waits for its time, 1 is queued, 2 runs, 3 failed and waits for the next attempt). A terminal
 -- event has the greatest key of all, and the first of them stays. So a `task.queued` of a timer that fired too late
 -- changes nothing.
+--
+-- The blocks that apply a batch are run in the order below, each only if the batch has events for it: planning a
+-- statement costs milliseconds however few its rows are. A batch of nothing but progress has the last one to itself,
+-- which does what the others would do.
 
 -- name: table
 create table tasks (
@@ -94,7 +98,7 @@ comment on column tasks.submitted_sequence is 'Sequence of its task.submitted in
 comment on column tasks.last_sequence is 'Sequence of its last event in TASKS.';
 comment on column tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
--- name: apply
+-- name: settle_queued
 update batch
 set makes_ready = false
 from batch as earlier
@@ -103,6 +107,7 @@ where batch.type = 'task.queued'
     and earlier.sequence < batch.sequence
     and earlier.state_key >= batch.state_key;
 
+-- name: change
 create or replace temp table task_changes as
 with told as (
     select
@@ -161,6 +166,7 @@ select
     }') as r
 from told;
 
+-- name: add
 insert into tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
@@ -174,6 +180,7 @@ from task_changes
 where submitted_sequence is not null
 on conflict do nothing;
 
+-- name: update
 update tasks
 set
     state = if(new.state_key > tasks.state_key, new.state, tasks.state),
@@ -203,3 +210,21 @@ set
     last_sequence = new.last_sequence
 from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;
+
+-- name: progress
+update tasks
+set
+    progress_step = if(new.attempt is null, tasks.progress_step, new.p.step),
+    progress_total = if(new.attempt is null, tasks.progress_total, new.p.total),
+    progress_unit = if(new.attempt is null, tasks.progress_unit, new.p.unit),
+    last_sequence = new.last_sequence
+from (
+    select
+        about as task_id,
+        max(attempt) as attempt,
+        max(sequence) as last_sequence,
+        json_transform(arg_max(data, sequence), '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}') as p
+    from batch
+    group by about
+) as new
+where new.task_id = tasks.task_id;

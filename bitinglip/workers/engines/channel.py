@@ -32,10 +32,10 @@ CHUNK_BYTES = 1 << 20
 class Channel:
     """Speaks to the worker. Sending never waits for it; what is ready together travels together."""
 
-    def __init__(self, sock: socket.socket, ticks_per_s: float) -> None:
+    def __init__(self, sock: socket.socket, ticks: Ticks) -> None:
         self._socket = sock
         self._pending: list[BaseModel] = []
-        self._ticks = Ticks(1.0 / ticks_per_s)
+        self._ticks = ticks
         self._ready = threading.Condition(threading.Lock())
         self._sending = False
         threading.Thread(target=self._write, name="writer", daemon=True).start()

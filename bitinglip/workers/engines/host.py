@@ -52,6 +52,7 @@ from bitinglip.workers.engine import (
 from bitinglip.workers.engines.channel import Channel
 from bitinglip.workers.engines.failures import BadInputError, LoadError, UnusableModelError, load_failure, run_failure
 from bitinglip.workers.engines.reporter import Reporter
+from bitinglip.workers.engines.ticks import Ticks
 
 log = logging.getLogger("bitinglip.engine")
 
@@ -396,6 +397,7 @@ def main() -> None:
     parser.add_argument("--vllm-command", default="")
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="folder for the files of results")
     parser.add_argument("--ticks-per-s", type=float, default=20.0)
+    parser.add_argument("--ticks-total-per-s", type=float, default=320.0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     _live_with_the_worker()
@@ -403,7 +405,7 @@ def main() -> None:
     os.environ.update(OFFLINE)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # else cuda:0 may be another card than nvidia-smi's 0
     os.set_inheritable(args.fd, False)  # a grandchild must not hold the socket open
-    channel = Channel(socket.socket(fileno=args.fd), args.ticks_per_s)
+    channel = Channel(socket.socket(fileno=args.fd), Ticks(args.ticks_per_s, args.ticks_total_per_s))
     scratch = Path(args.scratch)
     command = tuple(shlex.split(args.vllm_command))
     placement = Placement(

@@ -28,10 +28,15 @@ class _Tick:
 
 
 class Ticks:
-    """What is to be told of each task's progress, and when: at once, but no sooner than `pause_s` after the last."""
+    """What is to be told of each task's progress, and when: at once, but no more often than the two rates allow.
 
-    def __init__(self, pause_s: float) -> None:
-        self._pause_s = pause_s
+    `per_s` is the most for one task; `total_per_s` is shared by those that run: of a batch of many, each is told less
+    often, in larger pieces.
+    """
+
+    def __init__(self, per_s: float, total_per_s: float) -> None:
+        self._per_s = per_s
+        self._total_per_s = total_per_s
         self._ticks: dict[str, _Tick] = {}
         self._kept: dict[str, _Tick] = {}
 
@@ -84,7 +89,7 @@ class Ticks:
         preview, tick.preview = tick.preview, None
         tick.texts.clear()
         tick.thoughts.clear()
-        tick.due_at = now + self._pause_s
+        tick.due_at = now + max(1 / self._per_s, len(self._ticks) / self._total_per_s)
         return JobProgressed(
             task_id=task_id,
             step=tick.step,
