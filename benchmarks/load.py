@@ -90,7 +90,8 @@ class Poster:
         Raises:
             RefusedError: the answer is not 2xx.
         """
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # the server closes what has been idle
+            await self.close()
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
         writer.write(post(*self._address, path, body))

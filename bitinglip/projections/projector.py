@@ -44,6 +44,8 @@ cores others want as well. A transaction costs some twenty milliseconds of a cor
 BUSY = 1.3
 """Time of a transaction, to processor time, at which a machine counts as busy."""
 MOST_REST_S = 0.25
+WORTHWHILE = 50
+"""Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""
 AWAITED_S = 0.005
 """Seconds for which a batch grows that somebody waits for."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
@@ -96,6 +98,9 @@ class Projector:
         self._task: asyncio.Task[None] | None = None
         self._parts: list[asyncio.Task[None]] = []
         self._rest_s = 0.0
+        self._wrote_at = 0.0
+        self._wanted = self._most
+        """Events of one stream that end the gathering of a batch."""
 
     def start(self) -> None:
         """Begin in the background."""
@@ -167,7 +172,7 @@ class Projector:
                     await self._room.wait()
                 buffer.add(messages)
                 self._arrived.set()
-                if buffer.count >= self._most or self._all_is_here():
+                if buffer.count >= self._wanted or self._all_is_here():
                     self._full.set()
 
     # --- the writer ---------------------------------------------------------------------------------------------------
@@ -182,13 +187,22 @@ class Projector:
                     await self._write(stream, messages)
 
     async def _gather(self) -> None:
-        """Let a batch grow while it is small, unless somebody waits for it."""
-        if any(buffer.count >= self._most for buffer in self._buffers.values()) or self._all_is_here():
+        """Let a batch grow while it is small, unless somebody waits for it.
+
+        What comes after a quiet time is written soon, what comes on and on in batches that are worth their transaction.
+        """
+        await self._grow(self._most, max(self._settings.flush_ms / 1000, self._rest_s))
+        if not self._awaited():
+            await self._grow(WORTHWHILE, self._wrote_at + MOST_REST_S - time.monotonic())
+
+    async def _grow(self, wanted: int, most_s: float) -> None:
+        """Wait until one stream has so many events, all that there were at the start are here, or the time is over."""
+        if most_s <= 0 or self._all_is_here() or any(buffer.count >= wanted for buffer in self._buffers.values()):
             return
-        gather_s = max(self._settings.flush_ms / 1000, self._rest_s)
+        self._wanted = wanted
         self._full.clear()
         with self._checkpoints.asked(self._full.set), suppress(TimeoutError):
-            async with asyncio.timeout(min(gather_s, AWAITED_S) if self._awaited() else gather_s):
+            async with asyncio.timeout(min(most_s, AWAITED_S) if self._awaited() else most_s):
                 await self._full.wait()
 
     def _awaited(self) -> bool:
@@ -224,6 +238,7 @@ class Projector:
                 failures += 1
         if self.state is State.RETRYING:
             self._enter(before)
+        self._wrote_at = time.monotonic()
         self._checkpoints.advance(stream, batches[-1].sequences[-1])
         self._look_whether_caught_up()
 
