@@ -40,7 +40,7 @@ CANCEL_AGAIN_S = 0.5
 """Patience with a part that is to end."""
 REST, BUSY_REST = 2, 8
 """How many times as long as the last transaction took nothing is written, unless somebody waits; and on a machine whose
-cores others want as well. A transaction costs some twenty milliseconds of a core however few its events are."""
+cores others want as well. A transaction costs more than ten milliseconds of a core however few its events are."""
 BUSY = 1.3
 """Time of a transaction, to processor time, at which a machine counts as busy."""
 MOST_REST_S = 0.25
