@@ -190,7 +190,8 @@ class Projections(_Section):
     flush_ms: float = Field(
         default=40.0,
         ge=0,
-        description="Milliseconds that a projector gathers a batch; one that a reader waits for is written at once.",
+        description="Milliseconds that a projector gathers a batch after a quiet time, else until it is worth a "
+        "transaction, for at most 250; one that a reader waits for is written at once.",
     )
     batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
     memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")

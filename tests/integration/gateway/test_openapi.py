@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 import httpx
-import pytest
 
 from bitinglip.gateway import openapi
 from bitinglip.gateway.app import ROUTES
@@ -52,7 +50,6 @@ def test_every_reference_leads_somewhere() -> None:
         assert reference.rpartition("/")[2] in document["components"]["schemas"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openapi_spec_validator") is None, reason="the validator is not installed")
 def test_the_document_is_valid() -> None:
     validator = importlib.import_module("openapi_spec_validator")
     validator.validate(openapi.document())
