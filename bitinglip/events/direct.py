@@ -82,6 +82,15 @@ def raw_from_headers(msg: Msg) -> RawMessage:
     )
 
 
+def raw_from_bytes(headers: bytes, payload: bytes) -> RawMessage:
+    """Read such a message from its headers as they came."""
+    lines = headers.decode().split("\r\n")
+    found = dict(line.split(": ", 1) for line in lines if line.startswith("Nats-"))
+    return RawMessage(
+        int(found["Nats-Sequence"]), _nanoseconds(found["Nats-Time-Stamp"]), found["Nats-Subject"], payload
+    )
+
+
 def _nanoseconds(text: str) -> int:
     moment = datetime.fromisoformat(text)
     delta = moment - _EPOCH

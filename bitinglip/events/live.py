@@ -8,14 +8,14 @@ the history is read on from the last sequence seen.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
-from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from bitinglip.errors import NoServer
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
-from bitinglip.events.direct import get_after, raw_from_headers
+from bitinglip.events.direct import get_after, raw_from_bytes
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
@@ -26,7 +26,7 @@ RETRY_S = 0.25
 
 
 class LiveEvents:
-    """A reader of one task's events."""
+    """A reader of one task's events: opened, read once by `batches`, closed by whoever opened it."""
 
     def __init__(self, connection: Connection, task_id: TaskId) -> None:
         self._connection = connection
@@ -34,25 +34,46 @@ class LiveEvents:
         self._arrived: list[RawMessage] = []
         self._wake = asyncio.Event()
         self._gap = True  # the history has not been read yet
+        self._ended = False
+        self._subscription: Subscription | None = None
+        self._forget: Callable[[], None] | None = None
 
-    async def batches(self, after: int) -> AsyncGenerator[list[RawMessage], None]:
-        """Yield the events after a sequence; never ends. While the server is away it is waited for.
+    async def open(self) -> None:
+        """Listen from now on. A task that is submitted after this has no history to be read: see `batches`.
 
         Raises:
-            NoServer: the connection is away at the start.
+            NoServer: the connection is away.
         """
-        subscription = await self._connection.subscribe(subjects.live_task_events(self._task_id), self._received)
-        forget = self._connection.on_reconnect(self._reconnected)
-        try:
-            while True:
-                batch = [message for message in await self._next(after) if message.sequence > after]
-                if batch:
-                    after = batch[-1].sequence
-                    yield batch
-                await self._wait()
-        finally:
-            forget()
+        subject = subjects.live_task_events(self._task_id)
+        self._subscription = await self._connection.subscribe_direct(subject, self._received)
+        self._forget = self._connection.on_reconnect(self._reconnected)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._forget is not None:
+            self._forget()
+            self._forget = None
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
             await self._connection.unsubscribe(subscription)
+
+    def end(self) -> None:
+        """Let `batches` end, with what it has yielded so far."""
+        self._ended = True
+        self._wake.set()
+
+    async def batches(self, after: int, *, heard_all: bool = False) -> AsyncGenerator[list[RawMessage], None]:
+        """Yield the events after a sequence, until `end` is called. While the server is away it is waited for.
+
+        `heard_all` says that all of them came after `open`, so that there is no history to be read.
+        """
+        self._gap = self._gap and not heard_all
+        while not self._ended:
+            batch = [message for message in await self._next(after) if message.sequence > after]
+            if batch:
+                after = batch[-1].sequence
+                yield batch
+            await self._wait()
 
     async def _next(self, after: int) -> list[RawMessage]:
         if self._gap:
@@ -79,11 +100,11 @@ class LiveEvents:
             self._gap = self._connection.connected
         self._wake.clear()
 
-    async def _received(self, msg: Msg) -> None:
+    def _received(self, _subject: bytes, _reply: bytes, payload: bytes, headers: bytes | None) -> None:
         if len(self._arrived) >= BUFFER_MOST:
             self._gap = True
         else:
-            self._arrived.append(raw_from_headers(msg))
+            self._arrived.append(raw_from_bytes(headers or b"", payload))
         self._wake.set()
 
     def _reconnected(self) -> None:

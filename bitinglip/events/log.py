@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
-from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -288,9 +287,13 @@ class EventLog:
 
     async def follow_task(self, task_id: TaskId, after: int = 0) -> AsyncGenerator[list[Recorded], None]:
         """Yield a task's events after a sequence: its history, then live, joined without gap or repeat. Never ends."""
-        async with aclosing(LiveEvents(self.connection, task_id).batches(after)) as batches:
-            async for batch in batches:
+        live = LiveEvents(self.connection, task_id)
+        await live.open()
+        try:
+            async for batch in live.batches(after):
                 yield [decode(message, TASKS) for message in batch]
+        finally:
+            await live.close()
 
     async def purge_queued(self, lane: str, queue: str, task_id: TaskId) -> None:
         """Take a task's work message out of its queue; the log itself is never purged."""

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.errors import InvalidConfig
 from bitinglip.gateway import analytics, artifacts, cluster, events, health, listing, openapi, streams, tasks
 from bitinglip.gateway.auth import Guard, check_bind
+from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
 from bitinglip.gateway.door import Door, Resource, no_route
 from bitinglip.gateway.metrics import Metrics
@@ -49,7 +50,7 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.closing = asyncio.Event()
+        self.closing = Closing()
         self._guard = Guard(settings.gateway)
         self._metrics = Metrics()
         self._router = Router(ROUTES, redirect_slashes=False, default=no_route, lifespan=self.lifespan)
@@ -136,7 +137,7 @@ def _config(app: App) -> uvicorn.Config:
 
 
 @contextmanager
-def _stopped_by(stop: asyncio.Event | None, server: uvicorn.Server, closing: asyncio.Event) -> Generator[None]:
+def _stopped_by(stop: asyncio.Event | None, server: uvicorn.Server, closing: Closing) -> Generator[None]:
     """Let the server end when it is told to: by the event, or by a signal."""
     loop = asyncio.get_running_loop()
 

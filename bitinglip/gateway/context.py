@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
+from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.ids import TaskId, Ulids
 from bitinglip.projections.readmodel import ReadModel
@@ -56,7 +56,7 @@ class Gateway:
     metrics: Metrics
     key_id: str | None
     """Name of the key that callers use; none on a gateway without one."""
-    closing: asyncio.Event
+    closing: Closing
     """Set when the gateway shuts down: whoever waits for events stops waiting."""
     recent: Recent = field(default_factory=Recent)
 
@@ -86,7 +86,7 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, metrics: Metrics, key_id: str | None, closing: asyncio.Event
+    settings: Settings, metrics: Metrics, key_id: str | None, closing: Closing
 ) -> AsyncGenerator[Gateway]:
     """Open the parts, and close them in the opposite order.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,6 +22,68 @@ from bitinglip.ids import TaskId
 from bitinglip.tasks.state import TERMINAL_TYPES, is_terminal
 
 
+class Follower:
+    """Follows one task for one caller: listens from `open` on, until `close` or the gateway's end."""
+
+    def __init__(self, gateway: Gateway, task_id: TaskId) -> None:
+        self._gateway = gateway
+        self._task_id = task_id
+        self._live = LiveEvents(gateway.log.connection, task_id)
+        self._forget: Callable[[], None] | None = None
+
+    @classmethod
+    async def open(cls, gateway: Gateway, task_id: TaskId) -> Follower:
+        """Begin to listen.
+
+        Raises:
+            NoServer: the connection is away.
+        """
+        follower = cls(gateway, task_id)
+        await follower._live.open()
+        follower._forget = gateway.closing.on_set(follower._live.end)
+        return follower
+
+    async def close(self) -> None:
+        """Stop listening. A caller that leaves has us cancelled over and over (anyio's way), so this is shielded."""
+        if self._forget is not None:
+            self._forget()
+        with anyio.CancelScope(shield=True):
+            await self._live.close()
+
+    async def batches(self, after: int, *, heard_all: bool = False) -> AsyncGenerator[list[RawMessage]]:
+        """Yield the events after a sequence up to the terminal one; `heard_all`: all of them came after `open`."""
+        async with aclosing(self._live.batches(after, heard_all=heard_all)) as batches:
+            async for batch in batches:
+                until, ended = _to_the_end(batch)
+                self._gateway.recent.note(self._task_id, until[-1].sequence)
+                yield until
+                if ended:
+                    return
+
+    async def after_history(self, history: list[RawMessage], after: int) -> AsyncGenerator[list[RawMessage]]:
+        """Yield the events after a sequence, of which `history`, read since `open`, are the first."""
+        until, ended = _to_the_end(history)
+        self._gateway.recent.note(self._task_id, until[-1].sequence)  # who has seen an event reads a task that has it
+        if wanted := [message for message in until if message.sequence > after]:
+            yield wanted
+        if ended:
+            return
+        async with aclosing(self.batches(max(after, history[-1].sequence), heard_all=True)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def terminal(self, after: int, timeout_s: float, *, heard_all: bool) -> int | None:
+        """Wait for the task's terminal event and return its sequence; none if it did not come in time."""
+        try:
+            async with asyncio.timeout(timeout_s), aclosing(self.batches(after, heard_all=heard_all)) as batches:
+                async for batch in batches:
+                    if ends(batch[-1]):
+                        return batch[-1].sequence
+        except TimeoutError:
+            pass
+        return None
+
+
 async def task_events(request: Request) -> Response:
     """Answer `GET /v1/tasks/{task_id}/events`: the history, then live until the task's end."""
     gateway = gateway_of(request)
@@ -28,61 +91,31 @@ async def task_events(request: Request) -> Response:
     task_id = requests.task_id_of(request)
     after = requests.resume_after(request) or 0
     as_json = requests.choice("format", requests.one(request, "format"), _accepted(request), ("sse", "json")) == "json"
+    if as_json:
+        return sse.json_list(message for message in await _history(gateway, task_id) if message.sequence > after)
+    follower = await Follower.open(gateway, task_id)
+    try:
+        history = await _history(gateway, task_id)
+        if not any(ends(message) and message.sequence <= after for message in history):
+            return sse.stream(gateway, follower.after_history(history, after), ends=ends, closed=follower.close)
+    except BaseException:
+        await follower.close()
+        raise
+    await follower.close()
+    return sse.nothing_more()
+
+
+async def _history(gateway: Gateway, task_id: TaskId) -> list[RawMessage]:
     history = await get_after(gateway.log.connection, TASKS, subjects.task_events(task_id), 0)
     if not history:
         raise TaskNotFound(task_id=task_id)
-    if as_json:
-        return sse.json_list(message for message in history if message.sequence > after)
-    if any(ends(message) and message.sequence <= after for message in history):
-        return sse.nothing_more()
-    return sse.stream(gateway, after_history(gateway, task_id, history, after))
-
-
-async def after_history(
-    gateway: Gateway, task_id: TaskId, history: list[RawMessage], after: int
-) -> AsyncGenerator[list[RawMessage]]:
-    """Yield a task's events after a sequence, of which `history` are the first, up to its terminal one."""
-    until, ended = _to_the_end(history)
-    gateway.recent.note(task_id, until[-1].sequence)  # who has seen an event reads a task that has it
-    if wanted := [message for message in until if message.sequence > after]:
-        yield wanted
-    if not ended:
-        async with aclosing(follow(gateway, task_id, max(after, history[-1].sequence))) as batches:
-            async for batch in batches:
-                yield batch
-
-
-async def follow(gateway: Gateway, task_id: TaskId, after: int) -> AsyncGenerator[list[RawMessage]]:
-    """Yield a task's events after a sequence, stored and live, up to its terminal one."""
-    async with aclosing(LiveEvents(gateway.log.connection, task_id).batches(after)) as batches:
-        async for batch in batches:
-            until, ended = _to_the_end(batch)
-            gateway.recent.note(task_id, until[-1].sequence)
-            yield until
-            if ended:
-                return
-
-
-async def terminal(gateway: Gateway, task_id: TaskId, after: int, timeout_s: float) -> int | None:
-    """Wait for a task's terminal event and return its sequence; none if it did not come in time."""
-    try:
-        async with asyncio.timeout(timeout_s), aclosing(_until_closed(gateway, task_id, after)) as batches:
-            async for batch in batches:
-                if ends(batch[-1]):
-                    return batch[-1].sequence
-    except TimeoutError:
-        pass
-    return None
+    return history
 
 
 def ends(message: RawMessage) -> bool:
     """Tell whether this event is its task's terminal one."""
     name = sse.type_of(message)
     return name in TERMINAL_TYPES or (name == "task.failed" and is_terminal(decode(message, TASKS).event))
-
-
-def _until_closed(gateway: Gateway, task_id: TaskId, after: int) -> AsyncGenerator[list[RawMessage]]:
-    return sse.until_closed(follow(gateway, task_id, after), gateway.closing)
 
 
 def _to_the_end(batch: list[RawMessage]) -> tuple[list[RawMessage], bool]:

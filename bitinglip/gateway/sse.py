@@ -7,7 +7,7 @@ it: the bytes are passed on, not decoded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import orjson
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events.envelope import RawMessage
@@ -31,16 +32,43 @@ _T = TypeVar("_T")
 
 
 def stream(
-    gateway: Gateway, batches: AsyncGenerator[Seq[RawMessage]], headers: Mapping[str, str] | None = None
-) -> EventSourceResponse:
-    """Answer with these events, until they end, the caller leaves or the gateway closes."""
-    return EventSourceResponse(
-        _frames(gateway, batches),
+    gateway: Gateway,
+    batches: AsyncGenerator[Seq[RawMessage]],
+    headers: Mapping[str, str] | None = None,
+    *,
+    ends: Callable[[RawMessage], bool] = lambda _: False,
+    closed: Callable[[], Awaitable[None]] | None = None,
+) -> EventStream:
+    """Answer with these events, until they end or the caller leaves; `closed` is called then.
+
+    `ends` tells the event after which no other one comes.
+    """
+    return EventStream(
+        _frames(gateway, batches, ends),
+        closed,
         headers=headers,
         ping=gateway.settings.gateway.sse_heartbeat_s,
         ping_message_factory=_heartbeat,
         sep="\n",
     )
+
+
+class EventStream(EventSourceResponse):
+    """The library's response, whose last event and end leave together, and which tells when it is over."""
+
+    def __init__(
+        self, frames: AsyncGenerator[bytes], closed: Callable[[], Awaitable[None]] | None, **options: Any
+    ) -> None:
+        super().__init__(frames, **options)
+        self._closed = closed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, _with_its_end(send))
+        finally:
+            if self._closed is not None:
+                await self._closed()
 
 
 def nothing_more() -> Response:
@@ -105,14 +133,38 @@ async def stop(following: asyncio.Future[Any] | None) -> None:
         following.exception()
 
 
-async def _frames(gateway: Gateway, batches: AsyncGenerator[Seq[RawMessage]]) -> AsyncGenerator[bytes]:
+class _LastFrames(bytes):
+    """A chunk after which the stream ends."""
+
+
+async def _frames(
+    gateway: Gateway, batches: AsyncGenerator[Seq[RawMessage]], ends: Callable[[RawMessage], bool]
+) -> AsyncGenerator[bytes]:
     with gateway.metrics.sse_clients.track_inprogress():
-        async with aclosing(until_closed(batches, gateway.closing)) as source:
+        async with aclosing(batches):
             try:
-                async for batch in source:
-                    yield b"".join(map(frame, batch))
+                async for batch in batches:
+                    chunk = b"".join(map(frame, batch))
+                    yield _LastFrames(chunk) if ends(batch[-1]) else chunk
             except NoServer:
                 yield GONE
+
+
+def _with_its_end(send: Send) -> Send:
+    """Hold the last chunk back until the response ends, which it does at once: one write instead of two."""
+    held: list[Message] = []
+
+    async def sending(message: Message) -> None:
+        if isinstance(message.get("body"), _LastFrames):
+            held.append(message)
+            return
+        if held and not message.get("more_body"):
+            message = {**message, "body": held.pop()["body"] + message.get("body", b"")}
+        while held:
+            await send(held.pop())
+        await send(message)
+
+    return sending
 
 
 def _numbered(message: RawMessage) -> dict[str, Any]:

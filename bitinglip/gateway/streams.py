@@ -52,7 +52,8 @@ async def stream_events(request: Request) -> Response:
     watch = read_watch(request)
     after = await gateway.log.last_sequence(watch.stream) if watch.after is None else watch.after
     until = None if watch.follow else await _end(gateway, watch)
-    return sse.stream(gateway, _of_kind(gateway, watch, _tail(gateway, watch, after, until)))
+    events = _of_kind(gateway, watch, _tail(gateway, watch, after, until))
+    return sse.stream(gateway, sse.until_closed(events, gateway.closing))
 
 
 def read_watch(request: Request) -> Watch:

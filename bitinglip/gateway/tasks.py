@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
+from bitinglip.events.task import TaskSubmitted
 from bitinglip.gateway import events, requests, sse
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
@@ -29,14 +30,24 @@ async def submit(request: Request) -> Response:
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     await gateway.catalogue.require(command.model, command.kind)
     command = await media.resolve(gateway.log, command)
-    accepted = await _append(gateway, command, key, request)
-    headers = _headers(accepted)
-    if requests.wants(request, sse.MEDIA_TYPE):
-        return sse.stream(gateway, events.follow(gateway, accepted.task_id, _before(accepted)), headers)
-    wait_s = requests.preferred_wait(request)
-    if wait_s:
-        return await _wait(gateway, accepted, wait_s, headers)
-    return json(_accepted(accepted), 202, headers)
+    event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
+    streamed, wait_s = requests.wants(request, sse.MEDIA_TYPE), requests.preferred_wait(request)
+    if not streamed and not wait_s:
+        accepted = await _append(gateway, event, request)
+        return json(_accepted(accepted), 202, _headers(accepted))
+    follower = await events.Follower.open(gateway, event.task_id)
+    try:
+        accepted = await _append(gateway, event, request)
+        headers = _headers(accepted)
+        if streamed:
+            batches = follower.batches(_before(accepted), heard_all=accepted.created)
+            return sse.stream(gateway, batches, headers, ends=events.ends, closed=follower.close)
+        answer = await _wait(gateway, follower, accepted, wait_s or 0, headers)
+    except BaseException:
+        await follower.close()
+        raise
+    await follower.close()
+    return answer
 
 
 async def get_task(request: Request) -> Response:
@@ -64,21 +75,21 @@ def links(task_id: TaskId) -> dict[str, str]:
     return {"self": f"/v1/tasks/{task_id}", "events": f"/v1/tasks/{task_id}/events"}
 
 
-async def _append(gateway: Gateway, command: SubmitTask, key: str | None, request: Request) -> Accepted:
+async def _append(gateway: Gateway, event: TaskSubmitted, request: Request) -> Accepted:
     started = time.perf_counter()
-    accepted = await gateway.inbox.submit(
-        command, key_id=gateway.key_id, idempotency_key=key, request_id=request.scope["request_id"]
-    )
+    accepted = await gateway.inbox.append(event, request.scope["request_id"])
     gateway.recent.note(accepted.task_id, accepted.sequence)
     if accepted.created:
-        gateway.metrics.observe_submit(command.kind, command.lane, time.perf_counter() - started)
+        gateway.metrics.observe_submit(event.kind, event.lane, time.perf_counter() - started)
     return accepted
 
 
-async def _wait(gateway: Gateway, accepted: Accepted, wait_s: int, headers: dict[str, str]) -> Response:
+async def _wait(
+    gateway: Gateway, follower: events.Follower, accepted: Accepted, wait_s: int, headers: dict[str, str]
+) -> Response:
     granted_s = min(float(wait_s), gateway.settings.gateway.wait_max_s)
     headers["Preference-Applied"] = f"wait={granted_s:g}"
-    sequence = await events.terminal(gateway, accepted.task_id, _before(accepted), granted_s)
+    sequence = await follower.terminal(_before(accepted), granted_s, heard_all=accepted.created)
     if sequence is None:
         return json(_accepted(accepted), 202, headers)
     gateway.recent.note(accepted.task_id, sequence)

@@ -49,7 +49,11 @@ class Inbox:
             IdempotencyMismatch: the key was used for another request.
             NoServer, StreamFull: the log does not take it now.
         """
-        event = await self._submitted(command, key_id, idempotency_key)
+        event = await self.prepare(command, key_id=key_id, idempotency_key=idempotency_key)
+        return await self.append(event, request_id)
+
+    async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
+        """Put a prepared task into the log; see `submit`."""
         route = (event.lane, subjects.encode_token(event.model))
         try:
             sequence = await self._log.append(self._log.task_append(event, 0, route=route, causation=request_id))
@@ -93,7 +97,14 @@ class Inbox:
         assert after is not None
         return after
 
-    async def _submitted(self, command: SubmitTask, key_id: str | None, idempotency_key: str | None) -> TaskSubmitted:
+    async def prepare(
+        self, command: SubmitTask, *, key_id: str | None = None, idempotency_key: str | None = None
+    ) -> TaskSubmitted:
+        """Return the event that will be a task's first one: it has its id, for those who want to listen before.
+
+        Raises:
+            NoServer, StreamFull: large parameters cannot be stored now.
+        """
         params, params_ref = await self._inline_or_artifact(command)
         made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)
         return TaskSubmitted(
