@@ -95,6 +95,16 @@ class UnknownModel(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class TooManyQueues(Rejected):
+    """What the task requires, or whose it is, would need one more queue than there may be."""
+
+    code, status = "too_many_queues", 422
+    template = "requires: the task would need a queue of its own, and there are {most} queues already."
+    remedy = "Ask for what other tasks ask for as well, or raise gateway.queues_most."
+    most: int
+
+
+@dataclass(eq=False, kw_only=True)
 class InvalidReference(Rejected):
     """A model reference that is not `org/name[@revision]`."""
 

@@ -79,6 +79,9 @@ class Gateway(_Section):
     )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is JSON.")
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Largest artifact that can be uploaded.")
+    queues_most: int = Field(
+        default=2000, ge=1, description="Most queues: one for each lane, model, API key and set of what tasks require."
+    )
     wait_max_s: float = Field(
         default=60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds."
     )
@@ -103,7 +106,7 @@ class Worker(_Section):
         "which models are spread that are too big for the first one.",
     )
     lease_s: float = Field(
-        default=30.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost."
+        default=10.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost."
     )
     heartbeat_s: float = Field(default=10.0, gt=0, description="Seconds between a worker's heartbeat events.")
     max_batch: int = Field(default=64, ge=1, le=4096, description="Most tasks that are pulled and run together.")

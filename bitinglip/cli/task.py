@@ -44,6 +44,9 @@ def submit(
     param: Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE, VALUE as JSON or text.")] = None,
     params_json: Annotated[str | None, typer.Option(help="All parameters as a JSON object, or @FILE, or -.")] = None,
     lane: Annotated[Lane, typer.Option(help="How urgent it is.")] = Lane.normal,
+    requires: Annotated[
+        list[str] | None, typer.Option(help="What the worker must have: vram_gb=GIB, label=WORD; may be repeated.")
+    ] = None,
     metadata: Metadata = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Sent again with this key, it is the same task.")] = None,
     timeout_s: Annotated[float | None, typer.Option(help="Longest that one attempt may run, in seconds.")] = None,
@@ -61,6 +64,7 @@ def submit(
     params |= {name: _media(gateway, given) for name, given in media.items() if given is not None}
     body: dict[str, Any] = {"kind": kind, "model": model, "params": params, "lane": lane.value}
     body |= {"metadata": _metadata(metadata)} if metadata else {}
+    body |= {"requires": _requires(requires)} if requires else {}
     body |= {"timeout_s": timeout_s} if timeout_s is not None else {}
     body |= {"retry": {"max_attempts": max_attempts}} if max_attempts is not None else {}
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -188,6 +192,12 @@ def _parameters(given: list[str] | None) -> dict[str, Any]:
 
 def _metadata(given: list[str] | None) -> dict[str, str]:
     return dict(_split(pair, "--metadata") for pair in given or [])
+
+
+def _requires(given: list[str]) -> dict[str, Any]:
+    pairs = [_split(pair, "--requires") for pair in given]
+    labels = [value for name, value in pairs if name == "label"]
+    return {name: _value(value) for name, value in pairs if name != "label"} | ({"label": labels} if labels else {})
 
 
 def _split(pair: str, option: str) -> tuple[str, str]:

@@ -7,9 +7,11 @@
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
+    bl.live.queue.<lane>.<queue>                    not stored: a queue was opened
 
 `<queue>` is a model's reference as one token: letters, digits, `-` and `_` stand for themselves, every other byte of
-its UTF-8 is `=` and two hex digits. It holds no wildcard, dot or space, so it can name a consumer as well.
+its UTF-8 is `=` and two hex digits. Work that only some workers may take, or that is to get its fair share, has a queue
+of its own: `~` and its class as a token follow. A token holds no wildcard, dot or space, so it can name a consumer.
 """
 
 from __future__ import annotations
@@ -29,7 +31,20 @@ LIVE_TASKS = "bl.live.task.>"
 
 _PLAIN = re.compile(rb"[A-Za-z0-9_-]")
 _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
+_QUEUE = re.compile(rf"({_TOKEN.pattern})(?:~({_TOKEN.pattern}))?")
+LANES = frozenset({"interactive", "normal", "batch"})
 _ROUTED = frozenset({"submitted", "queued"})
+
+
+class WorkClass(NamedTuple):
+    """What tells the work of one queue from other work for the same model in the same lane."""
+
+    share: str = ""
+    """API key whose work it is: keys share a worker fairly. Empty: nobody's."""
+    vram_gb: float = 0.0
+    """Memory that the device must have, in GiB."""
+    labels: tuple[str, ...] = ()
+    """Labels that the worker must have, sorted."""
 
 
 class TaskSubject(NamedTuple):
@@ -55,7 +70,7 @@ def parse_task_subject(subject: str) -> TaskSubject:
     parts = subject.split(".")
     if len(parts) not in (4, 6) or parts[:2] != ["bl", "task"] or not is_ulid(parts[2]):
         raise ValueError(f"not a task subject: {subject!r}")
-    if len(parts) == 6 and (parts[3] not in _ROUTED or _TOKEN.fullmatch(parts[5]) is None):
+    if len(parts) == 6 and (parts[3] not in _ROUTED or _QUEUE.fullmatch(parts[5]) is None):
         raise ValueError(f"not a routed task subject: {subject!r}")
     return TaskSubject(TaskId(parts[2]), *parts[3:])
 
@@ -80,6 +95,7 @@ def stored_of(live_subject: str) -> str:
     return "bl." + live_subject.removeprefix(LIVE_PREFIX)
 
 
+ROUTES_OPENED = "bl.live.queue.*.*"
 LIVE_CANCEL_REQUESTS = "bl.live.task.*.cancel_requested"
 
 
@@ -101,6 +117,17 @@ def queue_subject(lane: str, queue: str, task_id: TaskId) -> str:
 def consumer_name(lane: str, queue: str) -> str:
     """Return the durable consumer's name for one model in one lane."""
     return f"{lane}-{queue}"
+
+
+def is_consumer_name(name: str) -> bool:
+    """Tell whether this is the name of a queue's consumer."""
+    lane, _, queue = name.partition("-")
+    return lane in LANES and _QUEUE.fullmatch(queue) is not None
+
+
+def route_opened(lane: str, queue: str) -> str:
+    """Return the subject on which the workers hear of a new queue."""
+    return f"bl.live.queue.{lane}.{queue}"
 
 
 def worker_subject(worker_id: str, event: str) -> str:
@@ -137,3 +164,43 @@ def decode_token(token: str) -> str:
     if encode_token(text) != token:
         raise ValueError(f"not the canonical token of {text!r}: {token!r}")
     return text
+
+
+ANY_WORK = WorkClass()
+
+
+def encode_queue(reference: str, work: WorkClass = ANY_WORK) -> str:
+    """Return the token of the queue for a model's work of one class.
+
+    >>> encode_queue("org/m", WorkClass(vram_gb=16, labels=("eu",)))
+    'org=2Fm~vram=3D16=2Clabel=3Deu'
+    """
+    said = [
+        *([f"share={encode_token(work.share)}"] if work.share else []),
+        *([f"vram={work.vram_gb:.12g}"] if work.vram_gb else []),
+        *[f"label={encode_token(label)}" for label in sorted(set(work.labels))],
+    ]
+    token = encode_token(reference)
+    return f"{token}~{encode_token(','.join(said))}" if said else token
+
+
+@lru_cache(maxsize=4096)
+def decode_queue(queue: str) -> tuple[str, WorkClass]:
+    """Return the model's reference and the class of a queue's token.
+
+    Raises:
+        ValueError: it is not a token that `encode_queue` writes.
+    """
+    found = _QUEUE.fullmatch(queue)
+    if found is None:
+        raise ValueError(f"not a queue: {queue!r}")
+    reference = decode_token(found[1])
+    said = [part.partition("=")[::2] for part in decode_token(found[2]).split(",")] if found[2] else []
+    work = WorkClass(
+        share=next((decode_token(value) for name, value in said if name == "share"), ""),
+        vram_gb=next((float(value) for name, value in said if name == "vram"), 0.0),
+        labels=tuple(decode_token(value) for name, value in said if name == "label"),
+    )
+    if encode_queue(reference, work) != queue:
+        raise ValueError(f"not the canonical token of a queue: {queue!r}")
+    return reference, work

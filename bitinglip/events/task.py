@@ -65,6 +65,13 @@ class RetryPolicy(_Value):
     )
 
 
+class Requires(_Value):
+    """What the worker that runs a task must have."""
+
+    vram_gb: float = Field(default=0.0, ge=0, le=100_000, description="Memory of its device, in GiB, taken or not.")
+    labels: tuple[str, ...] = Field(default=(), max_length=16, description="Labels that it has, all of them.")
+
+
 class TaskEvent(Event):
     """Base of the facts about one task."""
 
@@ -98,6 +105,8 @@ class TaskSubmitted(TaskEvent):
     """API key that asked for it; none on a gateway without keys."""
     metadata: dict[str, str] = {}
     retry: RetryPolicy = RetryPolicy.model_construct()
+    requires: Requires | None = None
+    """What the worker must have; none: any that serves the model will do."""
     run_at: datetime | None = None
     expires_at: datetime | None = None
     timeout_ms: int | None = None

@@ -16,6 +16,7 @@ from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.metrics import Metrics
+from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.ids import TaskId, Ulids
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
@@ -54,6 +55,7 @@ class Gateway:
     readmodel: ReadModel
     catalogue: Catalogue
     metrics: Metrics
+    queues: OpenQueues
     key_id: str | None
     """Name of the key that callers use; none on a gateway without one."""
     closing: Closing
@@ -102,7 +104,8 @@ async def open_gateway(
         stack.push_async_callback(catalogue.close)
         inbox = Inbox(log, settings.log.inline_max_bytes)
         stack.callback(closing.set)
-        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, key_id, closing)
+        queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
+        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, key_id, closing)
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import NoServer, ProjectionBehind
+from bitinglip.events.subjects import decode_queue
 from bitinglip.gateway import metrics
 from bitinglip.gateway.cluster import queue_depths
 from bitinglip.gateway.context import Gateway, gateway_of
@@ -62,7 +64,10 @@ async def _tell_devices(gateway: Gateway) -> None:
 
 
 async def _ask_log(gateway: Gateway) -> None:
-    for (lane, model), depth in (await queue_depths(gateway.log)).items():
+    depths: Counter[tuple[str, str]] = Counter()
+    for route, depth in (await queue_depths(gateway.log)).items():
+        depths[route.lane, decode_queue(route.queue)[0]] += depth
+    for (lane, model), depth in depths.items():
         gateway.metrics.queue_depth.labels(lane, model).set(depth)
     for lag in await gateway.readmodel.lag():
         gateway.metrics.lag.labels(lag.stream).set(lag.last - lag.applied)

@@ -56,6 +56,14 @@ STATE: Schema = {"type": "string", "enum": list(STATES)}
 LANE: Schema = {"type": "string", "enum": list(LANES)}
 KIND: Schema = {"type": "string", "enum": list(PARAMETERS)}
 
+QUEUE: Schema = object_of(
+    lane=LANE,
+    model=TEXT,
+    key=OPTIONAL,
+    requires={"oneOf": [object_of(vram_gb={"type": "number"}, label=array_of(TEXT)), {"type": "null"}]},
+    depth=WHOLE,
+)
+
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
 DIGEST = in_path("digest", "SHA-256 of the bytes, in hex.", "[0-9a-f]{64}")
 AFTER = in_query("after", "Only events after this sequence.", WHOLE)
@@ -164,8 +172,8 @@ OPERATIONS = (
     Operation("get", "/v1/workers", "List the workers.", {200: object_of(workers=array_of(ref("Worker")))}),
     Operation("get", "/v1/models", "List the registered models.", {200: object_of(models=array_of(ref("Model")))}),
     Operation(
-        "get", "/v1/queues", "How many tasks wait or run, by lane and model.",
-        {200: object_of(queues=array_of(object_of(lane=LANE, model=TEXT, depth=WHOLE)))}, (errors.NoServer,),
+        "get", "/v1/queues", "How many tasks wait or run, by lane, model, API key and what they require.",
+        {200: object_of(queues=array_of(QUEUE))}, (errors.NoServer,),
     ),
     Operation(
         "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from bitinglip.errors import InvalidInput, MalformedBody
-from bitinglip.events.task import Failure, Lane, RetryPolicy, Usage
+from bitinglip.events.task import Failure, Lane, Requires, RetryPolicy, Usage
 from bitinglip.tasks.parameters import KINDS, PARAMETERS
 
 _MODEL = re.compile(r"[^\s\x00-\x1f]+")
@@ -25,6 +25,22 @@ class Retry(RetryPolicy):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Demand(Requires):
+    """What a worker must have, as a caller gives it; one label may be given as a word."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
+        BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    ] = Field(
+        default=(),
+        max_length=16,
+        alias="label",
+        description="Labels that the worker has, all of them: a word or a list.",
+    )
+
+
 class SubmitTask(BaseModel):
     """Ask for a task: the body of `POST /v1/tasks`."""
 
@@ -35,6 +51,7 @@ class SubmitTask(BaseModel):
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the kind.")
     lane: Lane = Field(default="normal", description="How urgent it is.")
     retry: Retry = Field(default_factory=Retry, description="What follows a failed attempt.")
+    requires: Demand | None = Field(default=None, description="What the worker that runs it must have.")
     metadata: dict[str, Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=32, description="The caller's own labels; kept, and can be filtered by."
     )

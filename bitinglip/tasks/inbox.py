@@ -9,9 +9,10 @@ import orjson
 from bitinglip.errors import Conflict, IdempotencyMismatch, TaskNotFound
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
-from bitinglip.events.task import ArtifactRef, RetryPolicy, TaskEvent, TaskSubmitted
+from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
 from bitinglip.tasks.commands import CancelTask, SubmitTask
+from bitinglip.tasks.routing import route_of
 from bitinglip.tasks.state import AwaitTimer, Stale, Task, decide, evolve, fold
 
 TRIES = 20
@@ -54,9 +55,9 @@ class Inbox:
 
     async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
         """Put a prepared task into the log; see `submit`."""
-        route = (event.lane, subjects.encode_token(event.model))
         try:
-            sequence = await self._log.append(self._log.task_append(event, 0, route=route, causation=request_id))
+            append = self._log.task_append(event, 0, route=route_of(event), causation=request_id)
+            sequence = await self._log.append(append)
         except Conflict:
             return await self._repeated(event)
         return Accepted(event.task_id, sequence, created=True)
@@ -87,8 +88,7 @@ class Inbox:
         for event in decided:
             task = await self._append(task, event)
         if decided and waiting:
-            queue = subjects.encode_token(task.submitted.model)
-            await self._log.purge_queued(task.submitted.lane, queue, task.id)
+            await self._log.purge_queued(*route_of(task.submitted), task.id)
         return task
 
     async def _append(self, task: Task, event: TaskEvent) -> Task:
@@ -119,6 +119,7 @@ class Inbox:
             key_id=key_id,
             metadata=command.metadata,
             retry=RetryPolicy(**command.retry.model_dump()),
+            requires=command.requires and Requires(**command.requires.model_dump()),
             expires_at=command.expires_at,
             timeout_ms=None if command.timeout_s is None else round(command.timeout_s * 1000),
         )

@@ -5,17 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 
 from bitinglip.errors import Conflict
-from bitinglip.events import subjects
 from bitinglip.events.log import Append, EventLog
 from bitinglip.events.task import TaskQueued
+from bitinglip.tasks.routing import route_of
 from bitinglip.tasks.state import AwaitTimer, Task
 
 
 def timer_append(log: EventLog, task: Task, wait: AwaitTimer) -> Append:
     """Prepare the timer of a task's coming attempt; at its time the server stores the task's `queued`."""
     event = TaskQueued(task_id=task.id, attempt=wait.attempt, reason="retry")
-    route = (task.submitted.lane, subjects.encode_token(task.submitted.model))
-    return log.timer_append(event, wait.attempt, wait.at, route)
+    return log.timer_append(event, wait.attempt, wait.at, route_of(task.submitted))
 
 
 async def ensure_timer(log: EventLog, task: Task, wait: AwaitTimer) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitinglip.events import subjects
-from bitinglip.events.subjects import TaskSubject, decode_token, encode_token, parse_task_subject
+from bitinglip.events.subjects import (
+    TaskSubject,
+    WorkClass,
+    decode_queue,
+    decode_token,
+    encode_queue,
+    encode_token,
+    parse_task_subject,
+)
 from bitinglip.ids import TaskId, Ulids
 
 NATS_TOKEN = re.compile(r"[^\s.*>\x00-\x1f]+")
@@ -96,6 +104,40 @@ def test_other_subjects_are_refused(subject: str) -> None:
 def test_a_live_subject_names_its_stored_one() -> None:
     stored = "bl.task.01JZ0000000000000000000000.progressed"
     assert subjects.stored_of(subjects.live_of(stored)) == stored
+
+
+classes = st.builds(
+    WorkClass,
+    st.just("") | texts,
+    st.just(0.0) | st.floats(0.5, 1000).map(lambda size: round(size, 3)),
+    st.sets(texts, max_size=4).map(lambda labels: tuple(sorted(labels))),
+)
+
+
+@given(ids, texts, classes)
+def test_a_queue_bears_its_model_and_class(task_id: TaskId, model: str, work: WorkClass) -> None:
+    queue = encode_queue(model, work)
+    assert decode_queue(queue) == (model, work)
+    assert NATS_TOKEN.fullmatch(queue)
+    assert CONSUMER_NAME.fullmatch(queue)
+    assert subjects.is_consumer_name(subjects.consumer_name("batch", queue))
+    subject = TaskSubject(task_id, "queued", "batch", queue)
+    assert parse_task_subject(str(subject)) == subject
+
+
+@given(texts, classes, texts, classes)
+def test_different_work_has_different_queues(one: str, its: WorkClass, other: str, others: WorkClass) -> None:
+    assert (encode_queue(one, its) == encode_queue(other, others)) == ((one, its) == (other, others))
+
+
+def test_work_for_anybody_has_the_queue_of_its_model() -> None:
+    assert encode_queue("demo/a") == encode_token("demo/a")
+
+
+@pytest.mark.parametrize("queue", ["a~", "~a", "a~b~c", "a~share", "a~vram=3D016", "a~label=3Db=2Clabel=3Da", "a~b"])
+def test_other_queues_are_refused(queue: str) -> None:
+    with pytest.raises(ValueError, match=r"not (a queue|an encoded token|the canonical)"):
+        decode_queue(queue)
 
 
 @given(ids, texts)

@@ -77,8 +77,8 @@ async def test_queues_tell_their_depth(client: httpx.AsyncClient, log: EventLog,
     async def depths() -> bool:
         return (await client.get("/v1/queues")).json() == {
             "queues": [
-                {"lane": "batch", "model": "org/writer", "depth": 2},
-                {"lane": "interactive", "model": "org/writer", "depth": 0},
+                {"lane": "batch", "model": "org/writer", "key": None, "requires": None, "depth": 2},
+                {"lane": "interactive", "model": "org/writer", "key": None, "requires": None, "depth": 0},
             ]
         }
 
