@@ -22,7 +22,7 @@ from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.files import Files
 from bitinglip.workers.lease import LeaseKeeper
 from bitinglip.workers.policy import Wait, after_service, decide
-from bitinglip.workers.view import LaneView, RouteView, WorkerView
+from bitinglip.workers.view import RouteView, WorkerView
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,7 @@ class Agent:
         self.failed = asyncio.Event()
         """Set whenever an attempt has failed, which may be the fault of a device."""
         self._view = WorkerView(
-            routes=tuple(RouteView(lane, model.reference) for model in models for lane in LANES),
-            lanes={lane: LaneView() for lane in LANES},
+            routes={model.reference: tuple(RouteView(lane, model.reference) for lane in LANES) for model in models},
         )
 
     async def run(self) -> None:
@@ -60,7 +59,7 @@ class Agent:
             NoServer: the server is not there at the start.
         """
         await self._files.clear()
-        await self._queue.ensure([_route(view) for view in self._view.routes])
+        await self._queue.ensure([_route(view) for views in self._view.routes.values() for view in views])
         cancels = await self.runner.listen_for_cancels()
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
@@ -96,9 +95,10 @@ class Agent:
         They come until every row is taken, and for `worker.join_s` if there are other models whose turn it may be.
         """
         running = {asyncio.create_task(self._run(batch), name="batch")}
-        routes = [view for view in self._view.routes if _route(view).queue == batch[0].route.queue]
-        if routes and self.runner.joins(routes[0].reference):
-            others = len(routes) < len(self._view.routes)
+        reference = _reference(batch[0])
+        routes = list(self._view.routes.get(reference, ()))
+        if routes and self.runner.joins(reference):
+            others = len(self._view.routes) > 1
             until = time.monotonic() + self._settings.worker.join_s if others else math.inf
             await self._let_join(routes, running, until)
         await asyncio.gather(*running)
@@ -118,7 +118,7 @@ class Agent:
             for delivery in found:
                 self._leases.hold(delivery)
             for lane, some in group(found, lambda delivery: delivery.route.lane).items():
-                self._view = after_service(self._view, lane, len(some), frozenset())
+                self._view = after_service(self._view, RouteView(lane, routes[0].reference), len(some), ())
             for task in [task for task in running if task.done()]:
                 running.remove(task)
                 task.result()
@@ -177,16 +177,14 @@ class Agent:
                 self._last = 0  # it was idle
             self._view = replace(self._view, idle=not found)
             return await self._gathered(found)
-        empty: set[str] = set()
+        empty: list[RouteView] = []
         for view in step.routes:
             found = await self._queue.pull(_route(view), most)
             if found:
                 # Less than was asked for: the route is drained, so the next one may as well be waited for.
-                self._view = replace(
-                    after_service(self._view, view.lane, len(found), frozenset(empty)), idle=len(found) < most
-                )
+                self._view = replace(after_service(self._view, view, len(found), empty), idle=len(found) < most)
                 return await self._gathered(found)
-            empty.add(view.lane)
+            empty.append(view)
         self._view = replace(self._view, idle=True)
         return []
 

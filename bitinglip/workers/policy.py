@@ -1,23 +1,38 @@
 """What a worker does next: a pure function of the facts it sees.
 
-Lanes share a worker by weight (stride scheduling, Waldspurger and Weihl 1995): each task served moves its lane's pass
-on by 1/weight, and the lane with the least pass is served first. So `batch` gets its share however long `interactive`
-is, and a lane that was empty meanwhile has saved nothing up.
+A card stays on the models that it holds while these have work: `Pull`. What else it should load, and when that is
+worth it, is in the plan that every worker makes alike from the facts about all of them (`loading`): `Load`. With
+nothing to do it stands on the queues of its own models, and on those that the plan gives to it alone: `Wait`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, replace
 
-from bitinglip.workers.view import LaneView, RouteView, WorkerView
+from bitinglip.workers.fairness import charge, rank
+from bitinglip.workers.loading import evicted
+from bitinglip.workers.view import RouteView, WorkerView
 
-WEIGHTS: dict[str, int] = {"interactive": 16, "normal": 4, "batch": 1}
+MOST_ASKED = 12
+"""Routes that are asked without knowing that they have work; asking one takes a round trip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
     """Ask these routes for work in turn, until one has some."""
 
+    routes: tuple[RouteView, ...]
+    empty: tuple[RouteView, ...] = ()
+    """Routes that are not asked, for they are known to be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Drop the `evicts`, load a model, and run what waits on its routes."""
+
+    reference: str
+    evicts: tuple[str, ...]
     routes: tuple[RouteView, ...]
 
 
@@ -28,27 +43,65 @@ class Wait:
     routes: tuple[RouteView, ...]
 
 
-def decide(view: WorkerView) -> Pull | Wait:
+def decide(view: WorkerView) -> Pull | Load | Wait:
     """Return what to do next."""
-    ordered = tuple(sorted(view.routes, key=lambda route: _rank(route, view)))
-    return Wait(ordered) if view.idle else Pull(ordered)
+    if view.plan is None:
+        ordered = _ordered(view, view.routes)
+        return Wait(ordered) if view.idle else Pull(ordered)
+    return _ordered_load(view) or _pull(view) or _preload(view) or _wait(view)
 
 
-def after_service(view: WorkerView, lane: str, tasks: int, empty: frozenset[str]) -> WorkerView:
-    """Return the view after so many tasks of a lane were served, and `empty` lanes were found without work."""
-    lanes = {name: LaneView(seen.served_pass) for name, seen in view.lanes.items()}
-    lanes[lane] = LaneView(lanes[lane].served_pass + tasks / WEIGHTS[lane])
-    least = min((seen.served_pass for name, seen in lanes.items() if name not in empty), default=0.0)
-    for name in empty:
-        lanes[name] = LaneView(max(lanes[name].served_pass, least))
-    return WorkerView(routes=view.routes, lanes=lanes, loaded=view.loaded, idle=view.idle)
+def after_service(view: WorkerView, route: RouteView, tasks: int, empty: Iterable[RouteView]) -> WorkerView:
+    """Return the view after so many tasks of a route were served, and the `empty` routes were found without work."""
+    return replace(view, passes=charge(view.passes, route, tasks, empty, view.share_weights))
 
 
-def _rank(route: RouteView, view: WorkerView) -> tuple[float, int, bool, str]:
-    """Least pass first, the more urgent lane first among equals, and a loaded model before one that is not."""
-    return (
-        view.lanes[route.lane].served_pass,
-        -WEIGHTS[route.lane],
-        route.reference not in view.loaded,
-        route.reference,
-    )
+def _ordered_load(view: WorkerView) -> Load | None:
+    """Return the load that the plan orders, if the facts that it was made of still hold for this card."""
+    assert view.plan is not None
+    order = view.plan.loads.get(view.card.worker_id)
+    if order is None or order.reference in view.loaded or not (view.idle or order.switches):
+        return None
+    return _load(view, order.reference)
+
+
+def _preload(view: WorkerView) -> Load | None:
+    """Return the load of a pinned model that is not in memory, on a card that has nothing else to do."""
+    wanted = sorted(view.card.pinned - view.loaded)
+    loads = (_load(view, reference) for reference in wanted if reference in view.models)
+    return next((load for load in loads if load is not None), None)
+
+
+def _load(view: WorkerView, reference: str) -> Load | None:
+    evicts = evicted(view.card, view.models[reference]) if reference in view.models else None
+    return None if evicts is None else Load(reference, evicts, _ordered(view, [reference]))
+
+
+def _pull(view: WorkerView) -> Pull | None:
+    if view.idle:
+        return None
+    routes = _ordered(view, _at_hand(view))
+    if len(routes) <= MOST_ASKED:
+        return Pull(routes) if routes else None
+    asked = tuple(route for route in routes if route.depth != 0)
+    empty = tuple(route for route in routes if route.depth == 0)
+    return Pull(asked, empty) if asked else None
+
+
+def _wait(view: WorkerView) -> Wait:
+    assert view.plan is not None
+    ours = view.plan.waits.get(view.card.worker_id, frozenset()) & view.models.keys()
+    return Wait(_ordered(view, _at_hand(view) | ours))
+
+
+def _at_hand(view: WorkerView) -> Set[str]:
+    """Return the models that can run at once: those in memory, and those that take no time to load."""
+    assert view.plan is not None
+    return (view.loaded & view.routes.keys()) | (view.plan.weightless & view.models.keys())
+
+
+def _ordered(view: WorkerView, references: Iterable[str]) -> tuple[RouteView, ...]:
+    """Return the routes of these models that this card may serve, the first to be asked first."""
+    routes = (route for reference in references for route in view.routes.get(reference, ()))
+    served = [route for route in routes if view.card.meets(route.requires)]
+    return tuple(sorted(served, key=lambda route: rank(route, view.passes, view.loaded)))
