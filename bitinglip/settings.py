@@ -105,6 +105,9 @@ class Worker(_Section):
         description="Device to run on: auto, cpu, cuda:0, xpu:0, mps; or several, as `cuda:0,cuda:1`, over "
         "which models are spread that are too big for the first one.",
     )
+    labels: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
+        default=(), max_length=64, description="Words that tasks may require of a worker, as `eu` or `fast`."
+    )
     lease_s: float = Field(
         default=10.0, ge=0.5, description="Seconds without a sign of life after which an attempt is lost."
     )

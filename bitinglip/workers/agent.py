@@ -6,14 +6,15 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bitinglip.errors import BitingLipError, NoServer
-from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
+from bitinglip.events.routes import known_routes, listen_for_routes
 from bitinglip.events.streams import Route
-from bitinglip.events.task import LANES
+from bitinglip.events.subjects import decode_queue
 from bitinglip.settings import Settings
 from bitinglip.workers.attempt import Scribe
 from bitinglip.workers.batch import BatchRunner, Identity
@@ -22,6 +23,7 @@ from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.files import Files
 from bitinglip.workers.lease import LeaseKeeper
 from bitinglip.workers.policy import Wait, after_service, decide
+from bitinglip.workers.routebook import card_with, common_routes, route_of, view_of, with_route
 from bitinglip.workers.view import RouteView, WorkerView
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,9 @@ class Agent:
         self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models, self._files)
         self.failed = asyncio.Event()
         """Set whenever an attempt has failed, which may be the fault of a device."""
-        self._view = WorkerView(
-            routes={model.reference: tuple(RouteView(lane, model.reference) for lane in LANES) for model in models},
-        )
+        self._view = WorkerView(routes=common_routes(model.reference for model in models))
+        self._found: list[Route] = []
+        self._unseen = False
 
     async def run(self) -> None:
         """Work until `stop` is called and what was running has ended.
@@ -59,7 +61,10 @@ class Agent:
             NoServer: the server is not there at the start.
         """
         await self._files.clear()
-        await self._queue.ensure([_route(view) for views in self._view.routes.values() for view in views])
+        await self._queue.ensure([route_of(view) for views in self._view.routes.values() for view in views])
+        opened = await listen_for_routes(self._log.connection, self._hear_of)
+        forget = self._log.connection.on_reconnect(self._look_again)
+        self._look_again()
         cancels = await self.runner.listen_for_cancels()
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
@@ -69,7 +74,14 @@ class Agent:
             await self._hand_back(await self._queue.close())
             await self.runner.close()
             keeper.cancel()
+            forget()
+            await self._log.connection.unsubscribe(opened)
             await self._log.connection.unsubscribe(cancels)
+
+    def know_card(self, memory_bytes: int | None) -> None:
+        """Say what the worker's device has, before `run`: work may require it."""
+        labels = self._settings.worker.labels
+        self._view = replace(self._view, card=card_with(self._view.card, labels=labels, total_bytes=memory_bytes))
 
     def stop(self) -> None:
         """Pull nothing more; what runs may end within the grace period, then it is handed back."""
@@ -96,14 +108,13 @@ class Agent:
         """
         running = {asyncio.create_task(self._run(batch), name="batch")}
         reference = _reference(batch[0])
-        routes = list(self._view.routes.get(reference, ()))
-        if routes and self.runner.joins(reference):
+        if reference in self._view.routes and self.runner.joins(reference):
             others = len(self._view.routes) > 1
             until = time.monotonic() + self._settings.worker.join_s if others else math.inf
-            await self._let_join(routes, running, until)
+            await self._let_join(reference, running, until)
         await asyncio.gather(*running)
 
-    async def _let_join(self, routes: list[RouteView], running: set[asyncio.Task[None]], until: float) -> None:
+    async def _let_join(self, reference: str, running: set[asyncio.Task[None]], until: float) -> None:
         while not self._stopping and time.monotonic() < until and not all(task.done() for task in running):
             room = self._settings.worker.max_batch - self.runner.counts.running
             if room <= 0:
@@ -111,14 +122,15 @@ class Agent:
                 await self.runner.freed.wait()
                 continue
             try:
-                found = await self._wait_beside(routes, room, running, until)
+                await self._take_in()
+                found = await self._wait_beside(self._view.routes[reference], room, running, until)
             except NoServer as error:
                 log.debug("nothing joins: %s", error)
                 return
             for delivery in found:
                 self._leases.hold(delivery)
-            for lane, some in group(found, lambda delivery: delivery.route.lane).items():
-                self._view = after_service(self._view, RouteView(lane, routes[0].reference), len(some), ())
+            for route, some in group(found, lambda delivery: delivery.route).items():
+                self._view = after_service(self._view, view_of(route), len(some), ())
             for task in [task for task in running if task.done()]:
                 running.remove(task)
                 task.result()
@@ -126,7 +138,7 @@ class Agent:
                 running.add(asyncio.create_task(self._run(found), name="batch"))
 
     async def _wait_beside(
-        self, routes: list[RouteView], room: int, running: set[asyncio.Task[None]], until: float
+        self, routes: Sequence[RouteView], room: int, running: set[asyncio.Task[None]], until: float
     ) -> list[Delivery]:
         """Wait for work until there is some, or the running tasks are done, or it is too late for more to join."""
 
@@ -139,7 +151,7 @@ class Agent:
         left_s = min(until - time.monotonic(), LONGEST_WAIT_S)
         alarm = asyncio.get_running_loop().call_later(left_s, self._queue.interrupt)
         try:
-            found = await self._queue.wait([_route(view) for view in routes], room)
+            found = await self._queue.wait([route_of(view) for view in routes], room)
             if found:
                 await asyncio.sleep(self._settings.worker.gather_ms / 1000)  # the batch runs on: nobody is kept waiting
             for route in {delivery.route for delivery in found}:
@@ -167,19 +179,42 @@ class Agent:
             if self.runner.counts.failed > failed:
                 self.failed.set()
 
+    def _hear_of(self, route: Route) -> None:
+        self._found.append(route)
+        self._queue.interrupt()
+
+    def _look_again(self) -> None:
+        """Look for queues that were opened while nobody here listened."""
+        self._unseen = True
+        self._queue.interrupt()
+
+    async def _take_in(self) -> None:
+        """Serve the queues that were found, if they are for this worker."""
+        if self._unseen:
+            self._found += await known_routes(self._log.connection)
+            self._unseen = False
+        while self._found:
+            route = self._found[0]
+            routes = with_route(self._view.routes, route, self._view.card)
+            if routes is not self._view.routes:
+                await self._queue.ensure([route])  # its lease is this worker's
+                self._view = replace(self._view, routes=routes, idle=False)
+            self._found.remove(route)
+
     async def _pull(self) -> list[Delivery]:
+        await self._take_in()
         self._view = replace(self._view, loaded=self.runner.loaded)
         step, most = decide(self._view), self._settings.worker.max_batch
         if isinstance(step, Wait):
             started = time.monotonic()
-            found = await self._queue.wait([_route(view) for view in step.routes], most)
+            found = await self._queue.wait([route_of(view) for view in step.routes], most)
             if time.monotonic() - started > self._settings.worker.gather_ms / 1000:
                 self._last = 0  # it was idle
             self._view = replace(self._view, idle=not found)
             return await self._gathered(found)
         empty: list[RouteView] = []
         for view in step.routes:
-            found = await self._queue.pull(_route(view), most)
+            found = await self._queue.pull(route_of(view), most)
             if found:
                 # Less than was asked for: the route is drained, so the next one may as well be waited for.
                 self._view = replace(after_service(self._view, view, len(found), empty), idle=len(found) < most)
@@ -217,12 +252,8 @@ class Agent:
                 log.debug("a work message comes back when its lease ends")
 
 
-def _route(view: RouteView) -> Route:
-    return Route(view.lane, subjects.encode_token(view.reference))
-
-
 def _reference(delivery: Delivery) -> str:
-    return subjects.decode_token(delivery.route.queue)
+    return decode_queue(delivery.route.queue)[0]
 
 
 def _compatible(delivery: Delivery) -> str:

@@ -78,6 +78,7 @@ class WorkerProcess:
         for model in self._models:
             await register(self._log, model)
         await self._tell(self._started())
+        self._agent.know_card((await self._devices.read()).memory_total_bytes)
         heartbeat = asyncio.create_task(self._heartbeats(), name="heartbeats")
         self._say_ready()
         try:

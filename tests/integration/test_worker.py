@@ -16,8 +16,9 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.streams import MODELS, QUEUE, TASKS, WORKERS
 from bitinglip.events.task import TaskAssigned, TaskDeadLettered, TaskFailed, TaskSucceeded
 from bitinglip.events.worker import WorkerModelLoaded
+from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.ids import TaskId
-from bitinglip.tasks.commands import CancelTask, Retry, SubmitTask
+from bitinglip.tasks.commands import CancelTask, Demand, Retry, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import fold, is_terminal
 from tests.support.cluster import Cluster, Process, children_of
@@ -86,6 +87,47 @@ async def test_work_from_before_the_worker_came_is_done(log: EventLog, inbox: In
     await cluster.worker(BITINGLIP_WORKER_MAX_BATCH=8)
     results = [(await outcome(log, task_id))[-1].event for task_id in ids]
     assert [getattr(event, "result", None) for event in results] == [{"message": n} for n in range(30)]
+
+
+async def test_work_that_requires_something_goes_where_it_is(
+    nats_url: str, log: EventLog, inbox: Inbox, cluster: Cluster
+) -> None:
+    """Before its worker is there, while it waits, and beside another worker that may not take it."""
+
+    async def ask(label: str) -> TaskId:
+        command = echo().model_copy(update={"requires": Demand.model_validate({"label": label})})
+        event = await inbox.prepare(command)
+        await OpenQueues(log.connection, 30, 100).ensure(event)
+        return (await inbox.append(event)).task_id
+
+    first, never = await ask("eu"), await ask("moon")
+    await cluster.worker()
+    eu = await cluster.worker(BITINGLIP_WORKER_LABELS="eu,fast")
+    second = await ask("fast")
+    for task_id in (first, second):
+        assigned = (await outcome(log, task_id))[1].event
+        assert isinstance(assigned, TaskAssigned)
+        assert assigned.worker_id == eu.ready["worker_id"]
+    assert types(await log.read_task(never)) == ["submitted"]
+    await cluster.worker(BITINGLIP_WORKER_LABELS="moon")
+    assert types(await outcome(log, never)) == ["submitted", "assigned", "succeeded"]
+
+
+async def test_keys_share_a_worker_fairly(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    """A key with few tasks does not wait behind all those of a key with many."""
+    queues = OpenQueues(log.connection, 30, 100)
+
+    async def ask(key: str) -> TaskId:
+        event = await inbox.prepare(echo(), key_id=key)
+        await queues.ensure(event)
+        return (await inbox.append(event)).task_id
+
+    many = [await ask("many") for _ in range(120)]
+    few = [await ask("few") for _ in range(10)]
+    await cluster.worker(BITINGLIP_WORKER_MAX_BATCH=2)
+    ends = {task_id: (await outcome(log, task_id))[-1].sequence for task_id in [*many, *few]}
+    before = sum(ends[task_id] < max(ends[other] for other in few) for task_id in many)
+    assert before <= 30
 
 
 async def test_the_queue_is_empty_afterwards(log: EventLog, inbox: Inbox, cluster: Cluster, eventually: Any) -> None:
