@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from bitinglip.cli.natsserver import die_with_parent
 from bitinglip.errors import ChildFailed
+from bitinglip.processes import before_exec, how_it_ended
 
 READY_S = 120.0
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -85,7 +85,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=before_exec(),
             )
         assert self._process.stdout is not None
         try:
@@ -106,8 +106,7 @@ class Child:
             if self._stopping:
                 return
             pause = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            self._say(f"{self.name} {how}; starting it again in {pause:g} s (log: {self._log_file})")
+            self._say(f"{self.name} {how_it_ended(status)}; starting it again in {pause:g} s (log: {self._log_file})")
             await asyncio.sleep(pause)
             failures += 1
             started = asyncio.get_running_loop().time()
