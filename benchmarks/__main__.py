@@ -40,6 +40,7 @@ QUESTIONS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "post": post.measure,
     "rebuild": rebuild,
     "idle": idle.measure,
+    "node": node.measure,
     "engines": engines.measure,
 }
 

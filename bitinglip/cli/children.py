@@ -23,7 +23,7 @@ LAST_LINES = 12
 
 
 class Child:
-    """One gateway or worker process; its log goes to a file."""
+    """One gateway or node agent; its log goes to a file."""
 
     def __init__(
         self, name: str, module: str, env: Mapping[str, str], log_file: Path, say: Callable[[str], None]
@@ -37,6 +37,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._watch: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start it and wait until it is ready; from then on it is started again whenever it ends.
@@ -97,6 +98,12 @@ class Child:
             status = await self._process.wait()
             raise ChildFailed(name=self.name, exit_status=status, told=self._last_lines())
         self.ready = orjson.loads(line)
+        self._listener = asyncio.create_task(self._listen(self._process.stdout), name=f"{self.name}-notices")
+
+    async def _listen(self, stdout: asyncio.StreamReader) -> None:
+        """Pass on what the process has to say, a JSON document a line, until it ends."""
+        while line := await stdout.readline():
+            self._say(orjson.loads(line)["notice"])
 
     async def _keep_alive(self) -> None:
         failures = 0

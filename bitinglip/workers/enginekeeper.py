@@ -63,6 +63,17 @@ class EngineKeeper:
             await host.stop(grace_s=0.0, reason=problem)
             raise EngineDied(problem=problem) from error
 
+    async def unload(self, reference: str) -> None:
+        """Drop all that is loaded of a model; one that is not loaded is fine.
+
+        Raises:
+            EngineDied: the process ended meanwhile.
+        """
+        host = self._host
+        for key in [key for key in (host.loaded if host else ()) if key.split("|")[1] == reference]:
+            assert host is not None
+            await host.unload(key)
+
     @asynccontextmanager
     async def watched(self, host: EngineHost) -> AsyncGenerator[None]:
         """End the process if, inside, it says nothing for too long: it hangs, and would never hear of a cancel."""

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import aclosing, suppress
 from typing import Any, cast
 
@@ -73,6 +73,7 @@ class WorkerProcess:
         specs = [_spec(model, settings.worker) for model in models]
         self._agent = Agent(event_log, settings, identity, specs, tether)
         self._tether = tether
+        self._doing: set[asyncio.Task[None]] = set()
         self._devices = devices
         self._lost: DeviceLost | None = None
         self._signals = 0
@@ -123,11 +124,22 @@ class WorkerProcess:
                         self._agent.drain()
                     case "undrain":
                         self._agent.undrain()
+                    case "load" | "unload" as what:
+                        self._do(self._load_or_unload(tether, what == "load", command["model"], command["id"]))
                     case other:
                         log.warning("an unknown command of the node agent: %s", other)
-        if self._signals == 0:
-            log.warning("the node agent is gone")
-            self._on_signal()
+        log.warning("the node agent is gone: stopping")
+        self._agent.stop()
+
+    async def _load_or_unload(self, tether: Tether, load: bool, model: str, number: int) -> None:
+        runner = self._agent.runner
+        problem = await (runner.load(model) if load else runner.unload(model))
+        tether.say(answer=number, problem=problem)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._doing.add(task)
+        task.add_done_callback(self._doing.discard)
 
     async def _tell_drains(self, tether: Tether) -> None:
         """Tell, for ever, when the worker is drained and when it is so no more."""

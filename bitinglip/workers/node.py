@@ -39,6 +39,7 @@ from bitinglip.processes import how_it_ended
 from bitinglip.settings import Settings, load
 from bitinglip.workers.device import identify
 from bitinglip.workers.logfile import LogFile
+from bitinglip.workers.nodecontrol import Fleet, NodeControl, refuse_a_second
 from bitinglip.workers.nodefacts import NodeDevices, disk_of, labels_of, open_node_devices, plan, system
 from bitinglip.workers.slot import Exit, Slot
 
@@ -56,16 +57,19 @@ class NodeAgent:
 
     def __init__(self, settings: Settings, event_log: EventLog, node_id: str, devices: NodeDevices) -> None:
         self.node_id = node_id
-        self.labels = labels_of(settings.node.labels)
-        self.draining = False
         self._settings = settings
         self._log = event_log
         self._devices = devices
         self._stop = asyncio.Event()
         self._signals = 0
+        self._up = False
         self._tasks: set[asyncio.Task[None]] = set()
         numbered = enumerate(plan(settings, devices.names))
-        self.slots = {slot.worker_id: slot for slot in (self._slot(number, device) for number, device in numbered)}
+        slots = [self._slot(number, device) for number, device in numbered]
+        by_name = {slot.worker_id: slot for slot in slots}
+        self._fleet = Fleet(node_id, by_name, labels_of(settings.node.labels))
+        load_s = settings.worker.load_timeout_s
+        self._control = NodeControl(self._fleet, self.tell, load_s)
 
     async def run(self) -> None:
         """Run the workers until a signal comes.
@@ -76,20 +80,25 @@ class NodeAgent:
         """
         self._handle_signals()
         await self._remember()
-        for slot in self.slots.values():
-            slot.draining = self.draining
-        running = [asyncio.create_task(slot.run(), name=slot.worker_id) for slot in self.slots.values()]
+        service = await self._control.serve(self._log.connection)
+        slots = self._fleet.slots.values()
+        for slot in slots:
+            slot.draining = self._fleet.draining
+        running = [asyncio.create_task(slot.run(), name=slot.worker_id) for slot in slots]
         reason = "error"
         try:
             await self.tell(await self._started())
             await self._come_up()
             self._say(self._ready())
+            self._up = True
             await self._until_stopped()
             reason = "signal"
         finally:
-            for slot in self.slots.values():
+            await self._control.close()
+            for slot in slots:
                 slot.close()
             await asyncio.gather(*running)
+            await service.close()
             await self._try_to_tell(NodeStopped(node_id=self.node_id, reason=reason))
 
     async def tell(self, event: NodeEvent, ttl_s: int | None = None) -> None:
@@ -123,7 +132,7 @@ class NodeAgent:
         self._signals += 1
         self._stop.set()
         log.info("stopping the workers" if self._signals == 1 else "stopping the workers at once")
-        for slot in self.slots.values():
+        for slot in self._fleet.slots.values():
             slot.close()
             if self._signals > 1:
                 slot.kill()
@@ -135,15 +144,15 @@ class NodeAgent:
             for event in ("labelled", "drained", "undrained")
         ]
         if labelled is not None and isinstance(labelled.event, NodeLabelled):
-            self.labels = labelled.event.labels
+            self._fleet.labels = labelled.event.labels
         if drained is not None and isinstance(drained.event, NodeDrained):
-            self.draining = undrained is None or undrained.sequence < drained.sequence
-            if self.draining:
+            self._fleet.draining = undrained is None or undrained.sequence < drained.sequence
+            if self._fleet.draining:
                 log.warning("this node is drained: `bitinglip node undrain %s` lets it work", self.node_id)
 
     async def _come_up(self) -> None:
         """Wait until each worker is ready, or has ended once."""
-        slots = self.slots.values()
+        slots = self._fleet.slots.values()
         states = await asyncio.gather(
             *[slot.until("ready", "drained", "draining", "waiting", "stopped") for slot in slots]
         )
@@ -159,7 +168,7 @@ class NodeAgent:
             beating.cancel()
 
     def _ready(self) -> dict[str, Any]:
-        workers = [slot.ready for slot in self.slots.values() if slot.ready]
+        workers = [slot.ready for slot in self._fleet.slots.values() if slot.ready]
         models = sorted({model for worker in workers for model in worker["models"]})
         return {"ready": "node", "node_id": self.node_id, "workers": workers, "models": models, "pid": os.getpid()}
 
@@ -173,8 +182,8 @@ class NodeAgent:
             system=system(),
             cpus=os.cpu_count() or 1,
             memory_total_bytes=psutil.virtual_memory().total,
-            labels=self.labels,
-            draining=self.draining,
+            labels=self._fleet.labels,
+            draining=self._fleet.draining,
             devices=await self._devices.read(),
         )
 
@@ -183,7 +192,7 @@ class NodeAgent:
         psutil.cpu_percent()  # the first call begins the count
         while True:
             await self._try_to_tell(await self._heartbeat(), ttl_s=self._settings.log.heartbeat_ttl_s)
-            for slot in self.slots.values():
+            for slot in self._fleet.slots.values():
                 slot.log.bound()
             await asyncio.sleep(self._settings.node.heartbeat_s)
 
@@ -196,9 +205,9 @@ class NodeAgent:
             disk_free_bytes=free,
             disk_total_bytes=total,
             rss_bytes=psutil.Process().memory_info().rss,
-            draining=self.draining,
+            draining=self._fleet.draining,
             devices=await self._devices.read(),
-            workers=[slot.fact() for slot in self.slots.values()],
+            workers=[slot.fact() for slot in self._fleet.slots.values()],
         )
 
     async def _try_to_tell(self, event: NodeEvent, ttl_s: int | None = None) -> None:
@@ -206,6 +215,10 @@ class NodeAgent:
             await self.tell(event, ttl_s)
         except BitingLipError as error:
             log.warning("%s is not in the log: %s", event.type, error)
+
+    def _notice(self, text: str) -> None:
+        if self._up:  # the first line is the one that says that it is ready
+            self._say({"notice": text})
 
     def _say(self, document: Mapping[str, Any]) -> None:
         """Say a line on standard output; somebody who does not read it is not waited for."""
@@ -223,7 +236,7 @@ class NodeAgent:
         log.warning(
             "%s %s; starting it again in %g s (log: %s)", slot.worker_id, reason, end.restart_in_s, slot.log.path
         )
-        self._say({"notice": f"{slot.worker_id} {reason}; starting it again in {end.restart_in_s:g} s"})
+        self._notice(f"{slot.worker_id} {reason}; starting it again in {end.restart_in_s:g} s")
         self._do(self._try_to_tell(self._exit_event(slot, end, reason, released)))
 
     async def _hand_back(self, worker_id: str, held: frozenset[str]) -> int:
@@ -264,12 +277,13 @@ async def serve(settings: Settings) -> None:
     """Run one node until a signal comes.
 
     Raises:
-        BitingLipError: the start failed (no server, none of the workers came up).
+        BitingLipError: the start failed (no server, another agent of this node, none of the workers came up).
     """
     node_id = identify(None, settings.worker.node, "").node_id
     devices = await open_node_devices()
     event_log = await EventLog.connect(settings.nats, f"/node/{node_id}")
     try:
+        await refuse_a_second(event_log.connection, node_id)
         await NodeAgent(settings, event_log, node_id, devices).run()
     finally:
         await event_log.close()

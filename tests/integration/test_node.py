@@ -9,14 +9,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 
+from bitinglip.errors import CommandRefused, NodeSilent
+from bitinglip.events import subjects
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.node import NodeHeartbeat, NodeStarted, NodeStopped, NodeWorkerExited
+from bitinglip.events.service import command
 from bitinglip.events.streams import WORKERS
 from bitinglip.events.task import TaskAssigned, TaskFailed
+from bitinglip.events.worker import WorkerDrained
 from bitinglip.tasks.inbox import Inbox
 from tests.integration.test_worker import echo, outcome, submit, types, until
 from tests.support.cluster import Cluster, Process
@@ -133,3 +138,146 @@ async def test_none_of_the_workers_comes_up(cluster: Cluster, tmp_path: Any) -> 
     await node.start(wait=False)
     assert await node.wait() == 70
     assert "The model 'no/such' is not on this machine" in node.log
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tell(log: EventLog) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """Send a command to a node."""
+
+    async def tell(node: Process, name: str, **body: Any) -> dict[str, Any]:
+        node_id = node.ready["node_id"]
+        return await command(log.connection, node_id, subjects.node_command(node_id, name), {"by": "me"} | body, 10)
+
+    return tell
+
+
+async def in_state(tell: Any, node: Process, *states: str) -> bool:
+    """Tell whether the node's workers are in these states."""
+    return [worker["state"] for worker in (await tell(node, "status"))["workers"]] == list(states)
+
+
+async def test_a_node_is_a_nats_service(log: EventLog, cluster: Cluster) -> None:
+    node = await cluster.node(workers=0)
+    answer = await log.connection.client.request("$SRV.INFO.bitinglip-node", b"", timeout=5)
+    info = orjson.loads(answer.data)
+    assert (info["name"], info["metadata"]) == ("bitinglip-node", {"node_id": node.ready["node_id"]})
+    assert {endpoint["name"]: endpoint["subject"] for endpoint in info["endpoints"]}["drain"] == (
+        f"bl.control.node.{node.ready['node_id']}.drain"
+    )
+
+
+async def test_a_drained_worker_ends_what_runs_and_takes_nothing_new(
+    log: EventLog, inbox: Inbox, cluster: Cluster, tell: Any, last: Any, eventually: Any
+) -> None:
+    node = await cluster.node(workers=1, **SOON, BITINGLIP_WORKER_MAX_BATCH=2)
+    [worker_id] = [worker["worker_id"] for worker in node.ready["workers"]]
+    running = await submit(inbox, echo(steps=60, step_ms=20))
+    await until(log, running, "task.progressed")
+    assert (await tell(node, "worker-drain", worker_id=worker_id))["state"] == "draining"
+    waiting = await submit(inbox, echo())
+    await eventually(lambda: in_state(tell, node, "drained"))
+    assert types(await outcome(log, running))[-1] == "succeeded"
+    assert types(await log.read_task(waiting)) == ["submitted"]
+    drained = await eventually(lambda: log.read_last(WORKERS, f"bl.worker.{worker_id}.drained"))
+    assert isinstance(drained.event, WorkerDrained)
+
+    async def beats() -> bool:
+        beat = await log.read_last(WORKERS, f"bl.worker.{worker_id}.heartbeat")
+        return beat is not None and getattr(beat.event, "draining", None) is True
+
+    await eventually(beats)
+    assert (await last(node, "worker_commanded")).command == "drain"
+    assert (await last(node, "worker_commanded")).by == "me"
+    await tell(node, "worker-undrain", worker_id=worker_id)
+    assert types(await outcome(log, waiting)) == ["submitted", "assigned", "succeeded"]
+    assert await log.read_last(WORKERS, f"bl.worker.{worker_id}.undrained")
+
+
+async def test_a_drained_node_stays_so_over_restarts(
+    log: EventLog, inbox: Inbox, cluster: Cluster, tell: Any, eventually: Any
+) -> None:
+    node = await cluster.node(workers=2)
+    assert (await tell(node, "drain"))["draining"] is True
+    assert (await tell(node, "labels", labels={"site": "cellar", "eu": ""}))["labels"] == {"site": "cellar", "eu": ""}
+    assert (await tell(node, "labels", labels={"eu": None}))["labels"] == {"site": "cellar"}
+    await eventually(lambda: in_state(tell, node, "drained", "drained"))
+    await node.stop()
+    await node.start()
+    status = await tell(node, "status")
+    assert (status["draining"], status["labels"]) == (True, {"site": "cellar"})
+    await eventually(lambda: in_state(tell, node, "drained", "drained"))
+    waiting = await submit(inbox, echo())
+    assert (await tell(node, "undrain"))["draining"] is False
+    assert types(await outcome(log, waiting))[-1] == "succeeded"
+
+
+async def test_a_worker_is_stopped_started_and_restarted(cluster: Cluster, tell: Any, eventually: Any) -> None:
+    node = await cluster.node(workers=1)
+    [before] = node.ready["workers"]
+    worker_id = before["worker_id"]
+    await tell(node, "worker-stop", worker_id=worker_id)
+    await eventually(lambda: in_state(tell, node, "stopped"))
+    assert not worker_pids(node)
+    await tell(node, "worker-start", worker_id=worker_id)
+    await eventually(lambda: in_state(tell, node, "ready"))
+    [started] = worker_pids(node)
+    await tell(node, "worker-restart", worker_id=worker_id)
+
+    async def another() -> bool:
+        return await in_state(tell, node, "ready") and worker_pids(node) not in ([started], [])
+
+    await eventually(another)
+    lines = (await tell(node, "logs", worker_id=worker_id, lines=5))["lines"]
+    assert 1 <= len(lines) <= 5
+    assert any("stopping" in line for line in (await tell(node, "logs", worker_id=worker_id))["lines"])
+
+
+async def test_models_are_loaded_and_unloaded(log: EventLog, cluster: Cluster, tell: Any) -> None:
+    node = await cluster.node(workers=1)
+    worker_id = node.ready["workers"][0]["worker_id"]
+    await tell(node, "worker-load", worker_id=worker_id, model="echo")
+    assert await log.read_last(WORKERS, f"bl.worker.{worker_id}.model_loaded")
+    await tell(node, "worker-unload", worker_id=worker_id, model="echo")
+    with pytest.raises(CommandRefused, match="does not serve org/other"):
+        await tell(node, "worker-load", worker_id=worker_id, model="org/other")
+
+
+async def test_what_cannot_be_done_is_refused_with_its_reason(cluster: Cluster, tell: Any, tmp_path: Any) -> None:
+    node = await cluster.node(workers=0)
+    with pytest.raises(CommandRefused, match="it runs no worker 'x'"):
+        await tell(node, "worker-restart", worker_id="x")
+    with pytest.raises(CommandRefused, match="a b= is no label"):
+        await tell(node, "labels", labels={"a b": ""})
+    node.ready["node_id"], named = "nowhere", node.ready["node_id"]
+    with pytest.raises(NodeSilent, match="no agent of it is connected"):
+        await tell(node, "status")
+    env = {"BITINGLIP_NATS_URL": cluster.nats_url, "BITINGLIP_WORKER_NODE": named}
+    second = Process("node", env | {"BITINGLIP_DATA_DIR": str(tmp_path)}, tmp_path / "second.log")
+    await second.start(wait=False)
+    assert await second.wait() == 2
+    assert f"An agent of the node {named} already runs" in second.log
+
+
+async def test_a_rolling_restart_fails_no_attempt(
+    log: EventLog, inbox: Inbox, cluster: Cluster, tell: Any, eventually: Any
+) -> None:
+    node = await cluster.node(workers=2, BITINGLIP_WORKER_MAX_BATCH=4)
+    before = set(worker_pids(node))
+    ids = [await submit(inbox, echo(steps=5, step_ms=20)) for _ in range(40)]
+    assert len((await tell(node, "restart-workers"))["restarting"]) == 2
+    with pytest.raises(CommandRefused, match="already being restarted"):
+        await tell(node, "restart-workers")
+    done = False
+    while not done:  # tasks flow until it is over
+        ids.append(await submit(inbox, echo(steps=5, step_ms=20)))
+        await outcome(log, ids[-1])
+        done = not (await tell(node, "status"))["restarting"]
+    assert await in_state(tell, node, "ready", "ready")
+    assert not before & set(worker_pids(node))
+    for task_id in ids:
+        assert [kind for kind in types(await outcome(log, task_id)) if kind != "progressed"] == [
+            "submitted", "assigned", "succeeded",
+        ]  # fmt: skip
