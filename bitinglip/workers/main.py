@@ -128,7 +128,9 @@ class WorkerProcess:
                         self._do(self._load_or_unload(tether, what == "load", command["model"], command["id"]))
                     case other:
                         log.warning("an unknown command of the node agent: %s", other)
-        log.warning("the node agent is gone: stopping")
+        # At once: another agent may soon start a worker of this name.
+        log.warning("the node agent is gone: stopping; what runs is handed back")
+        self._agent.runner.stop_after(0.0)
         self._agent.stop()
 
     async def _load_or_unload(self, tether: Tether, load: bool, model: str, number: int) -> None:

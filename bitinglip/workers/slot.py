@@ -58,6 +58,7 @@ class Slot:
         self._child: WorkerChild | None = None
         self._wanted = True
         self._stopping = False
+        self._drained = False
         self._closing = False
         self._failures = 0
         self._moved = asyncio.Event()
@@ -120,7 +121,7 @@ class Slot:
 
     def undrain(self) -> None:
         """Have it take work again."""
-        self.draining = False
+        self.draining = self._drained = False
         if self._child is not None and self.state in {"draining", "drained"}:
             self._move("ready")
         self._tell("undrain")
@@ -156,12 +157,12 @@ class Slot:
     async def _live(self) -> None:
         loop = asyncio.get_running_loop()
         child = self._child = WorkerChild(self.worker_id, self._env, self.log, self._heard)
-        self._stopping, began = False, loop.time()
+        self._stopping, self._drained, began = False, False, loop.time()
         self._move("starting")
         try:
             self.ready = await child.start(*(["drain"] if self.draining else []))
             if not self._stopping:
-                self._move("draining" if self.draining else "ready")
+                self._move(self._state_when_up())
             status = await child.wait()
         except ChildFailed as failed:
             status = failed.exit_status
@@ -203,11 +204,18 @@ class Slot:
             self._child.tell(command)
 
     def _heard(self, message: dict[str, Any]) -> None:
-        if message.get("drained") and self.draining and self.state in {"ready", "draining"}:
-            self._move("drained")
+        if message.get("drained") and self.draining:
+            self._drained = True  # it may be heard before that the worker is ready
+            if self.state in {"ready", "draining"}:
+                self._move("drained")
         answer = self._answers.get(message.get("answer", 0))
         if answer is not None and not answer.done():
             answer.set_result(message["problem"])
+
+    def _state_when_up(self) -> WorkerState:
+        if not self.draining:
+            return "ready"
+        return "drained" if self._drained else "draining"
 
     def _move(self, state: WorkerState) -> None:
         self.state = state

@@ -53,22 +53,30 @@ class WorkerChild:
             ChildFailed: it ended before that.
         """
         ours, theirs = socket.socketpair()
-        with theirs, self._log.open() as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", MODULE, "--tether", str(theirs.fileno())),
+        try:
+            with theirs:
+                self._process = await self._spawn(theirs.fileno())
+        except OSError as error:
+            ours.close()
+            raise ChildFailed(name=self._name, exit_status=os.EX_OSERR, told=str(error)) from error
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES)
+        self._listener = asyncio.create_task(self._listen(reader), name=f"{self._name}-tether")
+        for command in first:
+            self.tell(command)
+        return await self._ready(self._process)
+
+    async def _spawn(self, tether: int) -> asyncio.subprocess.Process:
+        with self._log.open() as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", MODULE, "--tether", str(tether)),
                 env=self._env,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[tether],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=before_exec(),
             )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES)
-        self._listener = asyncio.create_task(self._listen(reader), name=f"{self._name}-tether")
-        for command in first:
-            self.tell(command)
-        return await self._ready(self._process)
 
     def tell(self, command: str, **more: Any) -> None:
         """Send it a command; one that has ended hears nothing."""

@@ -37,7 +37,9 @@ def shown(client: httpx.AsyncClient, node: Process, eventually: Any) -> Any:
     return shown
 
 
-async def test_a_node_is_shown_with_its_workers(client: httpx.AsyncClient, node: Process, shown: Any) -> None:
+async def test_a_node_is_shown_with_its_workers(
+    client: httpx.AsyncClient, node: Process, shown: Any, eventually: Any
+) -> None:
     row = await shown(state="online")
     assert (row["labels"], row["pid"], row["draining"], row["stopped_at"]) == (
         {"site": "cellar"},
