@@ -2,7 +2,7 @@
 
 What was written is in the socket when the worker is killed, so the agent knows which work messages to hand back. A
 message is a line of JSON. Changes within one turn of the loop travel together, so that a batch is one line; an agent
-that does not read is not waited for: it gets the whole list once it reads again.
+that does not read is not waited for: once it has read on, the next change brings it the whole list.
 """
 
 from __future__ import annotations
