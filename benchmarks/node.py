@@ -59,7 +59,7 @@ async def _kills(nats_url: str, folder: Path) -> list[float]:
     """Kill the worker that runs a long task, again and again; returns the seconds to each next attempt."""
     log = await EventLog.connect(Nats(url=nats_url), "/bench")
     took: list[float] = []
-    async with _node(nats_url, folder, 2) as _:
+    async with _node(nats_url, folder, WORKERS):
         retry = {"max_attempts": KILLS + 1}
         command = SubmitTask.model_validate({"kind": "echo", "model": "echo", "params": LONG, "retry": retry})
         task_id = (await Inbox(log, 65_536).submit(command)).task_id
@@ -91,7 +91,14 @@ async def _pid_of(log: EventLog, worker_id: str) -> int:
 
 
 def _node(nats_url: str, folder: Path, workers: int) -> Any:
-    return process("node", nats_url, folder, BITINGLIP_WORKER_MODELS="echo", BITINGLIP_NODE_WORKERS=workers)
+    return process(
+        "node",
+        nats_url,
+        folder,
+        BITINGLIP_WORKER_MODELS="echo",
+        BITINGLIP_NODE_WORKERS=workers,
+        BITINGLIP_WORKER_GRACE_S=0,
+    )
 
 
 if __name__ == "__main__":
