@@ -406,8 +406,6 @@ class BatchRunner:
             return self._failure(attempt, Failure(kind="timed_out", message=f"Ran over {limit} ms.", retryable=True))
         return StopAttempt(attempt=attempt.task.attempt, worker_id=self._identity.worker_id)
 
-    # --- models without a task ----------------------------------------------------------------------------------------
-
     async def load(self, reference: str) -> str | None:
         """Load a model that this worker serves; returns what went wrong, if anything."""
         model = next((model for model in self._models.values() if model.reference == reference), None)
@@ -423,10 +421,7 @@ class BatchRunner:
         """Drop a model from memory; returns what is against it, if anything."""
         if any(attempt.task.submitted.model == reference for attempt in self._running.values()):
             return f"a task runs on {reference}"
-        try:
-            await self._engine.unload(reference)
-        except EngineDied as died:
-            return died.problem
+        await self._engine.unload(reference)
         return None
 
     # --- cancel, time-out, stop ---------------------------------------------------------------------------------------
