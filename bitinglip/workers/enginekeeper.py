@@ -64,7 +64,7 @@ class EngineKeeper:
             raise EngineDied(problem=problem) from error
 
     async def unload(self, reference: str) -> None:
-        """Drop all that is loaded of a model; one that is not loaded is fine, and so is a process that ends meanwhile."""
+        """Drop all that is loaded of a model; one that is not loaded is fine, and so is a process that ends."""
         host = self._host
         for key in [key for key in (host.loaded if host else ()) if key.split("|")[1] == reference]:
             assert host is not None

@@ -191,7 +191,10 @@ class NodeAgent:
         """Tell how the node is, and look at the logs' sizes, for ever."""
         psutil.cpu_percent()  # the first call begins the count
         while True:
-            await self._try_to_tell(await self._heartbeat(), ttl_s=self._settings.log.heartbeat_ttl_s)
+            try:
+                await self.tell(await self._heartbeat(), ttl_s=self._settings.log.heartbeat_ttl_s)
+            except BitingLipError as error:
+                log.debug("no heartbeat: %s", error)
             for slot in self._fleet.slots.values():
                 slot.log.bound()
             await asyncio.sleep(self._settings.node.heartbeat_s)
@@ -210,14 +213,14 @@ class NodeAgent:
             workers=[slot.fact() for slot in self._fleet.slots.values()],
         )
 
-    async def _try_to_tell(self, event: NodeEvent, ttl_s: int | None = None) -> None:
+    async def _try_to_tell(self, event: NodeEvent) -> None:
         try:
-            await self.tell(event, ttl_s)
+            await self.tell(event)
         except BitingLipError as error:
             log.warning("%s is not in the log: %s", event.type, error)
 
     def _notice(self, text: str) -> None:
-        if self._up:  # the first line is the one that says that it is ready
+        if self._up and _has_listener():  # the first line is the one that says that it is ready
             self._say({"notice": text})
 
     def _say(self, document: Mapping[str, Any]) -> None:
@@ -289,12 +292,19 @@ async def serve(settings: Settings) -> None:
         await event_log.close()
 
 
+def _has_listener() -> bool:
+    """Tell whether standard output goes elsewhere than the log: to a program that started us."""
+    out, err = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())
+    return not sys.stdout.isatty() and (out.st_dev, out.st_ino) != (err.st_dev, err.st_ino)
+
+
 def main() -> int:
     """Run the process; returns its exit code."""
     try:
         settings, _ = load()
         configure_logging(settings.log)
-        os.set_blocking(sys.stdout.fileno(), sys.stdout.isatty())
+        if _has_listener():
+            os.set_blocking(sys.stdout.fileno(), False)
         asyncio.run(serve(settings))
     except BitingLipError as error:
         sys.stderr.write(f"error: {error}\nremedy: {error.remedy}\n")
