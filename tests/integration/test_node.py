@@ -22,9 +22,11 @@ from bitinglip.events.service import command
 from bitinglip.events.streams import WORKERS
 from bitinglip.events.task import TaskAssigned, TaskFailed
 from bitinglip.events.worker import WorkerDrained
+from bitinglip.settings import Nats
 from bitinglip.tasks.inbox import Inbox
 from tests.integration.test_worker import echo, outcome, submit, types, until
 from tests.support.cluster import Cluster, Process
+from tests.support.server import RestartableServer
 
 SOON = {"BITINGLIP_NODE_HEARTBEAT_S": "0.2", "BITINGLIP_WORKER_HEARTBEAT_S": "0.2"}
 AGAIN = {"task.failed", "task.assigned"}
@@ -126,6 +128,27 @@ async def test_a_node_that_is_killed_takes_its_workers_with_it(cluster: Cluster,
     assert len(pids) == 2
     await node.kill()
     await eventually(lambda: not [pid for pid in pids if psutil.pid_exists(pid)], within_s=30)
+
+
+async def test_a_node_outlives_the_server_and_stops_without_it(
+    restartable_nats: RestartableServer, tmp_path: Any, eventually: Any
+) -> None:
+    cluster = Cluster(restartable_nats.url, tmp_path)
+    node = await cluster.node(workers=1, BITINGLIP_NATS_APPEND_TIMEOUT_S="0.5", **SOON)
+    await restartable_nats.kill()
+    await restartable_nats.start()
+    log = await EventLog.connect(Nats(url=restartable_nats.url), "/test")
+
+    async def back() -> bool:
+        beat = await log.read_last(WORKERS, f"bl.node.{node.ready['node_id']}.heartbeat")
+        return beat is not None and beat.time > since
+
+    since = log.clock()
+    await eventually(back)
+    await log.close()
+    await restartable_nats.kill()
+    assert await node.stop() == 0
+    assert "Traceback" not in node.log
 
 
 async def test_none_of_the_workers_comes_up(cluster: Cluster, tmp_path: Any) -> None:
