@@ -405,10 +405,7 @@ class NodeSilent(Unavailable):
 
     code = "node_silent"
     template = "The node {node_id} does not answer: {problem}."
-    remedy = (
-        "Look whether its agent runs (`bitinglip node` on that machine); a worker that was started without one takes "
-        "no commands: send it SIGTERM."
-    )
+    remedy = "Look whether its agent runs (`bitinglip node` on that machine); a worker without one takes no commands."
     node_id: str
     problem: str
     retry_after_s: int = 5

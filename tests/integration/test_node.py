@@ -30,8 +30,9 @@ from tests.support.server import RestartableServer
 
 SOON = {"BITINGLIP_NODE_HEARTBEAT_S": "0.2", "BITINGLIP_WORKER_HEARTBEAT_S": "0.2"}
 AGAIN = {"task.failed", "task.assigned"}
+LONG_LEASE = {"BITINGLIP_WORKER_LEASE_S": "30"}
 MOST_RELEASE_S = 15.0
-"""Half of the lease in these tests: without the agent the task would wait for all of it."""
+"""Half of the lease: without the agent the task would wait for all of it."""
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def seconds_between(first: Recorded, second: Recorded) -> float:
 async def test_a_killed_workers_task_runs_again_at_once(
     log: EventLog, inbox: Inbox, cluster: Cluster, last: Any, eventually: Any
 ) -> None:
-    node = await cluster.node(workers=1)
+    node = await cluster.node(workers=1, **LONG_LEASE)
     task_id = await submit(inbox, echo(steps=150, step_ms=20))
     await until(log, task_id, "task.progressed")
     [pid] = worker_pids(node)
@@ -91,7 +92,7 @@ async def test_a_killed_workers_task_runs_again_at_once(
 
 
 async def test_another_worker_takes_over_what_a_killed_one_held(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
-    node = await cluster.node(workers=2, BITINGLIP_WORKER_MAX_BATCH=8)
+    node = await cluster.node(workers=2, BITINGLIP_WORKER_MAX_BATCH=8, **LONG_LEASE)
     ids = [await submit(inbox, echo(steps=100, step_ms=20)) for _ in range(6)]
     first = await until(log, ids[0], "task.progressed")
     victim = next(worker["pid"] for worker in node.ready["workers"] if first.source.endswith(worker["worker_id"]))
