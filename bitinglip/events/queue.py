@@ -124,9 +124,9 @@ class WorkQueue:
         Raises:
             NoServer: the server does not answer.
         """
+        epoch = self._epoch
         ask = {"batch": 1, "expires": int(PULL_EXPIRES_S * 1e9)}
         requests = [await self._ask(route, ask, standing=True) for route in routes]
-        epoch = self._epoch
 
         def over() -> bool:
             return bool(self._arrived) or epoch != self._epoch or not all(request.open for request in requests)

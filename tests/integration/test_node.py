@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import orjson
@@ -15,7 +16,8 @@ import pytest
 
 from bitinglip.errors import CommandRefused, NodeSilent
 from bitinglip.events import subjects
-from bitinglip.events.envelope import Recorded
+from bitinglip.events.direct import get_after
+from bitinglip.events.envelope import Recorded, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.node import NodeHeartbeat, NodeStarted, NodeStopped, NodeWorkerExited
 from bitinglip.events.service import command
@@ -121,6 +123,42 @@ async def test_a_node_tells_of_itself_and_says_goodbye(cluster: Cluster, last: A
     assert isinstance(stopped, NodeStopped)
     assert stopped.reason == "signal"
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+async def test_a_worker_that_dies_again_and_again_is_started_after_longer_pauses(
+    cluster: Cluster, log: EventLog, eventually: Any
+) -> None:
+    node = await cluster.node(workers=1)
+    for number in range(1, 4):
+        [pid] = await eventually(lambda: worker_pids(node))
+        os.kill(pid, signal.SIGKILL)
+        exits = await eventually(lambda number=number: all_exits(log, node, number))
+    assert [exit.restart_in_s for exit in exits] == [0.1, 1.0, 2.0]
+
+
+async def all_exits(log: EventLog, node: Process, count: int) -> list[NodeWorkerExited] | None:
+    """Return what a node told of ended workers, once it is as many."""
+    subject = f"bl.node.{node.ready['node_id']}.worker_exited"
+    found = [decode(raw, WORKERS).event for raw in await get_after(log.connection, WORKERS, subject, 0)]
+    exits = [event for event in found if isinstance(event, NodeWorkerExited)]
+    return exits if len(exits) == count else None
+
+
+async def test_a_second_signal_ends_a_node_at_once(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    node = await cluster.node(workers=1, BITINGLIP_WORKER_GRACE_S="600", **LONG_LEASE)
+    task_id = await submit(inbox, echo(steps=100_000, step_ms=20))
+    await until(log, task_id, "task.progressed")
+    pids = worker_pids(node)
+    node.signal(signal.SIGINT)
+    node.signal(signal.SIGTERM)
+    assert await node.wait() == 0
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    other = await cluster.node(workers=1)
+    async with asyncio.timeout(MOST_RELEASE_S), aclosing(log.follow_task(task_id)) as batches:
+        async for batch in batches:
+            if any(isinstance(recorded.event, TaskAssigned) and recorded.event.attempt == 2 for recorded in batch):
+                break
+    assert other.running
 
 
 async def test_a_node_that_is_killed_takes_its_workers_with_it(cluster: Cluster, eventually: Any) -> None:
