@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 import orjson
@@ -129,10 +130,11 @@ async def test_a_worker_that_dies_again_and_again_is_started_after_longer_pauses
     cluster: Cluster, log: EventLog, eventually: Any
 ) -> None:
     node = await cluster.node(workers=1)
-    for number in range(1, 4):
+    exits: list[NodeWorkerExited] = []
+    while len(exits) < 3:
         [pid] = await eventually(lambda: worker_pids(node))
         os.kill(pid, signal.SIGKILL)
-        exits = await eventually(lambda number=number: all_exits(log, node, number))
+        exits = await eventually(partial(all_exits, log, node, len(exits) + 1))
     assert [exit.restart_in_s for exit in exits] == [0.1, 1.0, 2.0]
 
 
