@@ -21,7 +21,7 @@ import psutil
 
 from bitinglip.cli.natsserver import PrivateServer, find
 
-MODULES = {"gateway": "bitinglip.gateway.main", "worker": "bitinglip.workers.main"}
+MODULES = {"gateway": "bitinglip.gateway.main", "worker": "bitinglip.workers.main", "node": "bitinglip.workers.node"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,46 @@ class TaskNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class NodeNotFound(Rejected):
+    """No node of this name ever said something."""
+
+    code, status = "node_not_found", 404
+    template = "There is no node {node_id}."
+    remedy = "Look at the name; `bitinglip node list` lists the nodes."
+    node_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class WorkerNotFound(Rejected):
+    """No worker of this name ever said something."""
+
+    code, status = "worker_not_found", 404
+    template = "There is no worker {worker_id}."
+    remedy = "Look at the name; `bitinglip worker list` lists the workers."
+    worker_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class CommandRefused(Rejected):
+    """A node does not do what it was asked to."""
+
+    code, status = "command_refused", 409
+    template = "The node refuses: {problem}."
+    remedy = "Look at the node's state first: `bitinglip node show NODE`."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class NodeTaken(Rejected):
+    """Another agent already runs under this node's name."""
+
+    code, status = "node_taken", 409
+    template = "An agent of the node {node_id} already runs."
+    remedy = "Stop the other one, or give this one a name of its own (`worker.node`)."
+    node_id: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ArtifactNotFound(Rejected):
     """No artifact of this digest is in the object store."""
 
@@ -357,6 +397,18 @@ class GatewayUnreachable(Unavailable):
     remedy = "Start one with `bitinglip up`, or name another with --url or BITINGLIP_GATEWAY_URL."
     url: str
     problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class NodeSilent(Unavailable):
+    """A node's agent does not answer; its workers may go on."""
+
+    code = "node_silent"
+    template = "The node {node_id} does not answer: {problem}."
+    remedy = "Look whether its agent runs (`bitinglip node` on that machine); a worker without one takes no commands."
+    node_id: str
+    problem: str
+    retry_after_s: int = 5
 
 
 @dataclass(eq=False, kw_only=True)

@@ -180,6 +180,30 @@ class Worker(_Section):
     threads: int = Field(default=0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
 
 
+class Node(_Section):
+    """One machine's agent, which runs a worker for each of its devices."""
+
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=256,
+        description="Worker processes in all, shared out over the devices; none: see the next.",
+    )
+    workers_per_device: int = Field(default=1, ge=1, le=64, description="Worker processes for each device.")
+    devices: tuple[str, ...] = Field(
+        default=(),
+        description="Devices that get workers, as `cuda:0`; none: `worker.device`, and if that is `auto`, each card "
+        "that is found, or one worker on the CPU.",
+    )
+    labels: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}(=[^=,\s]{0,63})?$")], ...] = Field(
+        default=(), description="Labels of this machine, as `NAME=VALUE` or `NAME`; `node label` changes them."
+    )
+    heartbeat_s: float = Field(default=10.0, gt=0, description="Seconds between a node's heartbeat events.")
+    log_max_bytes: int = Field(
+        default=16 * 2**20, ge=65_536, description="Most bytes of one worker's log file; the file before is kept."
+    )
+
+
 class Models(_Section):
     """The weights on this machine."""
 
@@ -221,6 +245,7 @@ class Settings(_Section):
     log: Log = Log.model_construct()
     gateway: Gateway = Gateway.model_construct()
     worker: Worker = Worker.model_construct()
+    node: Node = Node.model_construct()
     models: Models = Models.model_construct()
     projections: Projections = Projections.model_construct()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 
 import bitinglip.events.model
+import bitinglip.events.node
 import bitinglip.events.task
 import bitinglip.events.worker  # noqa: F401  (each declares its types)
 from bitinglip.events.envelope import encode
@@ -20,6 +21,7 @@ from bitinglip.events.registry import REGISTRY, Event
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "events"
 ID = "01JZZZZZZZZZZZZZZZZZZZZZZZ"
+SUBJECTS = {"task": "task_id", "worker": "worker_id", "node": "node_id", "model": "reference"}
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 
 
@@ -30,9 +32,8 @@ def path_of(cls: type[Event]) -> Path:
 
 def golden(cls: type[Event]) -> bytes:
     """Return the event of a type's example, with a fixed id and time."""
-    example = cls.example
-    about = example.get("task_id") or example.get("worker_id") or example["reference"]
-    payload = encode(cls.model_validate(example), id=ID, source="/golden", time=TIME, about=about)
+    about = cls.example[SUBJECTS[cls.type.partition(".")[0]]]
+    payload = encode(cls.model_validate(cls.example), id=ID, source="/golden", time=TIME, about=about)
     return orjson.dumps(orjson.loads(payload), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 

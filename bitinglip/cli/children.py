@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from bitinglip.cli.natsserver import die_with_parent
 from bitinglip.errors import ChildFailed
+from bitinglip.processes import before_exec, how_it_ended
 
 READY_S = 120.0
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -23,7 +23,7 @@ LAST_LINES = 12
 
 
 class Child:
-    """One gateway or worker process; its log goes to a file."""
+    """One gateway or node agent; its log goes to a file."""
 
     def __init__(
         self, name: str, module: str, env: Mapping[str, str], log_file: Path, say: Callable[[str], None]
@@ -37,6 +37,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._watch: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start it and wait until it is ready; from then on it is started again whenever it ends.
@@ -85,7 +86,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=before_exec(),
             )
         assert self._process.stdout is not None
         try:
@@ -97,6 +98,12 @@ class Child:
             status = await self._process.wait()
             raise ChildFailed(name=self.name, exit_status=status, told=self._last_lines())
         self.ready = orjson.loads(line)
+        self._listener = asyncio.create_task(self._listen(self._process.stdout), name=f"{self.name}-notices")
+
+    async def _listen(self, stdout: asyncio.StreamReader) -> None:
+        """Pass on what the process has to say, a JSON document a line, until it ends."""
+        while line := await stdout.readline():
+            self._say(orjson.loads(line)["notice"])
 
     async def _keep_alive(self) -> None:
         failures = 0
@@ -106,8 +113,7 @@ class Child:
             if self._stopping:
                 return
             pause = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            self._say(f"{self.name} {how}; starting it again in {pause:g} s (log: {self._log_file})")
+            self._say(f"{self.name} {how_it_ended(status)}; starting it again in {pause:g} s (log: {self._log_file})")
             await asyncio.sleep(pause)
             failures += 1
             started = asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""`bitinglip up`: a whole cluster on this machine. `bitinglip gateway`, `bitinglip worker`: one process of one."""
+"""`bitinglip up`: a whole cluster on this machine. `bitinglip gateway`, `node`, `worker`: one process of one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from bitinglip.cli.options import settings as settings_of
 from bitinglip.settings import Settings, environment_name
 
 GATEWAY_MODULE = "bitinglip.gateway.main"
+NODE_MODULE = "bitinglip.workers.node"
 WORKER_MODULE = "bitinglip.workers.main"
 PATIENCE_S = 5.0
 """Seconds beyond its own grace period that a process gets to stop."""
+NODE_PATIENCE_S = 15.0
+"""The same for a node agent: first its workers get theirs."""
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data is kept.", show_default=False)]
 Host = Annotated[str | None, typer.Option("--host", help="Address to bind.", show_default=False)]
 Port = Annotated[int | None, typer.Option("--port", help="Port of the gateway; 0: a free one.", show_default=False)]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes to start.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes to start, over all devices.")]
 
 
 def up(
@@ -52,16 +55,27 @@ def gateway(host: Host = None, port: Port = None, data_dir: DataDir = None, nats
     _become(GATEWAY_MODULE, flags)
 
 
-def worker(
-    model: Model = None,
-    device: Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda:0 …", show_default=False)] = None,
-    worker_id: Annotated[str | None, typer.Option("--id", help="Stable name of it.", show_default=False)] = None,
-    data_dir: DataDir = None,
-    nats_url: NatsUrl = None,
+def become_worker(
+    model: list[str] | None, device: str | None, worker_id: str | None, data_dir: Path | None, nats_url: str | None
 ) -> None:
-    """Run a worker in this process."""
+    """Become a worker."""
     flags = {"worker.models": models(model), "worker.device": device, "worker.id": worker_id}
     _become(WORKER_MODULE, flags | {"data_dir": data_dir, "nats.url": nats_url})
+
+
+def become_node(
+    model: list[str] | None,
+    workers: int | None,
+    devices: list[str] | None,
+    labels: list[str] | None,
+    node_id: str | None,
+    data_dir: Path | None,
+    nats_url: str | None,
+) -> None:
+    """Become the agent of this machine."""
+    flags = {"worker.models": models(model), "worker.node": node_id, "node.workers": workers}
+    flags |= {"node.devices": models(devices), "node.labels": models(labels)}
+    _become(NODE_MODULE, flags | {"data_dir": data_dir, "nats.url": nats_url})
 
 
 class Cluster:
@@ -90,9 +104,9 @@ class Cluster:
             stack.push_async_callback(self._stop_children)
             gateway = await self._start("gateway", GATEWAY_MODULE, env)
             gateway.set(environment_name("gateway.port"), gateway.ready["url"].rpartition(":")[2])
-            started = [self._start(f"worker-{n}", WORKER_MODULE, env) for n in range(1, self._workers + 1)]
-            workers = [await starting for starting in started]
-            self._announce(gateway, workers, env["BITINGLIP_NATS_URL"])
+            env |= {environment_name("node.workers"): str(self._workers)}
+            node = await self._start("node", NODE_MODULE, env) if self._workers else None
+            self._announce(gateway, node, env["BITINGLIP_NATS_URL"])
             await self._stop.wait()
             self._say("stopping …")
         return 0
@@ -119,15 +133,16 @@ class Cluster:
 
     async def _stop_children(self) -> None:
         """Workers first, so that what they finish still finds the gateway; then the rest."""
-        patience = self._settings.worker.grace_s + PATIENCE_S
-        workers = [child for child in self._children if child.name != "gateway"]
-        await asyncio.gather(*[child.stop(patience) for child in workers])
+        patience = self._settings.worker.grace_s + NODE_PATIENCE_S
+        nodes = [child for child in self._children if child.name != "gateway"]
+        await asyncio.gather(*[child.stop(patience) for child in nodes])
         rest = [child for child in self._children if child.name == "gateway"]
         await asyncio.gather(*[child.stop(self._settings.gateway.drain_s + PATIENCE_S) for child in rest])
 
-    def _announce(self, gateway: Child, workers: list[Child], nats_url: str) -> None:
+    def _announce(self, gateway: Child, node: Child | None, nats_url: str) -> None:
         url = gateway.ready["url"]
-        served = sorted({model for child in workers for model in child.ready["models"]})
+        served: list[str] = node.ready["models"] if node else []
+        workers: list[dict[str, Any]] = node.ready["workers"] if node else []
         if self._as_json:
             render.json({"url": url, "nats_url": nats_url, "models": served, "pid": os.getpid()})
             return
@@ -135,7 +150,7 @@ class Cluster:
             [
                 ("gateway", url),
                 ("nats", nats_url),
-                ("workers", ", ".join(child.ready["worker_id"] for child in workers) or "none"),
+                ("workers", ", ".join(worker["worker_id"] for worker in workers) or "none"),
                 ("models", ", ".join(served) or "none"),
                 ("data", str(self._settings.data_dir)),
                 ("logs", str(self._settings.data_dir / "logs")),
@@ -150,8 +165,8 @@ class Cluster:
         self._signals += 1
         self._stop.set()
         if self._signals > 1:
-            for child in self._children:
-                child.kill()
+            for child in self._children:  # a node agent that hears a second time kills its workers, and ends
+                child.ask_to_stop() if child.name == "node" else child.kill()
 
     def _say(self, text: str) -> None:
         render.note(text)

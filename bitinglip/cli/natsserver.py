@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
@@ -22,11 +21,11 @@ from typing import IO, Any, Self
 
 from bitinglip.cli.natsfetch import fetch
 from bitinglip.errors import BitingLipError, NoServer, ServerBinaryMissing
+from bitinglip.processes import before_exec
 
 LEAST_VERSION = (2, 12)
 READY_S = 30.0
 STOP_S = 10.0
-PR_SET_PDEATHSIG = 1
 
 
 def cache_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -146,7 +145,7 @@ class PrivateServer:
                     stderr=output,
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
-                    preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=before_exec(),
                 )
             self.port = await self._ready(Path(ports) / f"{self._binary.name}_{self._process.pid}.ports")
 
@@ -228,11 +227,6 @@ def _port_in(ports_file: Path) -> int | None:
         return None
     ports: dict[str, Any] = json.loads(text)
     return int(ports["nats"][0].rpartition(":")[2])
-
-
-def die_with_parent() -> None:
-    """End the server with us, even when we are killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main() -> int:

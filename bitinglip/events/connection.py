@@ -150,7 +150,8 @@ class Connection:
         if self.client.is_connected:
             with suppress(NatsError, asyncio.TimeoutError):
                 await self.client.flush(timeout=2)
-        await self.client.close()
+        with suppress(OSError, NatsError):  # the server may be gone already
+            await self.client.close()
 
     def _acked(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         handler = self._answers.get(subject[len(self._inbox) + 1 :].decode())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,9 +80,13 @@ class _Request:
 class WorkQueue:
     """Pulls for one worker: `pull` and `wait` are called by one task, one at a time."""
 
-    def __init__(self, connection: Connection, lease_s: float) -> None:
+    def __init__(
+        self, connection: Connection, lease_s: float, on_arrival: Callable[[Delivery], None] = lambda _: None
+    ) -> None:
+        """`on_arrival` gets each delivery as it arrives that a pull or a wait will return, or `close`."""
         self._connection = connection
         self._lease_s = lease_s
+        self._on_arrival = on_arrival
         self._requests: dict[tuple[Route, bool], _Request] = {}
         self._subscriptions: list[Subscription] = []
         self._arrived: list[Delivery] = []
@@ -183,6 +187,7 @@ class WorkQueue:
             return
         if self._listening:
             self._arrived.append(delivery)
+            self._on_arrival(delivery)
         else:
             task = asyncio.create_task(_hand_back(delivery))
             self._handing_back.add(task)
@@ -221,6 +226,16 @@ class WorkQueue:
         """The server has forgotten what was asked of it."""
         self._reset()
         self.interrupt()
+
+
+async def hand_back(connection: Connection, replies: Iterable[str]) -> None:
+    """Hand back work messages of a process that is no more, by where it would have acked them.
+
+    Raises:
+        NoServer: the connection is away.
+    """
+    for reply in replies:
+        await connection.publish(reply, _NAK)
 
 
 async def _hand_back(delivery: Delivery) -> None:

@@ -8,6 +8,7 @@
     bl.model.<queue>.<event>                        stream MODELS
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
     bl.live.queue.<lane>.<queue>                    not stored: a queue was opened
+    bl.control.node.<node_id>.<command>             requests to a node's agent, in no stream
 
 `<queue>` is a model's reference as one token: letters, digits, `-` and `_` stand for themselves, every other byte of
 its UTF-8 is `=` and two hex digits. Work that only some workers may take, or that is to get its fair share, has a queue
@@ -133,6 +134,16 @@ def route_opened(lane: str, queue: str) -> str:
 def worker_subject(worker_id: str, event: str) -> str:
     """Return the subject of a worker's event."""
     return f"bl.worker.{worker_id}.{event}"
+
+
+def node_subject(node_id: str, event: str) -> str:
+    """Return the subject of a node's event."""
+    return f"bl.node.{node_id}.{event}"
+
+
+def node_command(node_id: str, command: str) -> str:
+    """Return the subject on which a node takes a command: a request, which is in no stream."""
+    return f"bl.control.node.{node_id}.{command}"
 
 
 def model_subject(reference: str, event: str) -> str:

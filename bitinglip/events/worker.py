@@ -96,6 +96,8 @@ class WorkerHeartbeat(WorkerEvent):
     """Resident memory of the worker process, without its engine process."""
     device: DeviceReading | None = None
     """The worker's device, the first one if it has several."""
+    draining: bool | None = None
+    """Whether it takes nothing new; none: nobody asked it to."""
 
 
 @event
@@ -148,6 +150,22 @@ class WorkerDeviceLost(WorkerEvent):
 
     device: str
     reason: str
+
+
+@event
+class WorkerDrained(WorkerEvent):
+    """What ran has ended, what was pulled is handed back, and the worker takes nothing new."""
+
+    type = "worker.drained"
+    example = {"worker_id": "rig-1-0", "node_id": "rig-1"}
+
+
+@event
+class WorkerUndrained(WorkerEvent):
+    """The worker takes work again."""
+
+    type = "worker.undrained"
+    example = {"worker_id": "rig-1-0", "node_id": "rig-1"}
 
 
 @event

@@ -14,7 +14,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.errors import InvalidConfig
-from bitinglip.gateway import analytics, artifacts, cluster, events, health, listing, openapi, streams, tasks
+from bitinglip.gateway import analytics, artifacts, cluster, events, health, listing, nodes, openapi, streams, tasks
 from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
@@ -33,6 +33,20 @@ ROUTES = [
     Route("/v1/artifacts", Resource(POST=artifacts.post_artifact)),
     Route("/v1/artifacts/{digest}", Resource(GET=artifacts.get_artifact)),
     Route("/v1/workers", Resource(GET=cluster.workers)),
+    Route("/v1/workers/{worker_id}", Resource(GET=nodes.worker)),
+    Route("/v1/workers/{worker_id}/logs", Resource(GET=nodes.logs)),
+    *(
+        Route(f"/v1/workers/{{worker_id}}/{name}", Resource(POST=nodes.tell_worker(name)))
+        for name in ("start", "stop", "restart", "drain", "undrain")
+    ),
+    Route("/v1/nodes", Resource(GET=nodes.nodes)),
+    Route("/v1/nodes/{node_id}", Resource(GET=nodes.node)),
+    Route("/v1/nodes/{node_id}/status", Resource(GET=nodes.status)),
+    Route("/v1/nodes/{node_id}/labels", Resource(POST=nodes.labels)),
+    *(
+        Route(f"/v1/nodes/{{node_id}}/{name}", Resource(POST=nodes.tell_node(name)))
+        for name in ("drain", "undrain", "restart-workers")
+    ),
     Route("/v1/models", Resource(GET=cluster.models)),
     Route("/v1/queues", Resource(GET=cluster.queues)),
     Route("/v1/query", Resource(POST=analytics.query)),

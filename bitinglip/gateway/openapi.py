@@ -12,12 +12,15 @@ from starlette.responses import Response
 
 import bitinglip
 from bitinglip import errors
+from bitinglip.events.node import NodeWorker
 from bitinglip.gateway import problems
 from bitinglip.gateway.analytics import Answer, Query
+from bitinglip.gateway.nodes import Labels
 from bitinglip.gateway.operations import (
     ACCEPTED,
     ARTIFACT,
     ENDING,
+    NODE_STATUS,
     OPERATIONS,
     OPTIONAL,
     REFERENCE,
@@ -29,11 +32,12 @@ from bitinglip.gateway.operations import (
     object_of,
     ref,
 )
-from bitinglip.projections.rows import ModelRow, TaskRow, WorkerRow
+from bitinglip.projections.rows import ModelRow, NodeRow, TaskRow, WorkerRow
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 
-MODELS: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, *PARAMETERS.values(), *RESULTS.values())
+BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker)
+MODELS = (*BODIES, *PARAMETERS.values(), *RESULTS.values())
 
 
 async def openapi(_: Request) -> Response:
@@ -129,6 +133,8 @@ def _schemas() -> Schema:
         "Ending": ENDING,
         "Task": _row(TaskRow),
         "Worker": _row(WorkerRow),
+        "Node": _row(NodeRow),
+        "NodeStatus": NODE_STATUS,
         "Model": _row(ModelRow),
         "TaskPage": object_of(tasks=array_of(ref("Task")), next_cursor=OPTIONAL),
         "Schema": object_of(
@@ -146,7 +152,7 @@ def _schemas() -> Schema:
     }  # fmt: skip
 
 
-def _row(row: type[TaskRow | WorkerRow | ModelRow]) -> Schema:
+def _row(row: type[TaskRow | WorkerRow | NodeRow | ModelRow]) -> Schema:
     return TypeAdapter(row).json_schema(mode="serialization")
 
 

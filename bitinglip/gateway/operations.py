@@ -98,6 +98,28 @@ WATCHING = (
     ),
     LAST_EVENT_ID,
 )
+NODE_ID = in_path("node_id", "The node's name.", "[A-Za-z0-9_-]+")
+WORKER_ID = in_path("worker_id", "The worker's name.", "[A-Za-z0-9_-]+")
+NODE_COMMANDS = {
+    "drain": "Have a node's workers take nothing new, also those that start later.",
+    "undrain": "Have a node's workers take work again.",
+    "restart-workers": "Restart a node's workers one after the other, each drained before; goes on after the answer.",
+}
+WORKER_COMMANDS = {
+    "start": "Start a worker that was stopped.",
+    "stop": "Stop a worker, and leave it so.",
+    "restart": "Stop a worker, and start it anew.",
+    "drain": "Have a worker take nothing new.",
+    "undrain": "Have a worker take work again.",
+}
+NODE_STATUS = object_of(
+    node_id=TEXT,
+    draining=FLAG,
+    labels={"type": "object"},
+    restarting=array_of(TEXT),
+    workers=array_of(ref("NodeWorker")),
+)
+LINES = in_query("lines", "How many; 100 if not given.", {"type": "integer", "minimum": 1, "maximum": 2000})
 LINKS = object_of(self=TEXT, events=TEXT)
 ARTIFACT = object_of(sha256=TEXT, size_bytes=WHOLE, media_type=TEXT, links=object_of(self=TEXT))
 ACCEPTED = object_of(task_id=TEXT, state=STATE, sequence=WHOLE, links=LINKS)
@@ -125,6 +147,8 @@ class Operation:
 
 
 BODY = (errors.MalformedBody, errors.UnsupportedMediaType, errors.PayloadTooLarge, errors.InvalidInput)
+COMMANDED = (errors.InvalidInput, errors.CommandRefused, errors.NodeSilent, errors.NoServer)
+"""How a command to a node may end."""
 SSE = ("text/event-stream", "application/json")
 
 OPERATIONS = (
@@ -170,6 +194,42 @@ OPERATIONS = (
         media_types=("application/octet-stream",),
     ),
     Operation("get", "/v1/workers", "List the workers.", {200: object_of(workers=array_of(ref("Worker")))}),
+    Operation(
+        "get", "/v1/workers/{worker_id}", "Look at a worker.", {200: ref("Worker")},
+        (errors.WorkerNotFound, errors.InvalidInput), (WORKER_ID,),
+    ),
+    Operation(
+        "get", "/v1/workers/{worker_id}/logs", "The last lines of a worker's log.",
+        {200: object_of(worker_id=TEXT, lines=array_of(TEXT))}, (errors.WorkerNotFound, *COMMANDED),
+        (WORKER_ID, LINES),
+    ),
+    *(
+        Operation(
+            "post", f"/v1/workers/{{worker_id}}/{name}", summary, {202: ref("NodeWorker")},
+            (errors.WorkerNotFound, *COMMANDED), (WORKER_ID,),
+        )
+        for name, summary in WORKER_COMMANDS.items()
+    ),
+    Operation("get", "/v1/nodes", "List the nodes.", {200: object_of(nodes=array_of(ref("Node")))}),
+    Operation(
+        "get", "/v1/nodes/{node_id}", "Look at a node.", {200: ref("Node")},
+        (errors.NodeNotFound, errors.InvalidInput), (NODE_ID,),
+    ),
+    Operation(
+        "get", "/v1/nodes/{node_id}/status", "Ask a node's agent how it is now.", {200: ref("NodeStatus")},
+        (errors.NodeNotFound, *COMMANDED), (NODE_ID,),
+    ),
+    Operation(
+        "post", "/v1/nodes/{node_id}/labels", "Set a node's labels; null takes one away.", {200: ref("NodeStatus")},
+        (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Labels",
+    ),
+    *(
+        Operation(
+            "post", f"/v1/nodes/{{node_id}}/{name}", summary, {202: ref("NodeStatus")},
+            (errors.NodeNotFound, *COMMANDED), (NODE_ID,),
+        )
+        for name, summary in NODE_COMMANDS.items()
+    ),
     Operation("get", "/v1/models", "List the registered models.", {200: object_of(models=array_of(ref("Model")))}),
     Operation(
         "get", "/v1/queues", "How many tasks wait or run, by lane, model, API key and what they require.",

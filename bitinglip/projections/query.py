@@ -16,11 +16,11 @@ import orjson
 from bitinglip.errors import InvalidInput
 from bitinglip.projections import queries, sql
 from bitinglip.projections.database import Database
-from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow, reader
+from bitinglip.projections.rows import ColumnSchema, ModelRow, NodeRow, TableSchema, TaskRow, WorkerRow, reader
 
 THREADS = 2
 _T = TypeVar("_T")
-_task, _worker, _model = reader(TaskRow), reader(WorkerRow), reader(ModelRow)
+_task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +107,10 @@ class Queries:
     async def workers(self) -> list[WorkerRow]:
         """Return all workers that ever said something, by name."""
         return [_worker(values) for values in await self._rows("workers")]
+
+    async def nodes(self) -> list[NodeRow]:
+        """Return all nodes that ever said something, by name."""
+        return [_node(values) for values in await self._rows("nodes")]
 
     async def models(self) -> list[ModelRow]:
         """Return all models that a worker ever registered, by name."""

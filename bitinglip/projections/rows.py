@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 
 from bitinglip.events.task import Lane
 from bitinglip.tasks.state import State
 
+NodeState = Literal["online", "draining", "offline"]
 _Row = TypeVar("_Row")
 _JSON = frozenset({
     "metadata", "params", "params_ref", "result", "result_ref", "failure", "versions", "models", "loaded",
+    "labels", "devices", "workers",
 })  # fmt: skip
 
 
@@ -89,6 +91,35 @@ class WorkerRow:
     engine_exits: int
     engine_exit_reason: str | None
     stop_reason: str | None
+    drained: bool
+    started_at: datetime | None
+    seen_at: datetime
+    stopped_at: datetime | None
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A node; the columns of `nodes`."""
+
+    node_id: str
+    state: NodeState
+    pid: int | None
+    release: str | None
+    system: str | None
+    labels: dict[str, str]
+    draining: bool
+    cpus: int | None
+    cpu_percent: float | None
+    memory_total_bytes: int | None
+    memory_used_bytes: int | None
+    disk_total_bytes: int | None
+    disk_free_bytes: int | None
+    rss_bytes: int | None
+    devices: list[dict[str, Any]]
+    workers: list[dict[str, Any]]
+    worker_exits: int
+    worker_exit_reason: str | None
     started_at: datetime | None
     seen_at: datetime
     stopped_at: datetime | None

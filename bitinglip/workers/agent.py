@@ -21,7 +21,7 @@ from bitinglip.workers.batch import BatchRunner, Identity
 from bitinglip.workers.batcher import group
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.files import Files
-from bitinglip.workers.lease import LeaseKeeper
+from bitinglip.workers.lease import LeaseKeeper, Ledger
 from bitinglip.workers.policy import Wait, after_service, decide
 from bitinglip.workers.routebook import card_with, common_routes, route_of, view_of, with_route
 from bitinglip.workers.view import RouteView, WorkerView
@@ -34,16 +34,46 @@ LONGEST_WAIT_S = 3600.0
 """Seconds after which a wait begins anew: a timer cannot be endless."""
 
 
+class Drain:
+    """Whether the worker is asked to take nothing new, and whether it has come to that."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.changed = asyncio.Event()
+        self.reached = asyncio.Event()
+        self.left = asyncio.Event()
+        self.left.set()
+
+    def ask(self, drained: bool) -> None:
+        """Ask for it, or for the end of it."""
+        self.asked = drained
+        self.changed.clear() if drained else self.changed.set()
+
+    def rest(self, resting: bool) -> None:
+        """Say that nothing runs and nothing is taken, or that work is taken again."""
+        (self.reached.set if resting else self.left.set)()
+        (self.left.clear if resting else self.reached.clear)()
+
+
 class Agent:
     """The loop of one worker: pulls for the models that it serves, and runs what it gets, batch by batch."""
 
-    def __init__(self, event_log: EventLog, settings: Settings, identity: Identity, models: list[ModelSpec]) -> None:
+    def __init__(
+        self,
+        event_log: EventLog,
+        settings: Settings,
+        identity: Identity,
+        models: list[ModelSpec],
+        ledger: Ledger | None = None,
+    ) -> None:
+        """`ledger` is told which work messages the worker holds."""
         self._log = event_log
         self._settings = settings
         self._stopping = False
         self._last = 0
-        self._leases = LeaseKeeper(settings.worker.lease_s)
-        self._queue = WorkQueue(event_log.connection, settings.worker.lease_s)
+        self._leases = LeaseKeeper(settings.worker.lease_s, ledger)
+        self._queue = WorkQueue(event_log.connection, settings.worker.lease_s, self._leases.hold)
+        self._drain = Drain()
         scribe = Scribe(event_log, settings.log.tick_ttl_s, lambda: self._stopping)
         folder = settings.data_dir / "scratch" / identity.worker_id
         self._files = Files(event_log.connection, folder, lambda: self._stopping)
@@ -69,7 +99,7 @@ class Agent:
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
             while not self._stopping:
-                await self._round()
+                await (self._rest() if self._drain.asked else self._round())
         finally:
             await self._hand_back(await self._queue.close())
             await self.runner.close()
@@ -86,8 +116,36 @@ class Agent:
     def stop(self) -> None:
         """Pull nothing more; what runs may end within the grace period, then it is handed back."""
         self._stopping = True
+        self._drain.changed.set()
         self._queue.interrupt()
         self.runner.stop_after(self._settings.worker.grace_s)
+
+    def drain(self) -> None:
+        """Take nothing new: what runs goes on to its end, what was pulled and has not begun is handed back."""
+        self._drain.ask(True)
+        self._queue.interrupt()
+
+    def undrain(self) -> None:
+        """Take work again."""
+        self._drain.ask(False)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self._drain.asked
+
+    async def when_drained(self) -> None:
+        """Wait until it is drained: nothing runs, nothing is held."""
+        await self._drain.reached.wait()
+
+    async def when_undrained(self) -> None:
+        """Wait until it takes work again."""
+        await self._drain.left.wait()
+
+    async def _rest(self) -> None:
+        self._drain.rest(True)
+        await self._drain.changed.wait()
+        self._drain.rest(False)
 
     async def _round(self) -> None:
         try:
@@ -96,8 +154,6 @@ class Agent:
             log.debug("nothing to pull from: %s", error)
             await asyncio.sleep(AWAY_S)
             return
-        for delivery in deliveries:
-            self._leases.hold(delivery)
         for batch in group(deliveries, _compatible).values():
             await self._serve(batch)
 
@@ -115,7 +171,7 @@ class Agent:
         await asyncio.gather(*running)
 
     async def _let_join(self, reference: str, running: set[asyncio.Task[None]], until: float) -> None:
-        while not self._stopping and time.monotonic() < until and not all(task.done() for task in running):
+        while not self._leaving and time.monotonic() < until and not all(task.done() for task in running):
             room = self._settings.worker.max_batch - self.runner.counts.running
             if room <= 0:
                 self.runner.freed.clear()
@@ -127,8 +183,6 @@ class Agent:
             except NoServer as error:
                 log.debug("nothing joins: %s", error)
                 return
-            for delivery in found:
-                self._leases.hold(delivery)
             for route, some in group(found, lambda delivery: delivery.route).items():
                 self._view = after_service(self._view, view_of(route), len(some), ())
             for task in [task for task in running if task.done()]:
@@ -165,7 +219,7 @@ class Agent:
     async def _run(self, batch: list[Delivery]) -> None:
         failed = self.runner.counts.failed
         try:
-            if self._stopping:
+            if self._leaving:
                 await self._hand_back(batch)
             else:
                 await self.runner.run(batch)
@@ -250,6 +304,12 @@ class Agent:
                 await delivery.nak()
             except NoServer:
                 log.debug("a work message comes back when its lease ends")
+            self._leases.release(delivery)
+
+    @property
+    def _leaving(self) -> bool:
+        """Whether work that has not begun is to be handed back."""
+        return self._stopping or self._drain.asked
 
 
 def _reference(delivery: Delivery) -> str:

@@ -406,6 +406,24 @@ class BatchRunner:
             return self._failure(attempt, Failure(kind="timed_out", message=f"Ran over {limit} ms.", retryable=True))
         return StopAttempt(attempt=attempt.task.attempt, worker_id=self._identity.worker_id)
 
+    async def load(self, reference: str) -> str | None:
+        """Load a model that this worker serves; returns what went wrong, if anything."""
+        model = next((model for model in self._models.values() if model.reference == reference), None)
+        if model is None:
+            return f"this worker does not serve {reference}"
+        try:
+            loaded = await self._load(await self._engine.get(), model, [])
+        except EngineDied as died:
+            return died.problem
+        return loaded.failure.message if isinstance(loaded, LoadFailed) else None
+
+    async def unload(self, reference: str) -> str | None:
+        """Drop a model from memory; returns what is against it, if anything."""
+        if any(attempt.task.submitted.model == reference for attempt in self._running.values()):
+            return f"a task runs on {reference}"
+        await self._engine.unload(reference)
+        return None
+
     # --- cancel, time-out, stop ---------------------------------------------------------------------------------------
 
     async def listen_for_cancels(self) -> Any:

@@ -148,6 +148,14 @@ def find(device: str, environ: Mapping[str, str], build: str | None, sysfs: Path
     return {name: _find(name, build, lambda: _drivers(build, environ, sysfs)) for name in names}
 
 
+def find_cards(environ: Mapping[str, str], build: str | None, sysfs: Path = amdgpu.SYSFS) -> dict[str, Source]:
+    """Return the cards that torch would see, by the names that it would give them; none without such a torch."""
+    if build in {None, "cpu", "xpu"}:
+        return {}
+    cards = next((cards for cards in _drivers(build, environ, sysfs) if cards), ())
+    return {f"cuda:{number}": card for number, card in enumerate(cards)}
+
+
 def torch_build() -> str | None:
     """Return what torch is built for (`cuda`, `hip`, `xpu`, `cpu`), from its own file; none if there is no torch.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from bitinglip.errors import EngineDied
@@ -62,6 +62,14 @@ class EngineKeeper:
             problem = f"{model.reference} was not loaded within {limit_s:g} s (`worker.load_timeout_s`)."
             await host.stop(grace_s=0.0, reason=problem)
             raise EngineDied(problem=problem) from error
+
+    async def unload(self, reference: str) -> None:
+        """Drop all that is loaded of a model; one that is not loaded is fine, and so is a process that ends."""
+        host = self._host
+        for key in [key for key in (host.loaded if host else ()) if key.split("|")[1] == reference]:
+            assert host is not None
+            with suppress(EngineDied):
+                await host.unload(key)
 
     @asynccontextmanager
     async def watched(self, host: EngineHost) -> AsyncGenerator[None]:

@@ -1,18 +1,22 @@
 """The worker process: `python -m bitinglip.workers.main`, configured by the environment.
 
+With `--tether FD` it is at the end of a socket that its node agent left it: it obeys what comes from there, tells what
+it holds, and stops when the agent is gone.
+
 Says one JSON line on standard output when it is ready; its log goes to standard error. The first SIGINT or SIGTERM lets
 what runs end within the grace period, the second hands it back at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Coroutine, Iterable
+from contextlib import aclosing, suppress
 from typing import Any, cast
 
 import orjson
@@ -28,9 +32,11 @@ from bitinglip.events.worker import (
     DeviceReading,
     ServedModel,
     WorkerDeviceLost,
+    WorkerDrained,
     WorkerHeartbeat,
     WorkerStarted,
     WorkerStopped,
+    WorkerUndrained,
 )
 from bitinglip.logs import configure_logging
 from bitinglip.models.registry import register
@@ -40,6 +46,7 @@ from bitinglip.workers.agent import Agent
 from bitinglip.workers.batch import Identity
 from bitinglip.workers.device import Devices, identify, open_devices
 from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.tether import Tether
 
 log = logging.getLogger("bitinglip.worker")
 
@@ -57,12 +64,16 @@ class WorkerProcess:
         identity: Identity,
         models: list[StoredModel],
         devices: Devices,
+        tether: Tether | None = None,
     ) -> None:
         self._settings = settings
         self._log = event_log
         self._identity = identity
         self._models = models
-        self._agent = Agent(event_log, settings, identity, [_spec(model, settings.worker) for model in models])
+        specs = [_spec(model, settings.worker) for model in models]
+        self._agent = Agent(event_log, settings, identity, specs, tether)
+        self._tether = tether
+        self._doing: set[asyncio.Task[None]] = set()
         self._devices = devices
         self._lost: DeviceLost | None = None
         self._signals = 0
@@ -75,16 +86,27 @@ class WorkerProcess:
             BitingLipError: the start failed.
         """
         self._handle_signals()
+        obeying = asyncio.create_task(self._obey(self._tether), name="tether") if self._tether else None
+        try:
+            await self._work()
+        finally:
+            if obeying is not None:
+                obeying.cancel()
+
+    async def _work(self) -> None:
         for model in self._models:
             await register(self._log, model)
         await self._tell(self._started())
         self._agent.know_card((await self._devices.read()).memory_total_bytes)
-        heartbeat = asyncio.create_task(self._heartbeats(), name="heartbeats")
+        beside = [asyncio.create_task(self._heartbeats(), name="heartbeats")]
+        if self._tether is not None:
+            beside.append(asyncio.create_task(self._tell_drains(self._tether), name="drains"))
         self._say_ready()
         try:
             await self._agent.run()
         finally:
-            heartbeat.cancel()
+            for task in beside:
+                task.cancel()
             await self._say_goodbye()
         if self._lost is not None:
             raise self._lost
@@ -93,6 +115,50 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+
+    async def _obey(self, tether: Tether) -> None:
+        """Do what the node agent says; without it, stop."""
+        async with aclosing(tether.commands()) as commands:
+            async for command in commands:
+                match command["command"]:
+                    case "drain":
+                        self._agent.drain()
+                    case "undrain":
+                        self._agent.undrain()
+                    case "load" | "unload" as what:
+                        self._do(self._load_or_unload(tether, what == "load", command["model"], command["id"]))
+                    case other:
+                        log.warning("an unknown command of the node agent: %s", other)
+        # At once: another agent may soon start a worker of this name.
+        log.warning("the node agent is gone: stopping; what runs is handed back")
+        self._agent.runner.stop_after(0.0)
+        self._agent.stop()
+
+    async def _load_or_unload(self, tether: Tether, load: bool, model: str, number: int) -> None:
+        runner = self._agent.runner
+        problem = await (runner.load(model) if load else runner.unload(model))
+        tether.say(answer=number, problem=problem)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._doing.add(task)
+        task.add_done_callback(self._doing.discard)
+
+    async def _tell_drains(self, tether: Tether) -> None:
+        """Tell, for ever, when the worker is drained and when it is so no more."""
+        names = {"worker_id": self._identity.worker_id, "node_id": self._identity.node_id}
+        while True:
+            await self._agent.when_drained()
+            tether.say(drained=True)
+            await self._try_to_tell(WorkerDrained(**names))
+            await self._agent.when_undrained()
+            await self._try_to_tell(WorkerUndrained(**names))
+
+    async def _try_to_tell(self, event: Event) -> None:
+        try:
+            await self._tell(event)
+        except BitingLipError as error:
+            log.warning("%s is not in the log: %s", event.type, error)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -161,6 +227,7 @@ class WorkerProcess:
             loaded=sorted(self._agent.runner.loaded),
             rss_bytes=psutil.Process().memory_info().rss,
             device=reading,
+            draining=self._agent.draining or None,
         )
 
     async def _say_goodbye(self) -> None:
@@ -193,8 +260,8 @@ class WorkerProcess:
         )
 
 
-async def serve(settings: Settings) -> None:
-    """Run one worker until a signal comes.
+async def serve(settings: Settings, tether_fd: int | None = None) -> None:
+    """Run one worker until a signal comes, or its node agent is gone.
 
     Raises:
         BitingLipError: the start failed (no server, no such model, no such device), or a device was lost.
@@ -203,18 +270,24 @@ async def serve(settings: Settings) -> None:
     models = _models(settings)
     devices = await open_devices(settings.worker.device)
     event_log = await EventLog.connect(settings.nats, f"/worker/{identity.worker_id}")
+    tether = None if tether_fd is None else await Tether.open(tether_fd)
     try:
-        await WorkerProcess(settings, event_log, identity, models, devices).run()
+        await WorkerProcess(settings, event_log, identity, models, devices, tether).run()
     finally:
+        if tether is not None:
+            tether.close()
         await event_log.close()
 
 
 def main() -> int:
     """Run the process; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="bitinglip.workers.main", description="One worker.")
+    parser.add_argument("--tether", type=int, help="descriptor of the socket to the node agent")
+    tether_fd: int | None = parser.parse_args().tether
     try:
         settings, _ = load()
         configure_logging(settings.log)
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, tether_fd))
     except BitingLipError as error:
         sys.stderr.write(f"error: {error}\nremedy: {error.remedy}\n")
         return error.exit_code

@@ -32,6 +32,7 @@ from tests.support.server import RestartableServer, eventually
 
 SEED = int(os.environ.get("FAULTS_SEED", "20261123"))
 ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "24"))
+FAULTS = ("worker", "engine", "gateway", "server", "pause", "kept worker", "engine", "node", "kept worker")
 PAUSE_S = 0.1
 """Longest pause of a client between two tasks: what comes in is bounded, however fast the machine is."""
 LEASE = {"BITINGLIP_WORKER_LEASE_S": "2", "BITINGLIP_WORKER_MAX_BATCH": "8", "BITINGLIP_WORKER_HEARTBEAT_S": "1"}
@@ -45,13 +46,14 @@ class Field:
     cluster: Cluster
     gateway: Process
     workers: list[Process]
+    node: Process
     chance: random.Random
     accepted: set[str] = field(default_factory=set[str])
     kills: Counter[str] = field(default_factory=Counter[str])
 
     async def strike(self) -> None:
         """Kill or pause one thing, and bring it back."""
-        what = self.chance.choice(["worker", "engine", "gateway", "server", "pause", "worker", "engine"])
+        what = self.chance.choice(FAULTS)
         self.kills[what] += 1
         worker = self.chance.choice(self.workers)
         if what == "server":
@@ -61,6 +63,15 @@ class Field:
         elif what == "gateway":
             await self.gateway.kill()
             await self.gateway.start()
+        elif what == "node":
+            await self.node.kill()
+            await self.node.start()
+        elif what == "kept worker":
+            pids = children_of(self.node.pid)  # none, if its workers are waited for
+            self.chance.shuffle(pids)
+            for pid in pids[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         elif what == "engine":
             for pid in children_of(worker.pid):
                 with suppress(ProcessLookupError):
@@ -84,7 +95,8 @@ async def battlefield(restartable_nats: RestartableServer, tmp_path: Path) -> An
     port = {"BITINGLIP_GATEWAY_PORT": str(free_port())}
     gateway = await cluster.gateway(**port)
     workers = [await cluster.worker(**LEASE) for _ in range(2)]
-    yield Field(restartable_nats, cluster, gateway, workers, random.Random(SEED))
+    node = await cluster.node(workers=2, **LEASE)
+    yield Field(restartable_nats, cluster, gateway, workers, node, random.Random(SEED))
     await cluster.close()
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODULES = {"gateway": "bitinglip.gateway.main", "worker": "bitinglip.workers.main"}
+MODULES = {"gateway": "bitinglip.gateway.main", "worker": "bitinglip.workers.main", "node": "bitinglip.workers.node"}
 START_S = 60.0
 STOP_S = 30.0
 
@@ -101,6 +101,17 @@ class Cluster:
             "BITINGLIP_WORKER_NODE": "test",
         }
         return await self.start("worker", env | settings)
+
+    async def node(self, workers: int = 1, **settings: Any) -> Process:
+        """Start a node agent with workers that serve `echo`, in a data directory of its own."""
+        number = len(self._processes)
+        env = {
+            "BITINGLIP_WORKER_MODELS": "echo",
+            "BITINGLIP_WORKER_NODE": f"n{number}",
+            "BITINGLIP_NODE_WORKERS": workers,
+            "BITINGLIP_DATA_DIR": str(self._folder / f"node-{number}"),
+        }
+        return await self.start("node", env | settings)
 
     async def start(self, kind: str, env: dict[str, Any]) -> Process:
         """Start a process with this environment."""

@@ -9,13 +9,13 @@ from importlib import resources
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
     "TASKS": ("events", "tasks"),
-    "WORKERS": ("events", "workers"),
+    "WORKERS": ("events", "workers", "nodes"),
     "MODELS": ("events", "models"),
 }
 """The projections of each stream, in the order in which they are applied."""
 
 PROGRESS = frozenset({"task.progressed"})
-NAMES = ("events", "tasks", "workers", "models")
+NAMES = ("events", "tasks", "workers", "nodes", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 

@@ -26,6 +26,7 @@ create table workers (
     engine_exits bigint,
     engine_exit_reason varchar,
     stop_reason varchar,
+    drained boolean,
     started_at timestamp,
     seen_at timestamp,
     stopped_at timestamp,
@@ -54,6 +55,7 @@ comment on column workers.device_power_w is 'Power that the device draws, in wat
 comment on column workers.engine_exits is 'Times that its engine process ended by itself since the start.';
 comment on column workers.engine_exit_reason is 'Why the engine process ended, the last time.';
 comment on column workers.stop_reason is 'Why it stopped; null while it has not.';
+comment on column workers.drained is 'Whether it has come to take nothing new, as it was asked to.';
 comment on column workers.started_at is 'When it last started (UTC).';
 comment on column workers.seen_at is 'Its last sign of life (UTC).';
 comment on column workers.stopped_at is 'When it stopped (UTC); null while it has not.';
@@ -88,6 +90,7 @@ select
     }') as reading,
     max_by(said, sequence) filter (type = 'worker.engine_exited') as exited,
     max_by(said, sequence) filter (type = 'worker.stopped') as stopped,
+    max_by(type = 'worker.drained', sequence) filter (type in ('worker.drained', 'worker.undrained')) as drained,
     count_if(type = 'worker.engine_exited') as engine_exits,
     max(time) filter (type = 'worker.started') as started_at,
     max(time) as seen_at,
@@ -121,6 +124,7 @@ select
     new.engine_exits + coalesce(old.engine_exits, 0) as engine_exits,
     coalesce(new.exited.reason, old.engine_exit_reason) as engine_exit_reason,
     coalesce(new.stopped.reason, old.stop_reason) as stop_reason,
+    coalesce(new.drained, old.drained, false) as drained,
     coalesce(new.started_at, old.started_at) as started_at,
     new.seen_at,
     coalesce(new.stopped_at, old.stopped_at) as stopped_at,

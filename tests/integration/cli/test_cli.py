@@ -139,6 +139,12 @@ class TestWithoutACluster:
             assert "remedy:" in ended.err
 
 
+async def nodes(url: str) -> list[Any]:
+    """Return the nodes whose workers are told of."""
+    found = (await bitinglip("node", "list", "--json", "--url", url)).lines
+    return [node for node in found if node["workers"]]
+
+
 class Up:
     """A running `bitinglip up`."""
 
@@ -255,7 +261,9 @@ class TestOnACluster:
         lines = (await bitinglip("events", "export", "--type", "task.submitted", "--url", url)).lines
         assert {line["type"] for line in lines} == {"task.submitted"}
         await bitinglip("events", "export", "--stream", "workers", "-o", str(tmp_path / "w.jsonl"), "--url", url)
-        assert json.loads((tmp_path / "w.jsonl").read_text().splitlines()[0])["type"] == "worker.started"
+        exported = [json.loads(line)["type"] for line in (tmp_path / "w.jsonl").read_text().splitlines()]
+        assert exported[0] == "node.started"
+        assert "worker.started" in exported
 
     async def test_a_tail_ends_with_ctrl_c_without_a_traceback(self, url: str) -> None:
         await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", url)
@@ -314,6 +322,28 @@ class TestOnACluster:
         schema = await bitinglip("query", "--schema", "--url", url)
         assert any(line.startswith("tasks\tstate\t") for line in schema.out.splitlines())
 
+    async def test_nodes_and_workers_are_shown_and_commanded(self, url: str, eventually: Callable[..., Any]) -> None:
+        node = (await eventually(lambda: nodes(url)))[0]
+        worker = (await bitinglip("worker", "list", "--json", "--url", url)).lines[0]["worker_id"]
+        shown = await bitinglip("cluster", "status", "--url", url)
+        assert shown.status == 0
+        assert {node["node_id"], worker} <= {line.split("\t")[0] for line in shown.out.splitlines()}
+        assert worker in (await bitinglip("node", "show", node["node_id"], "--url", url)).out
+        drained = await bitinglip("worker", "drain", worker, "--url", url)
+        assert drained.out.split()[1] in {"draining", "drained"}
+        assert (await bitinglip("worker", "undrain", worker, "--url", url)).out.split() == [worker, "ready"]
+        labelled = await bitinglip("node", "label", node["node_id"], "site=cellar", "eu", "--json", "--url", url)
+        assert labelled.json["labels"] == {"site": "cellar", "eu": ""}
+        labelled = await bitinglip("node", "label", node["node_id"], "site-", "eu-", "--json", "--url", url)
+        assert labelled.json["labels"] == {}
+        restarted = await bitinglip("node", "restart-workers", node["node_id"], "--json", "--url", url)
+        assert (restarted.json["restarting"], restarted.json["workers"][0]["state"]) == ([], "ready")
+        logs = await bitinglip("worker", "logs", worker, "-n", "2", "--url", url)
+        assert "stopping" in (await bitinglip("worker", "logs", worker, "--url", url)).out
+        assert 1 <= len(logs.out.splitlines()) <= 2
+        none = await bitinglip("node", "drain", "no-such-node", "--url", url)
+        assert (none.status, "There is no node no-such-node" in none.err) == (2, True)
+
     async def test_the_doctor_is_content(self, url: str) -> None:
         ended = await bitinglip("doctor", "--url", url)
         assert ended.status == 0
@@ -343,7 +373,7 @@ class TestUp:
         children = up.children
         status, err = await up.stop()
         assert status == 0
-        assert "was killed by signal 9; starting it again" in err
+        assert err.count("was killed by signal 9; starting it again") == 2, err
         assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
     async def test_its_data_survives(self, tmp_path: Path) -> None:

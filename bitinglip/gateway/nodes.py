@@ -1,0 +1,145 @@
+"""Nodes and their workers: look at them, and have them do something."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.errors import MalformedBody, NodeNotFound, WorkerNotFound
+from bitinglip.events import subjects
+from bitinglip.events.service import command
+from bitinglip.gateway import requests
+from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.responses import json
+from bitinglip.projections.rows import NodeRow, WorkerRow
+from bitinglip.tasks.commands import invalid_input
+
+ANSWER_S = 5.0
+"""How long a node may take to answer."""
+LINES, LINES_MOST = 100, 2_000
+FRESH_S = 60.0
+"""A node is online for this long after its last sign of life, or for three of its heartbeats, if that is longer."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Labels(BaseModel):
+    """Labels of a node to be set, or, with null, taken away."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: dict[str, str | None] = Field(max_length=64)
+
+
+async def nodes(request: Request) -> Response:
+    """Answer `GET /v1/nodes`."""
+    requests.only(request)
+    return json({"nodes": await _nodes(gateway_of(request))})
+
+
+async def node(request: Request) -> Response:
+    """Answer `GET /v1/nodes/{node_id}`."""
+    requests.only(request)
+    return json(await _node(request))
+
+
+async def status(request: Request) -> Response:
+    """Answer `GET /v1/nodes/{node_id}/status`: the node as its agent sees it now."""
+    requests.only(request)
+    return json(await _tell(gateway_of(request), (await _node(request)).node_id, "status", {}))
+
+
+async def worker(request: Request) -> Response:
+    """Answer `GET /v1/workers/{worker_id}`."""
+    requests.only(request)
+    return json(await _worker(request))
+
+
+async def labels(request: Request) -> Response:
+    """Answer `POST /v1/nodes/{node_id}/labels`."""
+    gateway = gateway_of(request)
+    requests.only(request)
+    change = read_labels(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    return json(await _tell(gateway, (await _node(request)).node_id, "labels", change.model_dump()))
+
+
+async def logs(request: Request) -> Response:
+    """Answer `GET /v1/workers/{worker_id}/logs`: the last lines."""
+    requests.only(request, ("lines",))
+    lines = requests.number("lines", requests.one(request, "lines"), LINES, 1, LINES_MOST)
+    found = await _worker(request)
+    return json(await _tell(gateway_of(request), found.node_id, "logs", {"worker_id": found.worker_id, "lines": lines}))
+
+
+def tell_node(name: str) -> Handler:
+    """Return what answers `POST /v1/nodes/{node_id}/<name>`: the node as it is then."""
+
+    async def handle(request: Request) -> Response:
+        requests.only(request)
+        return json(await _tell(gateway_of(request), (await _node(request)).node_id, name, {}), 202)
+
+    return handle
+
+
+def tell_worker(name: str) -> Handler:
+    """Return what answers `POST /v1/workers/{worker_id}/<name>`: the worker as its agent sees it then."""
+
+    async def handle(request: Request) -> Response:
+        requests.only(request)
+        found = await _worker(request)
+        body = {"worker_id": found.worker_id}
+        return json(await _tell(gateway_of(request), found.node_id, f"worker-{name}", body), 202)
+
+    return handle
+
+
+def read_labels(body: bytes) -> Labels:
+    """Read the body of `POST /v1/nodes/{node_id}/labels`.
+
+    Raises:
+        MalformedBody: it is not JSON.
+        InvalidInput: a field is refused; the error names it.
+    """
+    try:
+        return Labels.model_validate_json(body)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise MalformedBody(problem=error.errors()[0]["msg"]) from error
+        raise invalid_input(error) from error
+
+
+async def _tell(gateway: Gateway, node_id: str | None, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    node_id = node_id or "unknown"
+    subject = subjects.node_command(node_id, name)
+    return await command(gateway.log.connection, node_id, subject, {"by": gateway.key_id} | body, ANSWER_S)
+
+
+async def _nodes(gateway: Gateway) -> list[NodeRow]:
+    """Return the nodes; one that went silent is offline."""
+    fresh = timedelta(seconds=max(FRESH_S, 3 * gateway.settings.node.heartbeat_s))
+    oldest = gateway.log.clock() - fresh
+    rows = await gateway.readmodel.queries.nodes()
+    return [row if row.seen_at >= oldest else replace(row, state="offline") for row in rows]
+
+
+async def _node(request: Request) -> NodeRow:
+    node_id: str = request.path_params["node_id"]
+    found = next((row for row in await _nodes(gateway_of(request)) if row.node_id == node_id), None)
+    if found is None:
+        raise NodeNotFound(node_id=node_id[:200])
+    return found
+
+
+async def _worker(request: Request) -> WorkerRow:
+    worker_id: str = request.path_params["worker_id"]
+    rows = await gateway_of(request).readmodel.queries.workers()
+    found = next((row for row in rows if row.worker_id == worker_id), None)
+    if found is None:
+        raise WorkerNotFound(worker_id=worker_id[:200])
+    return found
