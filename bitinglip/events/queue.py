@@ -75,6 +75,8 @@ class _Request:
     open: bool = False
     missing: bool = False
     """The consumer is not there."""
+    dropped: bool = False
+    """The route is not ours any more: what the last request still brings is handed back."""
 
 
 class WorkQueue:
@@ -137,6 +139,12 @@ class WorkQueue:
             await self._mend(request)
         return self._take()
 
+    def drop(self, route: Route) -> None:
+        """Serve a route no more; the request that stands on it may bring one more message, which is handed back."""
+        for standing in (True, False):
+            if (request := self._requests.get((route, standing))) is not None:
+                request.dropped = True
+
     def interrupt(self) -> None:
         """Make a `wait` return now."""
         self._epoch += 1
@@ -153,6 +161,7 @@ class WorkQueue:
 
     async def _ask(self, route: Route, ask: dict[str, int], *, standing: bool) -> _Request:
         request = self._requests.get((route, standing)) or await self._subscribe(route, standing)
+        request.dropped = False
         if not (standing and request.open):
             request.open, request.missing = True, False
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.{route.consumer}"
@@ -185,7 +194,7 @@ class WorkQueue:
         except CorruptEvent as error:
             log.error("a work message cannot be read and stays in the queue: %s", error)  # noqa: TRY400
             return
-        if self._listening:
+        if self._listening and not request.dropped:
             self._arrived.append(delivery)
             self._on_arrival(delivery)
         else:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from bitinglip.errors import BitingLipError, NoServer
@@ -23,8 +23,8 @@ from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.files import Files
 from bitinglip.workers.lease import LeaseKeeper, Ledger
 from bitinglip.workers.policy import Wait, after_service, decide
-from bitinglip.workers.routebook import card_with, common_routes, route_of, view_of, with_route
-from bitinglip.workers.view import RouteView, WorkerView
+from bitinglip.workers.routebook import common_routes, fitting, route_of, view_of, with_route
+from bitinglip.workers.view import CardView, RouteView, WorkerView
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ class Agent:
         self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models, self._files)
         self.failed = asyncio.Event()
         """Set whenever an attempt has failed, which may be the fault of a device."""
-        self._view = WorkerView(routes=common_routes(model.reference for model in models))
+        self._view = WorkerView(
+            routes=common_routes(model.reference for model in models),
+            card=CardView(identity.worker_id, identity.node_id, frozenset(settings.worker.labels)),
+        )
         self._found: list[Route] = []
         self._unseen = False
 
@@ -110,8 +113,16 @@ class Agent:
 
     def know_card(self, memory_bytes: int | None) -> None:
         """Say what the worker's device has, before `run`: work may require it."""
-        labels = self._settings.worker.labels
-        self._view = replace(self._view, card=card_with(self._view.card, labels=labels, total_bytes=memory_bytes))
+        self._view = replace(self._view, card=replace(self._view.card, total_bytes=memory_bytes))
+
+    def know_labels(self, labels: Iterable[str]) -> None:
+        """Say which labels the worker has from now on."""
+        card = replace(self._view.card, labels=frozenset(labels))
+        before = self._view.routes
+        self._view = replace(self._view, card=card, routes=fitting(before, card))
+        for view in [view for views in before.values() for view in views if not card.meets(view.requires)]:
+            self._queue.drop(route_of(view))
+        self._look_again()
 
     def stop(self) -> None:
         """Pull nothing more; what runs may end within the grace period, then it is handed back."""

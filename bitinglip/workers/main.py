@@ -125,6 +125,8 @@ class WorkerProcess:
                         self._agent.drain()
                     case "undrain":
                         self._agent.undrain()
+                    case "labels":
+                        self._agent.know_labels(command["labels"])
                     case "load" | "unload" as what:
                         self._do(self._load_or_unload(tether, what == "load", command["model"], command["id"]))
                     case other:

@@ -67,7 +67,7 @@ class NodeAgent:
         numbered = enumerate(plan(settings, devices.names))
         slots = [self._slot(number, device) for number, device in numbered]
         by_name = {slot.worker_id: slot for slot in slots}
-        self._fleet = Fleet(node_id, by_name, labels_of(settings.node.labels))
+        self._fleet = Fleet(node_id, by_name, labels_of(settings.node.labels), settings.worker.labels)
         load_s = settings.worker.load_timeout_s
         self._control = NodeControl(self._fleet, self.tell, load_s)
 
@@ -84,6 +84,7 @@ class NodeAgent:
         slots = self._fleet.slots.values()
         for slot in slots:
             slot.draining = self._fleet.draining
+            slot.label(self._fleet.words())
         running = [asyncio.create_task(slot.run(), name=slot.worker_id) for slot in slots]
         reason = "error"
         try:

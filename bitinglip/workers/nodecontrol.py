@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from bitinglip import __version__
@@ -37,13 +37,21 @@ VALUE = re.compile(r"[^=,\s]{0,63}")
 class Fleet:
     """A node's workers, its labels, and whether it is drained: what commands change."""
 
-    def __init__(self, node_id: str, slots: dict[str, Slot], labels: dict[str, str]) -> None:
+    def __init__(
+        self, node_id: str, slots: dict[str, Slot], labels: dict[str, str], worker_labels: Sequence[str] = ()
+    ) -> None:
         self.node_id = node_id
         self.slots = slots
         self.labels = labels
+        self._worker_labels = worker_labels
         self.draining = False
         self.restarting: list[str] = []
         """Workers that a rolling restart has yet to come to."""
+
+    def words(self) -> list[str]:
+        """Return what tasks may require of its workers: `worker.labels`, and the node's as NAME or NAME=VALUE."""
+        ours = [f"{name}={value}" if value else name for name, value in self.labels.items()]
+        return sorted({*self._worker_labels, *ours})
 
 
 class NodeControl:
@@ -122,6 +130,8 @@ class NodeControl:
         labels = changed(self._fleet.labels, body.get("labels", {}))
         await self._tell(NodeLabelled(node_id=self._fleet.node_id, by=body.get("by"), labels=labels))
         self._fleet.labels = labels
+        for slot in self._fleet.slots.values():
+            slot.label(self._fleet.words())
         return await self.status(body)
 
     async def logs(self, body: dict[str, Any]) -> dict[str, Any]:

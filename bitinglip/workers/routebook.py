@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from bitinglip.events.streams import Route
 from bitinglip.events.subjects import WorkClass, decode_queue, encode_queue
@@ -25,6 +24,13 @@ def with_route(routes: Routes, route: Route, card: CardView) -> Routes:
     return {**routes, view.reference: (*known, view)}
 
 
+def fitting(routes: Routes, card: CardView) -> Routes:
+    """Return the routes without those whose work requires what the card does not have."""
+    return {
+        reference: tuple(view for view in views if card.meets(view.requires)) for reference, views in routes.items()
+    }
+
+
 def view_of(route: Route) -> RouteView:
     """Return a queue as the policy sees it."""
     reference, work = decode_queue(route.queue)
@@ -36,8 +42,3 @@ def route_of(view: RouteView) -> Route:
     """Return the queue that a view is of."""
     work = WorkClass(view.share, view.requires.vram_gb, tuple(sorted(view.requires.labels)))
     return Route(view.lane, encode_queue(view.reference, work))
-
-
-def card_with(card: CardView, *, labels: Iterable[str], total_bytes: int | None) -> CardView:
-    """Return the card with what its worker knows of itself from the start."""
-    return replace(card, labels=frozenset(labels), total_bytes=total_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,11 @@ class Slot:
             self._move("ready")
         self._tell("undrain")
 
+    def label(self, labels: Sequence[str]) -> None:
+        """Give it these labels, which tasks may require: now, and whenever it starts."""
+        self._env = {**self._env, "BITINGLIP_WORKER_LABELS": ",".join(labels)}
+        self._tell("labels", labels=list(labels))
+
     def close(self) -> None:
         """End it for good."""
         self._closing = True
@@ -199,9 +204,9 @@ class Slot:
             self._killer = asyncio.get_running_loop().call_later(self._patience_s, self.kill)
         self._child.ask_to_stop()
 
-    def _tell(self, command: str) -> None:
+    def _tell(self, command: str, **more: Any) -> None:
         if self._child is not None:
-            self._child.tell(command)
+            self._child.tell(command, **more)
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("drained") and self.draining:

@@ -25,7 +25,10 @@ from bitinglip.events.service import command
 from bitinglip.events.streams import WORKERS
 from bitinglip.events.task import TaskAssigned, TaskFailed
 from bitinglip.events.worker import WorkerDrained
+from bitinglip.gateway.openqueues import OpenQueues
+from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
+from bitinglip.tasks.commands import Demand
 from bitinglip.tasks.inbox import Inbox
 from tests.integration.test_worker import echo, outcome, submit, types, until
 from tests.support.cluster import Cluster, Process
@@ -276,6 +279,28 @@ async def test_a_drained_node_stays_so_over_restarts(
     waiting = await submit(inbox, echo())
     assert (await tell(node, "undrain"))["draining"] is False
     assert types(await outcome(log, waiting))[-1] == "succeeded"
+
+
+async def test_tasks_may_require_a_nodes_labels(log: EventLog, inbox: Inbox, cluster: Cluster, tell: Any) -> None:
+    """Those from its settings, those that it is given while it runs, and those that it had before a restart."""
+
+    async def ask(label: str) -> TaskId:
+        command = echo().model_copy(update={"requires": Demand.model_validate({"label": label})})
+        event = await inbox.prepare(command)
+        await OpenQueues(log.connection, 10, 100).ensure(event)
+        return (await inbox.append(event)).task_id
+
+    node = await cluster.node(workers=1, BITINGLIP_NODE_LABELS="site=cellar", BITINGLIP_WORKER_LABELS="fast")
+    for label in ("site=cellar", "fast"):
+        assert types(await outcome(log, await ask(label)))[-1] == "succeeded"
+    waiting = await ask("eu")
+    await tell(node, "labels", labels={"eu": "", "site": None})
+    assert types(await outcome(log, waiting))[-1] == "succeeded"
+    gone = await ask("site=cellar")
+    await node.stop()
+    await node.start()
+    assert types(await outcome(log, await ask("eu")))[-1] == "succeeded"
+    assert types(await log.read_task(gone)) == ["submitted"]
 
 
 async def test_a_worker_is_stopped_started_and_restarted(cluster: Cluster, tell: Any, eventually: Any) -> None:
