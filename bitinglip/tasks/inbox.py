@@ -47,7 +47,7 @@ class Inbox:
         policies: Mapping[str, RetryPolicy] = MappingProxyType({}),
         opened: Callable[[TaskSubmitted], Awaitable[None]] | None = None,
     ) -> None:
-        """`policies`: the retry policies of kinds that have one of their own; `opened` sees to it that a queue is there."""
+        """`policies`: retry policies of kinds that have one of their own; `opened` sees to it that a queue is there."""
         self._opened = opened or _as_it_is
         self._log = log
         self._inline_max_bytes = inline_max_bytes
