@@ -49,6 +49,7 @@ ROLLUP = "Nats-Rollup"
 DUE_TTL_S = 30 * 86_400
 """How long a due message waits for a reactor."""
 WITHDRAWAL_TTL_S = 1
+PURGE_PAUSES_S = (0.0, 0.02, 0.1, 0.5)
 
 Ids = Callable[[], str]
 Clock = Callable[[], datetime]
@@ -347,11 +348,28 @@ class EventLog:
             await live.close()
 
     async def purge_queued(self, lane: str, queue: str, task_id: TaskId) -> None:
-        """Take a task's work message out of its queue; the log itself is never purged."""
+        """Take a task's work message out of its queue; the log itself is never purged.
+
+        The server copies a message into its queue a moment after it is in the log: one that is not there yet is
+        waited for, a little.
+        """
+        subject = subjects.queue_subject(lane, queue, task_id)
+        for pause_s in PURGE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if await self._purge(subject):
+                return
+
+    async def _purge(self, subject: str) -> int:
+        """Take the messages of a subject out of QUEUE; returns how many there were."""
+        request = orjson.dumps({"filter": subject})
         try:
-            await self.connection.js.purge_stream("QUEUE", subject=subjects.queue_subject(lane, queue, task_id))
-        except NatsError as error:
+            answer = await cancellable(self.connection.client.request("$JS.API.STREAM.PURGE.QUEUE", request, timeout=5))
+        except (NatsError, OSError) as error:
             raise NoServer(problem=str(error) or type(error).__name__) from error
+        document = orjson.loads(answer.data)
+        if "error" in document:
+            raise NoServer(problem=str(document["error"]))
+        return document.get("purged", 0)
 
     async def _bounds(self, stream: str) -> tuple[Sequence, Sequence]:
         try:
