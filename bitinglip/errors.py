@@ -177,6 +177,16 @@ class NodeTaken(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ScheduleNotFound(Rejected):
+    """No schedule of this id is in the log, or it was deleted."""
+
+    code, status = "schedule_not_found", 404
+    template = "There is no schedule {schedule_id}."
+    remedy = "Look at the id; `bitinglip schedule list` lists the schedules."
+    schedule_id: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ArtifactNotFound(Rejected):
     """No artifact of this digest is in the object store."""
 

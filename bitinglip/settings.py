@@ -68,6 +68,15 @@ class Log(_Section):
     format: Literal["text", "json"] = Field(default="text", description="Log lines as text or as JSON.")
 
 
+class Tasks(_Section):
+    """What holds for tasks that say nothing else."""
+
+    retry: tuple[Annotated[str, Field(pattern=r"^[a-z-]+=([1-9]\d?|100)/\d{1,7}/\d{1,8}$")], ...] = Field(
+        default=(),
+        description="Retry policies of kinds, `KIND=ATTEMPTS/BASE_MS/MAX_MS` each, for tasks that bring none.",
+    )
+
+
 class Gateway(_Section):
     """The HTTP door."""
 
@@ -243,6 +252,7 @@ class Settings(_Section):
     )
     nats: Nats = Nats.model_construct()
     log: Log = Log.model_construct()
+    tasks: Tasks = Tasks.model_construct()
     gateway: Gateway = Gateway.model_construct()
     worker: Worker = Worker.model_construct()
     node: Node = Node.model_construct()

@@ -14,6 +14,7 @@ import orjson
 
 import bitinglip.events.model
 import bitinglip.events.node
+import bitinglip.events.schedule
 import bitinglip.events.task
 import bitinglip.events.worker  # noqa: F401  (each declares its types)
 from bitinglip.events.envelope import encode
@@ -21,7 +22,13 @@ from bitinglip.events.registry import REGISTRY, Event
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "events"
 ID = "01JZZZZZZZZZZZZZZZZZZZZZZZ"
-SUBJECTS = {"task": "task_id", "worker": "worker_id", "node": "node_id", "model": "reference"}
+SUBJECTS = {
+    "task": "task_id",
+    "worker": "worker_id",
+    "node": "node_id",
+    "model": "reference",
+    "schedule": "schedule_id",
+}
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 
 

@@ -1,4 +1,4 @@
-"""`bitinglip task …`: submit, look at, watch and cancel tasks."""
+"""`bitinglip task …`: submit, look at, watch, cancel and retry tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from bitinglip.cli import render
+from bitinglip.cli import bulk, render
 from bitinglip.cli.artifact import upload
 from bitinglip.cli.client import Client
 from bitinglip.cli.kinds import show as show_kinds
@@ -19,9 +19,20 @@ from bitinglip.cli.replay import replay
 from bitinglip.cli.watch import watch
 from bitinglip.errors import InvalidInput
 
-app = typer.Typer(help="Submit, look at, watch and cancel tasks.", no_args_is_help=True)
+app = typer.Typer(help="Submit, look at, watch, cancel and retry tasks.", no_args_is_help=True)
 
 Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE; may be repeated.")]
+
+
+TaskIds = Annotated[list[str] | None, typer.Argument(metavar="TASK_ID…")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        help="NAME=VALUE: state, kind, model, lane, failure, before, after or metadata.KEY; may be repeated.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print which tasks are meant.")]
 
 
 class Lane(StrEnum):
@@ -50,6 +61,9 @@ def submit(
     metadata: Metadata = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Sent again with this key, it is the same task.")] = None,
     timeout_s: Annotated[float | None, typer.Option(help="Longest that one attempt may run, in seconds.")] = None,
+    at: Annotated[str | None, typer.Option(help="Not to start before this time, as 2026-01-31T12:00:00Z.")] = None,
+    delay: Annotated[float | None, typer.Option(help="Not to start before so many seconds from now.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="Not started by this time, the task expires.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Attempts in all.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the files of the result.")] = None,
@@ -59,13 +73,15 @@ def submit(
 ) -> None:
     """Submit a task, and print its id (or, with --wait or --watch, its result)."""
     gateway = client(url)
-    params = _object(params_json) | _parameters(param) | _inputs(prompt, input_, text)
+    params = object_of(params_json) | parameters_of(param) | _inputs(prompt, input_, text)
     media = {"image": image, "audio": audio}
     params |= {name: _media(gateway, given) for name, given in media.items() if given is not None}
     body: dict[str, Any] = {"kind": kind, "model": model, "params": params, "lane": lane.value}
-    body |= {"metadata": _metadata(metadata)} if metadata else {}
+    body |= {"metadata": metadata_of(metadata)} if metadata else {}
     body |= {"requires": _requires(requires)} if requires else {}
     body |= {"timeout_s": timeout_s} if timeout_s is not None else {}
+    times = {"run_at": at, "delay_s": delay, "expires_at": expires_at}
+    body |= {name: given for name, given in times.items() if given is not None}
     body |= {"retry": {"max_attempts": max_attempts}} if max_attempts is not None else {}
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     accepted = gateway.request("POST", "/v1/tasks", body=body, headers=headers)
@@ -87,7 +103,7 @@ def kinds(
 @app.command()
 def get(task_id: str, url: Url = None, as_json: Json = False) -> None:
     """Print what is known of a task."""
-    task = client(url).get(f"/v1/tasks/{_id(task_id)}")
+    task = client(url).get(f"/v1/tasks/{quoted(task_id)}")
     render.json(task) if as_json else render.pairs(task.items())
 
 
@@ -105,7 +121,7 @@ def list_(
     """Print tasks, the newest first."""
     params: dict[str, Any] = {"state": ",".join(state) if state else None, "kind": kind, "model": model}
     params |= {"lane": lane.value if lane else None}
-    params |= {f"metadata.{name}": value for name, value in _metadata(metadata).items()}
+    params |= {f"metadata.{name}": value for name, value in metadata_of(metadata).items()}
     tasks = _pages(client(url), params, limit)
     if as_json:
         for task in tasks:
@@ -124,31 +140,65 @@ def watch_command(
     as_json: Json = False,
 ) -> None:
     """Show a task while it runs, then its result. Ends with 0 (succeeded), 1 (failed) or 5 (cancelled)."""
-    raise typer.Exit(watch(client(url), _id(task_id), quiet=False, as_json=as_json, out=out))
+    raise typer.Exit(watch(client(url), quoted(task_id), quiet=False, as_json=as_json, out=out))
 
 
 @app.command("replay")
 def replay_command(task_id: str, url: Url = None, as_json: Json = False) -> None:
     """Run a task again with its seed, and say whether the result is the same. Ends with 0 (the same) or 1."""
-    raise typer.Exit(replay(client(url), _id(task_id), as_json=as_json))
+    raise typer.Exit(replay(client(url), quoted(task_id), as_json=as_json))
 
 
 @app.command()
 def cancel(
-    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID…")],
+    task_ids: TaskIds = None,
+    where: Where = None,
+    dry_run: DryRun = False,
     reason: Annotated[str | None, typer.Option(help="Why; it is kept in the log.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Cancel tasks: one that waits ends at once, one that runs is asked to stop."""
+    """Cancel tasks, by id or all that --where finds: one that waits ends at once, one that runs is asked to stop."""
     gateway = client(url)
-    for task_id in task_ids:
-        answer = gateway.request("DELETE", f"/v1/tasks/{_id(task_id)}", params={"reason": reason})
+    if where:
+        body = bulk.conditions(where) | {"dry_run": dry_run, "reason": reason}
+        raise typer.Exit(bulk.run(gateway, "cancel", body, as_json=as_json))
+    for task_id in _named(task_ids, "--where"):
+        answer = gateway.request("DELETE", f"/v1/tasks/{quoted(task_id)}", params={"reason": reason})
         if as_json:
             render.json(answer)
         else:
             told = "cancelled" if answer.get("state") == "cancelled" else "asked to stop"
             render.line(f"{task_id} {told}")
+
+
+@app.command()
+def retry(
+    task_ids: TaskIds = None,
+    all_dead: Annotated[
+        bool, typer.Option("--all-dead", help="All dead letters, or those that --where finds.")
+    ] = False,
+    where: Where = None,
+    dry_run: DryRun = False,
+    force: Annotated[bool, typer.Option("--force", help="Once more, though it was retried before.")] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Ask again for tasks that ended without a result, and print the ids of the new tasks."""
+    gateway = client(url)
+    if all_dead or where:
+        body = {"state": ["dead_lettered"]} | bulk.conditions(where or []) | {"dry_run": dry_run}
+        raise typer.Exit(bulk.run(gateway, "retry", body, as_json=as_json))
+    for task_id in _named(task_ids, "--all-dead"):
+        params = {"force": "true"} if force else None
+        answer = gateway.request("POST", f"/v1/tasks/{quoted(task_id)}/retry", params=params)
+        render.json(answer) if as_json else render.line(answer["task_id"])
+
+
+def _named(task_ids: list[str] | None, option: str) -> list[str]:
+    if not task_ids:
+        raise InvalidInput(field="TASK_ID", problem=f"name tasks, or use {option}")
+    return task_ids
 
 
 def _pages(gateway: Client, params: dict[str, Any], limit: int) -> list[dict[str, Any]]:
@@ -163,7 +213,7 @@ def _pages(gateway: Client, params: dict[str, Any], limit: int) -> list[dict[str
     return tasks
 
 
-def _id(task_id: str) -> str:
+def quoted(task_id: str) -> str:
     """Keep an id one part of the path, whatever it holds."""
     from urllib.parse import quote
 
@@ -186,11 +236,13 @@ def _inputs(prompt: str | None, inputs: list[str] | None, text: str | None) -> d
     return found
 
 
-def _parameters(given: list[str] | None) -> dict[str, Any]:
+def parameters_of(given: list[str] | None) -> dict[str, Any]:
+    """Return the parameters of a repeated NAME=VALUE."""
     return {name: _value(text) for name, text in (_split(pair, "--param") for pair in given or [])}
 
 
-def _metadata(given: list[str] | None) -> dict[str, str]:
+def metadata_of(given: list[str] | None) -> dict[str, str]:
+    """Return the labels of a repeated KEY=VALUE."""
     return dict(_split(pair, "--metadata") for pair in given or [])
 
 
@@ -214,7 +266,8 @@ def _value(text: str) -> Any:
         return _read(text)
 
 
-def _object(text: str | None) -> dict[str, Any]:
+def object_of(text: str | None) -> dict[str, Any]:
+    """Return a JSON object; an empty one if none is given."""
     if text is None:
         return {}
     try:

@@ -44,6 +44,15 @@ async def get_after(connection: Connection, stream: str, subject: str, after: in
     return found
 
 
+async def get_latest(connection: Connection, stream: str, subject: str) -> list[RawMessage]:
+    """Return the last message of each subject that matches, at most 1,024 of them.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    return (await _request(connection, stream, {"multi_last": [subject]}, batched=True))[0]
+
+
 async def _request(
     connection: Connection, stream: str, request: dict[str, Any], *, batched: bool
 ) -> tuple[list[RawMessage], bool]:

@@ -20,11 +20,12 @@ from nats.errors import Error as NatsError
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.direct import get_after, get_last
+from bitinglip.events.direct import get_after, get_last, get_latest
 from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
-from bitinglip.events.streams import MODELS, TASKS, WORKERS, ensure_streams
+from bitinglip.events.schedule import ScheduleEvent
+from bitinglip.events.streams import MODELS, SCHEDULES, TASKS, WORKERS, ensure_streams
 from bitinglip.events.tail import tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
@@ -42,6 +43,13 @@ EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
 TTL = "Nats-TTL"
 SCHEDULE = "Nats-Schedule"
 SCHEDULE_TARGET = "Nats-Schedule-Target"
+SCHEDULE_TTL = "Nats-Schedule-TTL"
+ROLLUP = "Nats-Rollup"
+
+DUE_TTL_S = 30 * 86_400
+"""How long a due message waits for a reactor."""
+WITHDRAWAL_TTL_S = 1
+PURGE_PAUSES_S = (0.0, 0.02, 0.1, 0.5)
 
 Ids = Callable[[], str]
 Clock = Callable[[], datetime]
@@ -133,18 +141,31 @@ class EventLog:
         return self._append(event, subject, task_id, headers, scope, expected, causation)
 
     def timer_append(self, event: TaskEvent, attempt: int, at: datetime, route: tuple[str, str]) -> Append:
-        """Prepare a timer: at its time the server itself stores the event as the task's `queued`.
+        """Prepare a timer: at its time the server itself stores the event, dated so, as the task's `queued`.
 
         The timer of an attempt is set at most once; setting it again is a conflict.
         """
         subject = subjects.timer(event.task_id, attempt)
         target = subjects.TaskSubject(event.task_id, event.type.removeprefix("task."), *route)
+        headers = {SCHEDULE: _at(at), SCHEDULE_TARGET: str(target), EXPECTED: "0"}
+        return self._append(event, subject, event.task_id, headers, subject, 0, None, at.astimezone(UTC))
+
+    def timer_withdrawal(self, task_id: TaskId, attempt: int) -> Append:
+        """Prepare the end of a timer that has not fired: a message in its place, which soon leaves the log itself."""
+        headers = {ROLLUP: "sub", TTL: f"{WITHDRAWAL_TTL_S}s"}
+        return self._note(subjects.timer(task_id, attempt), headers, None)
+
+    def expiry_append(self, task_id: TaskId, at: datetime, *, replace: bool = False) -> Append:
+        """Prepare a timer: at its time the server stores a message on `bl.due.<task_id>.expiry`.
+
+        It is set at most once (setting it again is a conflict), or in place of one that is set.
+        """
         headers = {
-            SCHEDULE: f"@at {at.astimezone(UTC).isoformat(timespec='microseconds').replace('+00:00', 'Z')}",
-            SCHEDULE_TARGET: str(target),
-            EXPECTED: "0",
+            SCHEDULE: _at(at),
+            SCHEDULE_TARGET: subjects.expiry_due(task_id),
+            SCHEDULE_TTL: f"{DUE_TTL_S}s",
         }
-        return self._append(event, subject, event.task_id, headers, subject, 0, None)
+        return self._note(subjects.expiry_timer(task_id), headers, None if replace else 0)
 
     def fact_append(self, event: Event, subject: str, about: str, *, ttl_s: int | None = None) -> Append:
         """Prepare an event that needs no expected sequence: facts about workers and models."""
@@ -221,6 +242,24 @@ class EventLog:
                 return Sequence(message.sequence)
         return None
 
+    def schedule_append(self, event: ScheduleEvent, expected: int, *, ttl_s: int | None = None) -> Append:
+        """Prepare an event of a schedule, to be stored only if `expected` is the sequence of its last one."""
+        scope = subjects.schedule_events(event.schedule_id)
+        headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope} | ({TTL: f"{ttl_s}s"} if ttl_s is not None else {})
+        subject = f"bl.{event.type.replace('.', f'.{event.schedule_id}.')}"
+        return self._append(event, subject, event.schedule_id, headers, scope, expected, None)
+
+    def alarm_append(self, schedule_id: str, at: datetime) -> Append:
+        """Prepare a schedule's alarm, in place of the one that may be set."""
+        headers = {SCHEDULE: _at(at), SCHEDULE_TARGET: subjects.alarm_due(schedule_id), SCHEDULE_TTL: f"{DUE_TTL_S}s"}
+        return self._note(subjects.alarm(schedule_id), headers, None, due_at=at)
+
+    def _note(self, subject: str, headers: dict[str, str], expected: int | None, **told: datetime) -> Append:
+        """Prepare a message that is no event: it only makes the server, or a reactor, do something."""
+        note_id = self.ids()
+        headers = headers if expected is None else headers | {EXPECTED: str(expected)}
+        return Append(subject, note_id, orjson.dumps({"id": note_id} | told), headers, subject, expected)
+
     def _append(
         self,
         event: Event,
@@ -230,9 +269,10 @@ class EventLog:
         scope: str,
         expected: int | None,
         causation: str | None,
+        time: datetime | None = None,
     ) -> Append:
-        event_id = self.ids()
-        payload = encode(event, id=event_id, source=self.source, time=self.clock(), about=about, causation=causation)
+        event_id, at = self.ids(), time or self.clock()
+        payload = encode(event, id=event_id, source=self.source, time=at, about=about, causation=causation)
         return Append(subject, event_id, payload, headers, scope, expected)
 
     # --- read ---------------------------------------------------------------------------------------------------------
@@ -250,6 +290,18 @@ class EventLog:
         """Return the last event on a subject (wildcards allowed); none if there is none."""
         message = await get_last(self.connection, stream, subject)
         return None if message is None else decode(message, stream)
+
+    async def read_latest(self, stream: str, subject: str) -> list[Recorded]:
+        """Return the last event on each subject that matches (wildcards allowed), at most 1,024 of them."""
+        return [decode(message, stream) for message in await get_latest(self.connection, stream, subject)]
+
+    async def subjects_of(self, stream: str, subject: str) -> list[str]:
+        """Return the subjects of a stream that match."""
+        try:
+            info = await cancellable(self.connection.js.stream_info(stream, subjects_filter=subject))
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return list(info.state.subjects or {})
 
     async def last_sequence(self, stream: str) -> Sequence:
         """Return the sequence of a stream's last event; 0 for an empty stream."""
@@ -296,11 +348,28 @@ class EventLog:
             await live.close()
 
     async def purge_queued(self, lane: str, queue: str, task_id: TaskId) -> None:
-        """Take a task's work message out of its queue; the log itself is never purged."""
+        """Take a task's work message out of its queue; the log itself is never purged.
+
+        The server copies a message into its queue a moment after it is in the log: one that is not there yet is
+        waited for, a little.
+        """
+        subject = subjects.queue_subject(lane, queue, task_id)
+        for pause_s in PURGE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if await self._purge(subject):
+                return
+
+    async def _purge(self, subject: str) -> int:
+        """Take the messages of a subject out of QUEUE; returns how many there were."""
+        request = orjson.dumps({"filter": subject})
         try:
-            await self.connection.js.purge_stream("QUEUE", subject=subjects.queue_subject(lane, queue, task_id))
-        except NatsError as error:
+            answer = await cancellable(self.connection.client.request("$JS.API.STREAM.PURGE.QUEUE", request, timeout=5))
+        except (NatsError, OSError) as error:
             raise NoServer(problem=str(error) or type(error).__name__) from error
+        document = orjson.loads(answer.data)
+        if "error" in document:
+            raise NoServer(problem=str(document["error"]))
+        return document.get("purged", 0)
 
     async def _bounds(self, stream: str) -> tuple[Sequence, Sequence]:
         try:
@@ -314,12 +383,23 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
     TASKS: (subjects.TASKS,),
     WORKERS: subjects.WORKERS,
     MODELS: (subjects.MODELS,),
+    SCHEDULES: (subjects.SCHEDULES,),
 }
-"""The events of each stream: timers, which lie in TASKS as well, are none."""
+"""The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
+
+
+_STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "node": WORKERS, "model": MODELS} | {
+    "schedule": SCHEDULES,
+    "alarm": SCHEDULES,
+}
+
+
+def _at(moment: datetime) -> str:
+    return f"@at {moment.astimezone(UTC).isoformat(timespec='microseconds').replace('+00:00', 'Z')}"
 
 
 def _stream_of(subject: str) -> str:
-    return {"task": TASKS, "timer": TASKS, "worker": WORKERS, "node": WORKERS, "model": MODELS}[subject.split(".")[1]]
+    return _STREAMS[subject.split(".")[1]]
 
 
 async def _outcome(acked: asyncio.Future[Sequence], timeout_s: float) -> Sequence | BitingLipError:

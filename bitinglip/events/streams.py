@@ -35,6 +35,7 @@ TASKS = "TASKS"
 QUEUE = "QUEUE"
 WORKERS = "WORKERS"
 MODELS = "MODELS"
+SCHEDULES = "SCHEDULES"
 ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
 
@@ -70,7 +71,7 @@ def declarations(settings: Nats) -> list[StreamConfig]:
         StreamConfig(
             name=TASKS,
             description="Every fact about every task: the truth.",
-            subjects=[subjects.TASKS, subjects.TIMERS],
+            subjects=[subjects.TASKS, subjects.TIMERS, subjects.DUES],
             republish=RePublish(src=subjects.TASKS, dest=subjects.LIVE_TASKS),
             allow_msg_schedules=True,  # with this the server clears `deny_purge`: see docs/decisions/0002
             allow_atomic=True,
@@ -92,6 +93,13 @@ def declarations(settings: Nats) -> list[StreamConfig]:
         ),
         StreamConfig(
             name=MODELS, description="Facts about models.", subjects=[subjects.MODELS], deny_purge=True, **kept
+        ),
+        StreamConfig(
+            name=SCHEDULES,
+            description="Facts about schedules, and their alarms.",
+            subjects=[subjects.SCHEDULES, subjects.ALARMS],
+            allow_msg_schedules=True,  # as for TASKS
+            **kept,
         ),
     ]
 

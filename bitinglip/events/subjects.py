@@ -3,9 +3,13 @@
     bl.task.<task_id>.<event>[.<lane>.<queue>]      stream TASKS
     bl.queue.<lane>.<queue>.<task_id>               stream QUEUE, sourced from TASKS by the server
     bl.timer.<task_id>.<attempt>                    stream TASKS: schedules, each the `queued` of a coming attempt
+    bl.timer.<task_id>.expiry                       stream TASKS: schedules, each the `due` of a task's expiry
+    bl.due.<task_id>.expiry                         stream TASKS: no event; what the reactor is to look at
     bl.worker.<worker_id>.<event>                   stream WORKERS
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS
+    bl.schedule.<schedule_id>.<event>               stream SCHEDULES
+    bl.alarm.<schedule_id>.set | due                stream SCHEDULES: a scheduled message, and what becomes of it
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
     bl.live.queue.<lane>.<queue>                    not stored: a queue was opened
     bl.control.node.<node_id>.<command>             requests to a node's agent, in no stream
@@ -25,8 +29,15 @@ from bitinglip.ids import TaskId, is_ulid
 
 TASKS = "bl.task.>"
 TIMERS = "bl.timer.>"
+DUES = "bl.due.>"
+SCHEDULED_SUBMISSIONS = "bl.task.*.submitted"
+"""The `submitted` of tasks that start later: those that are ready at once have a route in their subject."""
 WORKERS = ("bl.worker.>", "bl.node.>")
 MODELS = "bl.model.>"
+SCHEDULES = "bl.schedule.>"
+SCHEDULES_CREATED = "bl.schedule.*.created"
+ALARMS = "bl.alarm.>"
+ALARMS_DUE = "bl.alarm.*.due"
 LIVE_PREFIX = "bl.live."
 LIVE_TASKS = "bl.live.task.>"
 
@@ -103,6 +114,31 @@ LIVE_CANCEL_REQUESTS = "bl.live.task.*.cancel_requested"
 def timer(task_id: TaskId, attempt: int) -> str:
     """Return the subject of the timer of a coming attempt: the scheduled message that becomes its `queued`."""
     return f"bl.timer.{task_id}.{attempt}"
+
+
+def expiry_timer(task_id: TaskId) -> str:
+    """Return the subject of the scheduled message that says when a task expires."""
+    return f"bl.timer.{task_id}.expiry"
+
+
+def expiry_due(task_id: TaskId) -> str:
+    """Return the subject on which the server says that a task's expiry is due."""
+    return f"bl.due.{task_id}.expiry"
+
+
+def schedule_events(schedule_id: str) -> str:
+    """Return the filter of all events of one schedule."""
+    return f"bl.schedule.{schedule_id}.>"
+
+
+def alarm(schedule_id: str) -> str:
+    """Return the subject of the scheduled message that says when a schedule fires next."""
+    return f"bl.alarm.{schedule_id}.set"
+
+
+def alarm_due(schedule_id: str) -> str:
+    """Return the subject on which the server says that a schedule's time has come."""
+    return f"bl.alarm.{schedule_id}.due"
 
 
 def queue_filter(lane: str, queue: str) -> str:

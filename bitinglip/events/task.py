@@ -63,6 +63,9 @@ class RetryPolicy(_Value):
     max_ms: int = Field(
         default=60_000, ge=0, le=86_400_000, description="Longest wait between two attempts, in milliseconds."
     )
+    not_on: tuple[FailureKind, ...] = Field(
+        default=(), max_length=8, description="Kinds of failures that end the task at once, as `timed_out`."
+    )
 
 
 class Requires(_Value):
@@ -111,6 +114,8 @@ class TaskSubmitted(TaskEvent):
     expires_at: datetime | None = None
     timeout_ms: int | None = None
     """Longest that an attempt may run, in milliseconds."""
+    retry_of: TaskId | None = None
+    """The task that ended without a result, and is asked for again by this one."""
 
 
 @event

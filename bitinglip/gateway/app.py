@@ -14,7 +14,20 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.errors import InvalidConfig
-from bitinglip.gateway import analytics, artifacts, cluster, events, health, listing, nodes, openapi, streams, tasks
+from bitinglip.gateway import (
+    analytics,
+    artifacts,
+    bulk,
+    cluster,
+    events,
+    health,
+    listing,
+    nodes,
+    openapi,
+    schedules,
+    streams,
+    tasks,
+)
 from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
@@ -28,7 +41,15 @@ BACKLOG = 2048
 ROUTES = [
     Route("/v1/tasks", Resource(POST=tasks.submit, GET=listing.list_tasks)),
     Route("/v1/tasks/{task_id}", Resource(GET=tasks.get_task, DELETE=tasks.cancel)),
+    Route("/v1/tasks:cancel", Resource(POST=bulk.cancel)),
+    Route("/v1/tasks:retry", Resource(POST=bulk.retry)),
+    Route("/v1/tasks/{task_id}/retry", Resource(POST=tasks.retry)),
+    Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
+    Route("/v1/schedules", Resource(POST=schedules.create, GET=schedules.list_schedules)),
+    Route("/v1/schedules/{schedule_id}", Resource(GET=schedules.get_schedule, DELETE=schedules.delete)),
+    Route("/v1/schedules/{schedule_id}/pause", Resource(POST=schedules.pause)),
+    Route("/v1/schedules/{schedule_id}/resume", Resource(POST=schedules.resume)),
     Route("/v1/events", Resource(GET=streams.stream_events)),
     Route("/v1/artifacts", Resource(POST=artifacts.post_artifact)),
     Route("/v1/artifacts/{digest}", Resource(GET=artifacts.get_artifact)),

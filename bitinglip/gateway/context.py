@@ -22,6 +22,9 @@ from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
 from bitinglip.settings import Settings
 from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.reactor import Reactor
+from bitinglip.tasks.retry import policies_of_kinds
+from bitinglip.tasks.scheduler import Scheduler
 
 RECENT_MOST = 20_000
 """Tasks whose last sequence a gateway remembers, to let their readers read their writes."""
@@ -60,6 +63,7 @@ class Gateway:
     """Name of the key that callers use; none on a gateway without one."""
     closing: Closing
     """Set when the gateway shuts down: whoever waits for events stops waiting."""
+    scheduler: Scheduler
     recent: Recent = field(default_factory=Recent)
 
     async def task(self, task_id: TaskId) -> TaskRow:
@@ -102,10 +106,14 @@ async def open_gateway(
         stack.push_async_callback(readmodel.close)
         catalogue = await Catalogue.open(log)
         stack.push_async_callback(catalogue.close)
-        inbox = Inbox(log, settings.log.inline_max_bytes)
-        stack.callback(closing.set)
         queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
-        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, key_id, closing)
+        inbox = Inbox(log, settings.log.inline_max_bytes, policies_of_kinds(settings.tasks.retry), queues.ensure)
+        reactor, scheduler = Reactor(log, inbox), Scheduler(log, inbox)
+        for part in (reactor, scheduler):
+            await part.start()
+            stack.push_async_callback(part.close)
+        stack.callback(closing.set)
+        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, key_id, closing, scheduler)
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
-from bitinglip.events.task import LANES
+from bitinglip.events.task import LANES, FailureKind
 from bitinglip.gateway import requests
 from bitinglip.gateway.context import gateway_of
 from bitinglip.gateway.responses import json
@@ -17,6 +17,8 @@ from bitinglip.tasks.parameters import KINDS
 from bitinglip.tasks.state import State
 
 STATES: tuple[str, ...] = get_args(State)
+FAILURES: tuple[str, ...] = get_args(FailureKind)
+DEAD_NAMES = ("kind", "model", "failure", "after", "before", "limit", "cursor")
 METADATA = "metadata."
 NAMES = ("state", "kind", "model", "lane", "submitted_after", "submitted_before", "limit", "cursor")
 LIMIT, LIMIT_MOST = 50, 1000
@@ -25,6 +27,23 @@ LIMIT, LIMIT_MOST = 50, 1000
 async def list_tasks(request: Request) -> Response:
     """Answer `GET /v1/tasks`: the newest first, a page at a time."""
     rows, next_cursor = await gateway_of(request).readmodel.queries.tasks(read_filter(request))
+    return json({"tasks": rows, "next_cursor": next_cursor})
+
+
+async def dead_letters(request: Request) -> Response:
+    """Answer `GET /v1/dead-letters`: the newest submission first, a page at a time."""
+    requests.only(request, DEAD_NAMES)
+    chosen = TaskFilter(
+        states=("dead_lettered",),
+        kind=_known(request, "kind", KINDS),
+        model=requests.one(request, "model"),
+        failure=_known(request, "failure", FAILURES),
+        after=requests.moment("after", requests.one(request, "after")),
+        before=requests.moment("before", requests.one(request, "before")),
+        limit=requests.number("limit", requests.one(request, "limit"), LIMIT, 1, LIMIT_MOST),
+        cursor=requests.one(request, "cursor"),
+    )
+    rows, next_cursor = await gateway_of(request).readmodel.queries.tasks(chosen)
     return json({"tasks": rows, "next_cursor": next_cursor})
 
 

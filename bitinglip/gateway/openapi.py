@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import orjson
@@ -15,6 +16,7 @@ from bitinglip import errors
 from bitinglip.events.node import NodeWorker
 from bitinglip.gateway import problems
 from bitinglip.gateway.analytics import Answer, Query
+from bitinglip.gateway.bulk import Selection
 from bitinglip.gateway.nodes import Labels
 from bitinglip.gateway.operations import (
     ACCEPTED,
@@ -32,11 +34,14 @@ from bitinglip.gateway.operations import (
     object_of,
     ref,
 )
+from bitinglip.gateway.schedules import ScheduleShown
 from bitinglip.projections.rows import ModelRow, NodeRow, TaskRow, WorkerRow
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
+from bitinglip.tasks.schedules import CreateSchedule
 
-BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker)
+TIMES: tuple[type[BaseModel], ...] = (CreateSchedule, Selection, ScheduleShown)
+BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker, *TIMES)
 MODELS = (*BODIES, *PARAMETERS.values(), *RESULTS.values())
 
 
@@ -71,9 +76,7 @@ def document() -> Schema:
 
 def _operation(operation: Operation) -> Schema:
     described: Schema = {
-        "operationId": f"{operation.method}_{operation.path.strip('/').replace('/', '_').replace('.', '_')}".translate(
-            {ord("{"): None, ord("}"): None}
-        ),
+        "operationId": _operation_id(operation),
         "summary": operation.summary,
         "responses": _answers(operation) | _refusals(operation),
     }
@@ -86,6 +89,11 @@ def _operation(operation: Operation) -> Schema:
     if operation.upload:
         described["requestBody"] = {"required": True, "content": {"*/*": {"schema": {}}}}
     return described | ({"security": []} if operation.open else {})
+
+
+def _operation_id(operation: Operation) -> str:
+    words = re.findall(r"\w+", operation.path)
+    return "_".join([operation.method, *words])
 
 
 def _answers(operation: Operation) -> Schema:

@@ -8,7 +8,7 @@ from typing import Any
 from bitinglip import errors
 from bitinglip.errors import BitingLipError
 from bitinglip.events.task import LANES
-from bitinglip.gateway.listing import STATES
+from bitinglip.gateway.listing import FAILURES, STATES
 from bitinglip.ids import ULID_PATTERN
 from bitinglip.tasks.parameters import PARAMETERS
 
@@ -65,6 +65,7 @@ QUEUE: Schema = object_of(
 )
 
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
+SCHEDULE_ID = in_path("schedule_id", "The schedule's id, a ULID.", ULID_PATTERN)
 DIGEST = in_path("digest", "SHA-256 of the bytes, in hex.", "[0-9a-f]{64}")
 AFTER = in_query("after", "Only events after this sequence.", WHOLE)
 LAST_EVENT_ID = in_header(
@@ -86,7 +87,9 @@ LISTING = (
 )
 WATCHING = (
     in_query(
-        "stream", "Which stream; `tasks` if not given.", {"type": "string", "enum": ["tasks", "workers", "models"]}
+        "stream",
+        "Which stream; `tasks` if not given.",
+        {"type": "string", "enum": ["tasks", "workers", "models", "schedules"]},
     ),
     in_query("types", "Event types, repeated or with commas between them.", array_of(TEXT)),
     in_query("kind", "Only events about this kind of task or model.", KIND),
@@ -126,6 +129,14 @@ ACCEPTED = object_of(task_id=TEXT, state=STATE, sequence=WHOLE, links=LINKS)
 ENDING = object_of(task_id=TEXT, state=STATE, cancel_requested=FLAG, links=LINKS)
 
 
+BULK = object_of(
+    ("matched", "refused", "task_ids", "dry_run", "next_cursor"),
+    matched=WHOLE, cancelled=WHOLE, cancel_requested=WHOLE, retried=WHOLE, already_retried=WHOLE,
+    refused=array_of(object_of(task_id=TEXT, problem=TEXT)), task_ids=array_of(TEXT), dry_run=FLAG,
+    next_cursor=OPTIONAL,
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One route, as the document tells it."""
@@ -149,6 +160,17 @@ class Operation:
 BODY = (errors.MalformedBody, errors.UnsupportedMediaType, errors.PayloadTooLarge, errors.InvalidInput)
 COMMANDED = (errors.InvalidInput, errors.CommandRefused, errors.NodeSilent, errors.NoServer)
 """How a command to a node may end."""
+ON_MANY = (*BODY, errors.ProjectionBehind, errors.NoServer)
+DEAD_LETTERS = (
+    in_query("kind", "Kind of task.", KIND),
+    in_query("model", "Model reference."),
+    in_query("failure", "Kind of its last failure.", {"type": "string", "enum": list(FAILURES)}),
+    in_query("after", "Ended after this time.", TIME),
+    in_query("before", "Ended before this time.", TIME),
+    in_query("limit", "Most tasks in the answer; 50 if not given.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    in_query("cursor", "`next_cursor` of the page before."),
+)
+ON_ONE = (errors.ScheduleNotFound, errors.InvalidInput, errors.NoServer)
 SSE = ("text/event-stream", "application/json")
 
 OPERATIONS = (
@@ -173,10 +195,52 @@ OPERATIONS = (
         notes="200: it has ended. 202: its worker was asked to stop.",
     ),
     Operation(
+        "post", "/v1/tasks/{task_id}/retry", "Ask for a task that ended without a result once more.",
+        {202: ref("Accepted")},
+        (errors.TaskNotFound, errors.IllegalTransition, errors.InvalidInput, errors.ArtifactNotFound,
+         errors.ArtifactExpired, errors.NoServer, errors.StreamFull),
+        (TASK_ID, in_query("force", "`true`: a new task, though it was retried before.", FLAG)),
+        notes="A new task with the same request, and `retry_of`. Asked again it is the same new task.",
+    ),
+    Operation(
+        "post", "/v1/tasks:cancel", "Cancel all tasks that a filter finds.", {200: BULK}, ON_MANY, body="Selection"
+    ),
+    Operation(
+        "post", "/v1/tasks:retry", "Retry all tasks that a filter finds.", {200: BULK},
+        (*ON_MANY, errors.StreamFull), body="Selection",
+    ),
+    Operation(
+        "get", "/v1/dead-letters", "List the tasks that are dead letters.", {200: ref("TaskPage")},
+        (errors.InvalidInput,), DEAD_LETTERS,
+    ),
+    Operation(
         "get", "/v1/tasks/{task_id}/events", "Watch a task, from its first event to its end.",
         {200: array_of(ref("Event")), 204: {}}, (errors.TaskNotFound, errors.InvalidInput, errors.NoServer),
         (TASK_ID, AFTER, LAST_EVENT_ID, in_query("format", "`json`: the history so far.", {"enum": ["sse", "json"]})),
         media_types=SSE, notes="204: the task ended before or at `Last-Event-ID`, so that an EventSource stops.",
+    ),
+    Operation(
+        "post", "/v1/schedules", "Make a schedule: a task that is submitted again and again.",
+        {201: ref("ScheduleShown")}, (*BODY, errors.UnknownModel, errors.NoServer), body="CreateSchedule",
+    ),
+    Operation(
+        "get", "/v1/schedules", "List the schedules, the oldest first.",
+        {200: object_of(schedules=array_of(ref("ScheduleShown")))}, (errors.NoServer,),
+    ),
+    Operation(
+        "get", "/v1/schedules/{schedule_id}", "Look at a schedule.", {200: ref("ScheduleShown")}, ON_ONE, (SCHEDULE_ID,)
+    ),
+    Operation(
+        "delete", "/v1/schedules/{schedule_id}", "Delete a schedule; its tasks stay.",
+        {200: object_of(schedule_id=TEXT, state=TEXT)}, ON_ONE, (SCHEDULE_ID,),
+    ),
+    Operation(
+        "post", "/v1/schedules/{schedule_id}/pause", "Let a schedule fire no more for now.",
+        {200: ref("ScheduleShown")}, ON_ONE, (SCHEDULE_ID,),
+    ),
+    Operation(
+        "post", "/v1/schedules/{schedule_id}/resume", "Let a paused schedule fire again.",
+        {200: ref("ScheduleShown")}, ON_ONE, (SCHEDULE_ID,),
     ),
     Operation(
         "get", "/v1/events", "Watch a whole stream.", {200: {}}, (errors.InvalidInput, errors.NoServer), WATCHING,

@@ -20,14 +20,14 @@ from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.log import STREAM_FILTERS
 from bitinglip.events.registry import REGISTRY
-from bitinglip.events.streams import MODELS, TASKS, WORKERS
+from bitinglip.events.streams import MODELS, SCHEDULES, TASKS, WORKERS
 from bitinglip.gateway import requests, sse
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.ids import TaskId
 from bitinglip.tasks.parameters import KINDS
 
-STREAMS = {"tasks": TASKS, "workers": WORKERS, "models": MODELS}
-TYPE_PREFIXES = {TASKS: ("task.",), WORKERS: ("worker.", "node."), MODELS: ("model.",)}
+STREAMS = {"tasks": TASKS, "workers": WORKERS, "models": MODELS, "schedules": SCHEDULES}
+TYPE_PREFIXES = {TASKS: ("task.",), WORKERS: ("worker.", "node."), MODELS: ("model.",), SCHEDULES: ("schedule.",)}
 QUIET_S = 1.0
 """After so long without an event, one that reads to the end looks whether the end is still there (ticks expire)."""
 KINDS_MOST = 50_000
@@ -67,8 +67,8 @@ def read_watch(request: Request) -> Watch:
     kind = requests.one(request, "kind")
     if kind is not None:
         requests.choice("kind", kind, kind, KINDS)
-        if stream == WORKERS:
-            raise InvalidInput(field="kind", problem="events about workers have no kind")
+        if stream not in {TASKS, MODELS}:
+            raise InvalidInput(field="kind", problem=f"events of the stream {stream} have no kind")
     after = requests.resume_after(request)
     start = requests.choice("from", requests.one(request, "from"), "end", ("start", "end"))
     return Watch(
@@ -162,7 +162,9 @@ async def _kind(gateway: Gateway, watch: Watch, message: RawMessage, kinds: Orde
 async def _submitted_kind(gateway: Gateway, task_id: TaskId, message: RawMessage) -> str | None:
     first: RawMessage | None = message
     if sse.type_of(message) != "task.submitted":
-        first = await get_last(gateway.log.connection, TASKS, f"bl.task.{task_id}.submitted.>")
+        subject = f"bl.task.{task_id}.submitted"
+        first = await get_last(gateway.log.connection, TASKS, f"{subject}.>")
+        first = first or await get_last(gateway.log.connection, TASKS, subject)  # of a task that starts later
     return None if first is None else _said_kind(first)
 
 

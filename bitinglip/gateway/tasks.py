@@ -71,6 +71,17 @@ async def cancel(request: Request) -> Response:
     return json(content, 200 if task.ended else 202)
 
 
+async def retry(request: Request) -> Response:
+    """Answer `POST /v1/tasks/{task_id}/retry`: the same request once more, as a new task."""
+    gateway = gateway_of(request)
+    requests.only(request, ("force",))
+    force = requests.choice("force", requests.one(request, "force"), "false", ("true", "false")) == "true"
+    task_id = requests.task_id_of(request)
+    accepted = await gateway.inbox.retry(task_id, force=force, request_id=request.scope["request_id"])
+    gateway.recent.note(accepted.task_id, accepted.sequence)
+    return json(_accepted(accepted) | {"retry_of": task_id}, 202, _headers(accepted))
+
+
 def links(task_id: TaskId) -> dict[str, str]:
     """Return where a task and its events are."""
     return {"self": f"/v1/tasks/{task_id}", "events": f"/v1/tasks/{task_id}/events"}
@@ -100,7 +111,7 @@ async def _wait(
 def _accepted(accepted: Accepted) -> dict[str, Any]:
     return {
         "task_id": accepted.task_id,
-        "state": "queued",
+        "state": "queued" if accepted.run_at is None else "scheduled",
         "sequence": accepted.sequence,
         "links": links(accepted.task_id),
     }

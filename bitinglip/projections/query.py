@@ -35,6 +35,11 @@ class TaskFilter:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     submitted_after: datetime | None = None
     submitted_before: datetime | None = None
+    failure: str | None = None
+    """Kind of its latest failure."""
+    after: datetime | None = None
+    """It ended after this, or was submitted after it and has not ended; `before` likewise."""
+    before: datetime | None = None
     limit: int = 50
     cursor: str | None = None
     """What the page before answered as `next_cursor`."""
@@ -51,6 +56,9 @@ class TaskFilter:
             "metadata": orjson.dumps(dict(self.metadata)).decode() if self.metadata else None,
             "submitted_after": _naive(self.submitted_after),
             "submitted_before": _naive(self.submitted_before),
+            "failure": self.failure,
+            "after": _naive(self.after),
+            "before": _naive(self.before),
             "limit": self.limit + 1,
         }
 
@@ -99,6 +107,16 @@ class Queries:
         found = await self._rows("tasks", chosen.params())
         page = [_task(values) for values in found[: chosen.limit]]
         return page, str(page[-1].submitted_sequence) if page and len(found) > chosen.limit else None
+
+    async def task_ids(self, chosen: TaskFilter) -> tuple[list[str], str | None]:
+        """Return the ids of a page of tasks, the newest first, and the cursor of the next page; none after the last.
+
+        Raises:
+            InvalidInput: the cursor is none of ours.
+        """
+        found = await self._rows("task_ids", chosen.params())
+        page = found[: chosen.limit]
+        return [row[0] for row in page], str(page[-1][1]) if len(found) > chosen.limit else None
 
     async def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state; a state without tasks is left out."""

@@ -35,6 +35,7 @@ class TaskRow:
     params: dict[str, Any] | None
     params_ref: dict[str, Any] | None
     request_sha256: str
+    retry_of: str | None
     max_attempts: int
     run_at: datetime | None
     expires_at: datetime | None
@@ -55,6 +56,7 @@ class TaskRow:
     result_ref: dict[str, Any] | None
     failure: dict[str, Any] | None
     failures: int
+    retry_at: datetime | None
     input_tokens: int | None
     output_tokens: int | None
     versions: dict[str, str] | None

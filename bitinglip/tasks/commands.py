@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bitinglip.errors import InvalidInput, MalformedBody
 from bitinglip.events.task import Failure, Lane, Requires, RetryPolicy, Usage
 from bitinglip.tasks.parameters import KINDS, PARAMETERS
 
+LATEST_S = 366 * 86_400
+"""How far ahead a start can be asked for, in seconds."""
 _MODEL = re.compile(r"[^\s\x00-\x1f]+")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -56,6 +67,10 @@ class SubmitTask(BaseModel):
         default_factory=dict, max_length=32, description="The caller's own labels; kept, and can be filtered by."
     )
     expires_at: AwareDatetime | None = Field(default=None, description="Not started by then: the task expires.")
+    run_at: AwareDatetime | None = Field(default=None, description="Not to start before this time; a past one is now.")
+    delay_s: float | None = Field(
+        default=None, ge=0, le=LATEST_S, description="Not to start before so many seconds from now; not with run_at."
+    )
     timeout_s: float | None = Field(
         default=None, gt=0, le=604_800, description="Longest that one attempt may run, in seconds."
     )
@@ -81,6 +96,12 @@ class SubmitTask(BaseModel):
             if _METADATA_KEY.fullmatch(key) is None:
                 raise ValueError(f"the key {key!r} is not made of 1 to 64 letters, digits, '.', '_' and '-'")
         return metadata
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.run_at is not None and self.delay_s is not None:
+            raise ValueError("run_at and delay_s are both given; give one of them")
+        return self
 
     @classmethod
     def from_json(cls, body: bytes) -> Self:
@@ -112,6 +133,21 @@ class SubmitTask(BaseModel):
         except ValidationError as error:
             raise invalid_input(error, "params") from error
 
+    def starts_at(self, now: datetime) -> datetime | None:
+        """Return when it may start, in UTC; none for at once.
+
+        Raises:
+            InvalidInput: that is too far ahead, or after its expiry.
+        """
+        at = self.run_at if self.delay_s is None else now + timedelta(seconds=self.delay_s)
+        if at is None or at <= now:
+            return None
+        if at > now + timedelta(seconds=LATEST_S):
+            raise InvalidInput(field="run_at", problem=f"is more than {LATEST_S // 86_400} days ahead")
+        if self.expires_at is not None and self.expires_at <= at:
+            raise InvalidInput(field="expires_at", problem="is before the task may start")
+        return at.astimezone(UTC)
+
     def sha256(self) -> str:
         """Return the digest of what is asked, by which a repeat is told from another request."""
         canonical = orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
@@ -132,6 +168,13 @@ class CancelTask:
 
     by: str | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireTask:
+    """Ask for a task to end if its time to start has passed."""
+
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,4 +244,4 @@ class StopAttempt:
 
 
 AttemptCommand = ProgressAttempt | SucceedAttempt | FailAttempt | StopAttempt
-TaskCommand = CancelTask | AssignAttempt | AttemptCommand
+TaskCommand = CancelTask | ExpireTask | AssignAttempt | AttemptCommand

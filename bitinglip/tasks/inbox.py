@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
 
 import orjson
 
-from bitinglip.errors import Conflict, IdempotencyMismatch, TaskNotFound
+from bitinglip.errors import Conflict, IdempotencyMismatch, IllegalTransition, TaskNotFound
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
-from bitinglip.tasks.commands import CancelTask, SubmitTask
+from bitinglip.tasks.commands import CancelTask, ExpireTask, SubmitTask
 from bitinglip.tasks.routing import route_of
-from bitinglip.tasks.state import AwaitTimer, Stale, Task, decide, evolve, fold
+from bitinglip.tasks.state import AwaitTimer, Stale, State, Task, again, decide, evolve, fold
 
+RETRIED: frozenset[State] = frozenset({"failed", "dead_lettered", "expired", "cancelled"})
+"""States from which a task can be asked for again."""
+_POLICY = RetryPolicy()
 TRIES = 20
 """How often a command is decided again before its conflict is the caller's to hear of."""
 
@@ -27,14 +33,25 @@ class Accepted:
     sequence: Sequence
     created: bool
     """Whether this request made it; not so for the repeat of an idempotency key."""
+    run_at: datetime | None = None
+    """When it may start; none if it could at once."""
 
 
 class Inbox:
     """Where commands enter."""
 
-    def __init__(self, log: EventLog, inline_max_bytes: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        inline_max_bytes: int,
+        policies: Mapping[str, RetryPolicy] = MappingProxyType({}),
+        opened: Callable[[TaskSubmitted], Awaitable[None]] | None = None,
+    ) -> None:
+        """`policies`: retry policies of kinds that have one of their own; `opened` sees to it that a queue is there."""
+        self._opened = opened or _as_it_is
         self._log = log
         self._inline_max_bytes = inline_max_bytes
+        self._policies = policies
 
     async def submit(
         self,
@@ -43,24 +60,69 @@ class Inbox:
         key_id: str | None = None,
         idempotency_key: str | None = None,
         request_id: str | None = None,
+        task_id: TaskId | None = None,
     ) -> Accepted:
         """Put a task into the log; when this returns it will not be lost.
+
+        `task_id` is for a task that has one before it is asked for: a second submission of it is a repeat.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
             NoServer, StreamFull: the log does not take it now.
         """
-        event = await self.prepare(command, key_id=key_id, idempotency_key=idempotency_key)
+        event = await self.prepare(command, key_id=key_id, idempotency_key=idempotency_key, task_id=task_id)
+        await self._opened(event)
+        return await self.append(event, request_id)
+
+    async def retry(self, task_id: TaskId, *, force: bool = False, request_id: str | None = None) -> Accepted:
+        """Ask for a task that ended without a result once more: a new task with the same request.
+
+        Retrying it again is a repeat, which is answered with the first one's task, unless it is forced.
+
+        Raises:
+            TaskNotFound: there is no such task.
+            IllegalTransition: it has not ended, or succeeded.
+            ArtifactNotFound, ArtifactExpired: its parameters are there no more.
+        """
+        task = fold(await self._log.read_task(task_id))
+        if task is None:
+            raise TaskNotFound(task_id=task_id)
+        if task.state not in RETRIED:
+            raise IllegalTransition(task_id=task_id, state=task.state, action="be retried")
+        if task.submitted.params_ref is not None:
+            await artifacts.find(self._log.connection, task.submitted.params_ref.sha256)
+        made = TaskId(self._log.ids()) if force else task_id_for_key("retry\0", task_id)
+        event = again(task.submitted, made, self._log.clock())
+        await self._opened(event)
         return await self.append(event, request_id)
 
     async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
         """Put a prepared task into the log; see `submit`."""
+        route = route_of(event) if event.run_at is None else None
+        orphaned = event.expires_at is not None and not await self._set_expiry(event)
         try:
-            append = self._log.task_append(event, 0, route=route_of(event), causation=request_id)
+            append = self._log.task_append(event, 0, route=route, causation=request_id)
             sequence = await self._log.append(append)
         except Conflict:
             return await self._repeated(event)
-        return Accepted(event.task_id, sequence, created=True)
+        if orphaned:
+            await self._set_expiry(event, replace=True)
+        return Accepted(event.task_id, sequence, True, event.run_at)
+
+    async def expire(self, task_id: TaskId) -> None:
+        """End a task that was not started in time; one that started, ended or has time left stays as it is.
+
+        Raises:
+            NoServer: the log cannot be asked now.
+        """
+        task = fold(await self._log.read_task(task_id))
+        if task is None:
+            return
+        at, now = task.submitted.expires_at, self._log.clock()
+        if at is not None and at > now and not task.ended:
+            await self._log.append(self._log.expiry_append(task_id, at, replace=True))
+            return
+        await self._persist(task, ExpireTask(now=now))
 
     async def cancel(self, task_id: TaskId, command: CancelTask) -> Task:
         """Cancel a task: one that waits ends at once, one that runs is asked to stop. Returns its state after that.
@@ -69,27 +131,41 @@ class Inbox:
             TaskNotFound: there is no such task.
             IllegalTransition: it has ended in another way.
         """
+        task = fold(await self._log.read_task(task_id))
+        if task is None:
+            raise TaskNotFound(task_id=task_id)
+        return await self._persist(task, command)
+
+    async def _persist(self, task: Task, command: CancelTask | ExpireTask) -> Task:
+        """Carry a command out on a task; if somebody else's event was faster, on what the task is by then."""
         conflict: Conflict | None = None
         for _ in range(TRIES):
-            task = fold(await self._log.read_task(task_id))
-            if task is None:
-                raise TaskNotFound(task_id=task_id)
             try:
-                return await self._cancel(task, command)
+                return await self._end(task, command)
             except Conflict as error:
                 conflict = error
+            reread = fold(await self._log.read_task(task.id))
+            assert reread is not None
+            task = reread
         assert conflict is not None
         raise conflict
 
-    async def _cancel(self, task: Task, command: CancelTask) -> Task:
-        waiting = task.state == "queued"
+    async def _end(self, task: Task, command: CancelTask | ExpireTask) -> Task:
         decided = decide(task, command)
         assert not isinstance(decided, Stale | AwaitTimer)
+        after = task
         for event in decided:
-            task = await self._append(task, event)
-        if decided and waiting:
+            after = await self._append(after, event)
+        if after.ended and not task.ended:
+            await self._take_back(task)
+        return after
+
+    async def _take_back(self, task: Task) -> None:
+        """Take a task that waited out of its queue, or withdraw the timer that would have queued it."""
+        if task.state == "queued":
             await self._log.purge_queued(*route_of(task.submitted), task.id)
-        return task
+        elif task.state == "scheduled":
+            await self._log.append(self._log.timer_withdrawal(task.id, task.attempt + 1))
 
     async def _append(self, task: Task, event: TaskEvent) -> Task:
         sequence = await self._log.append(self._log.task_append(event, task.sequence))
@@ -97,18 +173,33 @@ class Inbox:
         assert after is not None
         return after
 
+    async def _set_expiry(self, event: TaskSubmitted, *, replace: bool = False) -> bool:
+        """Set the timer of a task's expiry; false if one is there, left by a request that did not come to its end."""
+        assert event.expires_at is not None
+        try:
+            await self._log.append(self._log.expiry_append(event.task_id, event.expires_at, replace=replace))
+        except Conflict:
+            return False
+        return True
+
     async def prepare(
-        self, command: SubmitTask, *, key_id: str | None = None, idempotency_key: str | None = None
+        self,
+        command: SubmitTask,
+        *,
+        key_id: str | None = None,
+        idempotency_key: str | None = None,
+        task_id: TaskId | None = None,
     ) -> TaskSubmitted:
         """Return the event that will be a task's first one: it has its id, for those who want to listen before.
 
         Raises:
+            InvalidInput: its start is too far ahead, or after its expiry.
             NoServer, StreamFull: large parameters cannot be stored now.
         """
         params, params_ref = await self._inline_or_artifact(command)
         made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)
         return TaskSubmitted(
-            task_id=made,
+            task_id=task_id or made,
             kind=command.kind,
             model=command.model,
             lane=command.lane,
@@ -118,11 +209,17 @@ class Inbox:
             idempotency_key=idempotency_key,
             key_id=key_id,
             metadata=command.metadata,
-            retry=RetryPolicy(**command.retry.model_dump()),
+            retry=self._policy(command),
             requires=command.requires and Requires(**command.requires.model_dump()),
+            run_at=command.starts_at(self._log.clock()),
             expires_at=command.expires_at,
             timeout_ms=None if command.timeout_s is None else round(command.timeout_s * 1000),
         )
+
+    def _policy(self, command: SubmitTask) -> RetryPolicy:
+        """Return what the request says of retries, and where it says nothing, what holds for its kind."""
+        policy = self._policies.get(command.kind, _POLICY)
+        return policy.model_copy(update=command.retry.model_dump(exclude_unset=True))
 
     async def _inline_or_artifact(self, command: SubmitTask) -> tuple[dict[str, object] | None, ArtifactRef | None]:
         body = orjson.dumps(command.params)
@@ -136,4 +233,8 @@ class Inbox:
             raise Conflict(subject=subjects.task_events(event.task_id), expected=0)
         if task.submitted.request_sha256 != event.request_sha256:
             raise IdempotencyMismatch(key=event.idempotency_key or "", task_id=task.id)
-        return Accepted(task.id, Sequence(task.sequence), created=False)
+        return Accepted(task.id, Sequence(task.sequence), False, task.submitted.run_at)
+
+
+async def _as_it_is(_: TaskSubmitted) -> None:
+    """Leave the queues to the workers, which make those of anybody's work."""

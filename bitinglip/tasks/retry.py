@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,13 +37,27 @@ RetryDecision = RetryAt | GiveUp | DeadLetter
 
 def decide_retry(policy: RetryPolicy, failure: Failure, failures: int, now: datetime, jitter: float) -> RetryDecision:
     """Decide what follows a failure; `failures` counts this one, `jitter` is from 0 to 1."""
-    if not failure.retryable:
+    if not failure.retryable or failure.kind in policy.not_on:
         return GiveUp()
     if failure.kind not in UNCOUNTED and failures >= policy.max_attempts:
         return DeadLetter()
     if failure.kind in IMMEDIATE:
         return RetryAt(now)
     return RetryAt(now + backoff(policy, failures, jitter))
+
+
+def policies_of_kinds(told: Iterable[str]) -> dict[str, RetryPolicy]:
+    """Return the default policy of each kind that has one of its own; told as `KIND=ATTEMPTS/BASE_MS/MAX_MS`.
+
+    >>> policies_of_kinds(["embedding=5/100/2000"])["embedding"].max_attempts
+    5
+    """
+    found: dict[str, RetryPolicy] = {}
+    for text in told:
+        kind, _, numbers = text.partition("=")
+        attempts, base_ms, max_ms = map(int, numbers.split("/"))
+        found[kind] = RetryPolicy(max_attempts=attempts, base_ms=base_ms, max_ms=max_ms)
+    return found
 
 
 def backoff(policy: RetryPolicy, failures: int, jitter: float) -> timedelta:

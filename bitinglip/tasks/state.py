@@ -34,6 +34,7 @@ from bitinglip.tasks.commands import (
     AssignAttempt,
     AttemptCommand,
     CancelTask,
+    ExpireTask,
     FailAttempt,
     ProgressAttempt,
     StopAttempt,
@@ -124,6 +125,8 @@ def decide(task: Task, command: TaskCommand) -> Decision:
     match command:
         case CancelTask():
             return _decide_cancel(task, command)
+        case ExpireTask():
+            return _decide_expire(task, command)
         case AssignAttempt():
             return _decide_assign(task, command)
         case ProgressAttempt() | SucceedAttempt() | FailAttempt() | StopAttempt():
@@ -132,6 +135,13 @@ def decide(task: Task, command: TaskCommand) -> Decision:
             return (_decide_attempt(task, command),)
         case _:
             assert_never(command)
+
+
+def again(submitted: TaskSubmitted, task_id: TaskId, now: datetime) -> TaskSubmitted:
+    """Return the first event of a task that asks for the same once more, at once; an expiry that has passed is gone."""
+    expires_at = submitted.expires_at if submitted.expires_at is not None and submitted.expires_at > now else None
+    new = {"task_id": task_id, "retry_of": submitted.task_id, "run_at": None, "expires_at": expires_at}
+    return submitted.model_copy(update=new | {"idempotency_key": None})
 
 
 def is_terminal(event: Event) -> bool:
@@ -225,6 +235,23 @@ def _decide_cancel(task: Task, command: CancelTask) -> Decision:
     return (TaskCancelled(task_id=task.id, by=command.by, reason=command.reason),)
 
 
+def _decide_expire(task: Task, command: ExpireTask) -> Decision:
+    if not _expired(task, command.now) or task.state == "running":
+        return ()
+    return (_expiry(task),)
+
+
+def _expired(task: Task, now: datetime) -> bool:
+    """Whether the task's time to start has passed before its first attempt."""
+    expires_at = task.submitted.expires_at
+    return task.attempt == 0 and not task.ended and expires_at is not None and expires_at <= now
+
+
+def _expiry(task: Task) -> TaskExpired:
+    assert task.submitted.expires_at is not None
+    return TaskExpired(task_id=task.id, expires_at=task.submitted.expires_at)
+
+
 def _decide_assign(task: Task, command: AssignAttempt) -> Decision:
     if task.ended or command.ready_sequence != task.ready_sequence:
         return Stale()
@@ -232,9 +259,8 @@ def _decide_assign(task: Task, command: AssignAttempt) -> Decision:
         return _take_over(task, command)
     if task.cancel is not None:
         return (_cancelled(task),)
-    expires_at = task.submitted.expires_at
-    if task.attempt == 0 and expires_at is not None and expires_at <= command.now:
-        return (TaskExpired(task_id=task.id, expires_at=expires_at),)
+    if _expired(task, command.now):
+        return (_expiry(task),)
     if task.retry_at is not None and task.state == "scheduled" and task.retry_at > command.now:
         return AwaitTimer(task.attempt + 1, task.retry_at)
     return (_assigned(task, command),)

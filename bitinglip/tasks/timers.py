@@ -13,8 +13,15 @@ from bitinglip.tasks.state import AwaitTimer, Task
 
 def timer_append(log: EventLog, task: Task, wait: AwaitTimer) -> Append:
     """Prepare the timer of a task's coming attempt; at its time the server stores the task's `queued`."""
-    event = TaskQueued(task_id=task.id, attempt=wait.attempt, reason="retry")
+    reason = "retry" if task.attempt else "scheduled"
+    event = TaskQueued(task_id=task.id, attempt=wait.attempt, reason=reason)
     return log.timer_append(event, wait.attempt, wait.at, route_of(task.submitted))
+
+
+def start_timer(task: Task) -> AwaitTimer | None:
+    """Return what a task waits for that was asked to start later, and has not yet; none for any other task."""
+    run_at = task.submitted.run_at
+    return AwaitTimer(1, run_at) if task.state == "scheduled" and task.attempt == 0 and run_at is not None else None
 
 
 async def ensure_timer(log: EventLog, task: Task, wait: AwaitTimer) -> None:

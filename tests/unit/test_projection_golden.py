@@ -14,7 +14,7 @@ from scripts.golden_events import FOLDER, ID, TIME, path_of
 from tests.unit.projection_support import fresh_database
 
 FILES = sorted(FOLDER.glob("*.json"))
-STREAMS = {"task": "TASKS", "worker": "WORKERS", "node": "WORKERS", "model": "MODELS"}
+STREAMS = {"task": "TASKS", "worker": "WORKERS", "node": "WORKERS", "model": "MODELS", "schedule": "SCHEDULES"}
 
 
 def test_every_type_has_a_golden_event_of_its_version() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -54,6 +55,7 @@ def _told(row: TaskRow) -> dict[str, Any]:
         "state": row.state,
         "attempt": row.attempt,
         "failures": row.failures,
+        "retry_at": row.retry_at,
         "worker_id": row.worker_id,
         "sequence": row.last_sequence,
         "cancel": row.cancel_requested,
@@ -68,6 +70,7 @@ def _folded(task: Task) -> dict[str, Any]:
         "state": task.state,
         "attempt": task.attempt,
         "failures": task.failures,
+        "retry_at": task.retry_at if task.state == "scheduled" else None,
         "worker_id": task.worker_id,
         "sequence": task.sequence,
         "cancel": task.cancel is not None,
@@ -92,6 +95,16 @@ def test_a_queued_that_came_too_late_changes_nothing() -> None:
     late = message(TaskQueued(task_id=ID, attempt=1, reason="scheduled"), 3, about=ID)  # type: ignore[arg-type]
     row, before = _one(SUBMITTED, ASSIGNED, late), _one(SUBMITTED, ASSIGNED)
     assert (row.state, row.queued_at, row.started_at) == ("running", before.queued_at, before.started_at)
+
+
+def test_what_a_task_waits_for_and_asks_again_is_in_its_row() -> None:
+    asked = message(TaskSubmitted.model_validate(TaskSubmitted.example | {"task_id": ID, "retry_of": "T"}), 1, about=ID)
+    failed = message(TaskFailed.model_validate(TaskFailed.example | {"task_id": ID}), 3, about=ID)
+    queued = message(TaskQueued(task_id=ID, attempt=2, reason="retry"), 4, about=ID)  # type: ignore[arg-type]
+    row = _one(asked, ASSIGNED, failed)
+    assert (row.retry_of, row.state, row.attempt, row.failure) == ("T", "scheduled", 1, TaskFailed.example["failure"])
+    assert row.retry_at == datetime.fromisoformat(TaskFailed.example["retry_at"])
+    assert _one(asked, ASSIGNED, failed, queued).retry_at is None
 
 
 def test_a_row_has_everything_that_its_events_say() -> None:

@@ -39,6 +39,14 @@ def test_attempts_are_bounded(policy: RetryPolicy, failures: int, jitter: float)
 
 
 @given(policies, st.integers(1, 200))
+def test_a_policy_may_leave_out_kinds_of_failures(policy: RetryPolicy, failures: int) -> None:
+    bent = policy.model_copy(update={"not_on": ("engine_crashed",)})
+    assert decide_retry(bent, CRASH, failures, NOW, 0.5) == GiveUp()
+    full = Failure(kind="out_of_memory", message="", retryable=True)
+    assert decide_retry(bent, full, failures, NOW, 0.5) == decide_retry(policy, full, failures, NOW, 0.5)
+
+
+@given(policies, st.integers(1, 200))
 def test_what_cannot_work_is_not_tried_again(policy: RetryPolicy, failures: int) -> None:
     bad = Failure(kind="bad_input", message="", retryable=False)
     assert decide_retry(policy, bad, failures, NOW, 0.5) == GiveUp()

@@ -11,6 +11,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
     "TASKS": ("events", "tasks"),
     "WORKERS": ("events", "workers", "nodes"),
     "MODELS": ("events", "models"),
+    "SCHEDULES": ("events",),
 }
 """The projections of each stream, in the order in which they are applied."""
 

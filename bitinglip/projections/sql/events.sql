@@ -1,4 +1,4 @@
--- Grain: one row per event of the streams TASKS, WORKERS and MODELS, brought up to its type's newest version.
+-- Grain: one row per event of the streams TASKS, WORKERS, MODELS and SCHEDULES, brought up to its type's newest version.
 -- Units: times are UTC; a sequence counts within its stream.
 
 -- name: table
@@ -17,7 +17,7 @@ create table events (
 );
 
 comment on table events is 'The event log; one row per event.';
-comment on column events.stream is 'Stream that holds the event: TASKS, WORKERS or MODELS.';
+comment on column events.stream is 'Stream that holds the event: TASKS, WORKERS, MODELS or SCHEDULES.';
 comment on column events.sequence is 'Position in the stream, from 1.';
 comment on column events.recorded_at is 'When the server stored it (UTC).';
 comment on column events.time is 'When its writer says that it happened (UTC).';
@@ -25,7 +25,7 @@ comment on column events.id is 'Identifier of the event (ULID).';
 comment on column events.type is 'Stable type name, as task.submitted; corrupt for bytes that are no event.';
 comment on column events.version is 'Version of the type that data has.';
 comment on column events.source is 'Process that wrote it.';
-comment on column events.about is 'What it is about: a task, a worker or a model.';
+comment on column events.about is 'What it is about: a task, a worker, a model or a schedule.';
 comment on column events.causation is 'Event or request that led to it; null if none is known.';
 comment on column events.data is 'The fields of the event''s type.';
 

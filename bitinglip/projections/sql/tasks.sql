@@ -23,6 +23,7 @@ create table tasks (
     params json,
     params_ref json,
     request_sha256 varchar,
+    retry_of varchar,
     max_attempts integer,
     run_at timestamp,
     expires_at timestamp,
@@ -43,6 +44,7 @@ create table tasks (
     result_ref json,
     failure json,
     failures integer,
+    retry_at timestamp,
     input_tokens bigint,
     output_tokens bigint,
     versions json,
@@ -67,6 +69,7 @@ comment on column tasks.metadata is 'The caller''s own labels.';
 comment on column tasks.params is 'Parameters; null when they are in an artifact.';
 comment on column tasks.params_ref is 'Artifact that holds the parameters: sha256, size_bytes, media_type.';
 comment on column tasks.request_sha256 is 'Digest of the request.';
+comment on column tasks.retry_of is 'The task that this one asks for again; null for any other.';
 comment on column tasks.max_attempts is 'Attempts that may fail before the task is dead-lettered.';
 comment on column tasks.run_at is 'Not to start before (UTC); null for at once.';
 comment on column tasks.expires_at is 'Expires if not started by then (UTC).';
@@ -87,6 +90,7 @@ comment on column tasks.result is 'Result; null before success and when it is in
 comment on column tasks.result_ref is 'Artifact that holds the result: sha256, size_bytes, media_type.';
 comment on column tasks.failure is 'Latest failure: kind, message, retryable.';
 comment on column tasks.failures is 'Failed attempts that count against max_attempts.';
+comment on column tasks.retry_at is 'When the next attempt may begin (UTC); null unless one is waited for.';
 comment on column tasks.input_tokens is 'Tokens that went in; null before success.';
 comment on column tasks.output_tokens is 'Tokens that came out; null before success.';
 comment on column tasks.versions is 'Versions of the libraries that made the result.';
@@ -149,7 +153,7 @@ select
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT"
+        "timeout_ms": "BIGINT", "retry_of": "VARCHAR"
     }') as s,
     json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
@@ -159,7 +163,7 @@ select
         json_transform(progressed, '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}'),
         null
     ) as p,
-    json_transform(failed, '{"failure": "JSON", "run_ms": "DOUBLE"}') as f,
+    json_transform(failed, '{"failure": "JSON", "run_ms": "DOUBLE", "retry_at": "TIMESTAMPTZ"}') as f,
     json_transform(ended, '{
         "run_ms": "DOUBLE", "load_ms": "DOUBLE", "result": "JSON", "result_ref": "JSON", "versions": "JSON",
         "usage": {"input_tokens": "BIGINT", "output_tokens": "BIGINT"}
@@ -170,10 +174,10 @@ from told;
 insert into tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
-    s.params_ref, s.request_sha256, coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
+    s.params_ref, s.request_sha256, s.retry_of, coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
     coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at,
     finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
-    r.result_ref, f.failure, failures, if(succeeded, coalesce(r.usage.input_tokens, 0), null),
+    r.result_ref, f.failure, failures, if(state_key % 4 = 3 and ended_type is null, f.retry_at, null), if(succeeded, coalesce(r.usage.input_tokens, 0), null),
     if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
     submitted_sequence, last_sequence, state_key
 from task_changes
@@ -200,6 +204,11 @@ set
     result_ref = coalesce(new.r.result_ref, tasks.result_ref),
     failure = coalesce(new.f.failure, tasks.failure),
     failures = tasks.failures + new.failures,
+    retry_at = if(
+        new.state_key > tasks.state_key,
+        if(new.state_key % 4 = 3 and new.ended_type is null, new.f.retry_at, null),
+        tasks.retry_at
+    ),
     input_tokens = if(new.succeeded, coalesce(new.r.usage.input_tokens, 0), tasks.input_tokens),
     output_tokens = if(new.succeeded, coalesce(new.r.usage.output_tokens, 0), tasks.output_tokens),
     versions = coalesce(new.r.versions, tasks.versions),

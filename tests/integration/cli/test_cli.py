@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.nvml import Rig
+from tests.support.server import eventually
 
 COMMAND = (sys.executable, "-m", "bitinglip.cli.main")
 ULID = 26
@@ -201,6 +203,55 @@ class TestOnACluster:
         got = await bitinglip("task", "get", task_id, "--json", "--url", url)
         assert (got.json["state"], got.json["result"]) == ("succeeded", {"message": "hello"})
         assert "succeeded" in (await bitinglip("task", "get", task_id, "--url", url)).out
+
+    async def test_a_dead_letter_is_found_and_retried(self, url: str) -> None:
+        submitted = await bitinglip(
+            "task", "submit", "echo", "-m", "echo", "-p", "fail=out_of_memory", "--max-attempts", "1",
+            "--metadata", "test=dead", "--wait", "--url", url,
+        )  # fmt: skip
+        assert submitted.status == 1
+        found = ("--all-dead", "--where", "metadata.test=dead", "--where", "failure=out_of_memory", "--url", url)
+        dry = await bitinglip("task", "retry", *found, "--dry-run")
+        (dead,) = dry.out.split()
+        retried = await bitinglip("task", "retry", *found, "--json")
+        assert (retried.status, retried.json) == (0, {"matched": 1, "retried": 1, "refused": []})
+        again = await bitinglip("task", "retry", dead, "--url", url)
+        assert len(again.out.strip()) == ULID
+        got = await bitinglip("task", "get", again.out.strip(), "--json", "--url", url)
+        assert got.json["retry_of"] == dead
+        assert (await bitinglip("task", "retry", "--url", url)).status == 2
+
+    async def test_a_task_that_starts_later_is_cancelled_with_all_that_waits(self, url: str) -> None:
+        late = ("task", "submit", "echo", "-m", "echo", "--metadata", "test=late", "--url", url)
+        task_id = (await bitinglip(*late, "--delay", "600")).out.strip()
+        await bitinglip(*late, "--at", (datetime.now(UTC) + timedelta(days=2)).isoformat())
+        got = await bitinglip("task", "get", task_id, "--json", "--url", url)
+        assert got.json["state"] == "scheduled"
+        ended = await bitinglip(
+            "task", "cancel", "--where", "state=scheduled", "--where", "metadata.test=late", "--url", url
+        )
+        assert (ended.status, ended.err) == (0, "matched 2, cancelled 2\n")
+        assert (await bitinglip("task", "cancel", "--where", "nonsense=1", "--url", url)).status == 2
+
+    async def test_a_schedule_from_its_making_to_its_end(self, url: str) -> None:
+        create = ("schedule", "create", "echo", "-m", "echo", "-p", "message=hi", "--url", url)
+        made = await bitinglip(*create, "--every", "1", "--name", "often")
+        schedule_id = made.out.strip()
+        assert len(schedule_id) == ULID
+
+        async def fired() -> bool:
+            listed = await bitinglip("task", "list", "--metadata", f"schedule_id={schedule_id}", "--json", "--url", url)
+            return any(line["state"] == "succeeded" for line in listed.lines)
+
+        await eventually(fired, within_s=30)
+        assert "often" in (await bitinglip("schedule", "list", "--url", url)).out
+        assert (await bitinglip("schedule", "pause", schedule_id, "--url", url)).out == f"{schedule_id} paused\n"
+        shown = await bitinglip("schedule", "show", schedule_id, "--json", "--url", url)
+        assert (shown.json["state"], shown.json["last"]["outcome"]) == ("paused", "submitted")
+        assert (await bitinglip("schedule", "resume", schedule_id, "--url", url)).out == f"{schedule_id} active\n"
+        assert (await bitinglip("schedule", "delete", schedule_id, "--url", url)).out == f"{schedule_id} deleted\n"
+        assert (await bitinglip("schedule", "show", schedule_id, "--url", url)).status == 2
+        assert (await bitinglip(*create, "--cron", "never")).status == 2
 
     async def test_parameters_from_json_files_and_standard_input(self, url: str, tmp_path: Path) -> None:
         (tmp_path / "p.json").write_text('{"message": [1, 2]}')

@@ -14,6 +14,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.ids import TaskId
 from tests.integration.gateway.support import ECHO, Player, check_problem, read_stream, register, submitted
+from tests.support.server import eventually
 
 WRITE: dict[str, Any] = {"kind": "text-generation", "model": "org/writer", "params": {"prompt": "Once"}}
 
@@ -207,3 +208,28 @@ async def test_a_repeated_submit_streams_the_first_ones_events(client: httpx.Asy
     async with client.stream("POST", "/v1/tasks", json=ECHO, headers=headers) as response:
         assert response.headers["idempotency-replayed"] == "true"
         assert [seen.type async for seen in read_stream(response)][-1] == "task.succeeded"
+
+
+async def test_a_task_that_starts_later_is_shown_as_scheduled_until_it_is_queued(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/tasks", json=ECHO | {"delay_s": 0.5})
+    assert response.status_code == 202
+    assert response.json()["state"] == "scheduled"
+    path = response.json()["links"]["self"]
+    row = (await client.get(path)).json()
+    assert (row["state"], row["queued_at"]) == ("scheduled", None)
+
+    async def queued() -> bool:
+        return (await client.get(path)).json()["state"] == "queued"
+
+    await eventually(queued)
+    after = (await client.get(path)).json()
+    assert after["run_at"] == row["run_at"] <= after["queued_at"]
+
+
+async def test_two_starts_are_refused(client: httpx.AsyncClient) -> None:
+    body = ECHO | {"delay_s": 5, "run_at": "2030-01-01T00:00:00Z"}
+    check_problem(await client.post("/v1/tasks", json=body), 422, "invalid_input")
+    problem = check_problem(
+        await client.post("/v1/tasks", json=ECHO | {"run_at": "2030-01-01T00:00:00"}), 422, "invalid_input"
+    )
+    assert problem["field"] == "run_at"

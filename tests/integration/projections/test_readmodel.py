@@ -92,7 +92,7 @@ async def test_what_was_in_the_log_before_is_caught_up(log: EventLog, path: Path
         assert readmodel.ready
         assert [row.task_id for row in await all_tasks(readmodel)] == [task_id for task_id, _ in reversed(sent)]
         assert [(lag.stream, lag.last - lag.applied) for lag in await readmodel.lag()] == [
-            (TASKS, 0), (WORKERS, 0), (MODELS, 0)
+            (TASKS, 0), (WORKERS, 0), (MODELS, 0), ("SCHEDULES", 0)
         ]  # fmt: skip
         assert readmodel.applied(TASKS) == sent[-1][1]
 

@@ -1,0 +1,19 @@
+-- The ids of a page of tasks, the newest first, with what the cursor of the next page is made of; the parameters are
+-- those of tasks.sql.
+
+select task_id, submitted_sequence
+from tasks
+where ($cursor is null or submitted_sequence < $cursor)
+    and ($states is null or state in $states)
+    and ($kind is null or kind = $kind)
+    and ($model is null or model = $model)
+    and ($lane is null or lane = $lane)
+    and ($key_id is null or key_id = $key_id)
+    and ($submitted_after is null or submitted_at > $submitted_after)
+    and ($submitted_before is null or submitted_at < $submitted_before)
+    and ($failure is null or json_extract_string(failure, '$.kind') = $failure)
+    and ($after is null or coalesce(finished_at, submitted_at) > $after)
+    and ($before is null or coalesce(finished_at, submitted_at) < $before)
+    and ($metadata is null or json_contains(metadata, $metadata))
+order by submitted_sequence desc
+limit $limit;
