@@ -275,6 +275,21 @@ class EventLog:
             raise NoServer(problem=str(error) or type(error).__name__) from error
         return {info.name: (info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos}
 
+    async def queue_waiting(self) -> dict[str, tuple[int, int]]:
+        """Return how many work messages wait, and the sequence of the last one handed out, by consumer.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        try:
+            infos = await cancellable(self.connection.js.consumers_info("QUEUE"))
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return {
+            info.name: (info.num_pending or 0, (info.delivered.stream_seq if info.delivered else 0) or 0)
+            for info in infos
+        }
+
     def tail(
         self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096
     ) -> AsyncGenerator[Messages, None]:

@@ -96,6 +96,18 @@ class WorkerHeartbeat(WorkerEvent):
     """Resident memory of the worker process, without its engine process."""
     device: DeviceReading | None = None
     """The worker's device, the first one if it has several."""
+    loading: str | None = None
+    """Reference of the model that is being loaded."""
+    labels: list[str] = []
+    """What tasks may require, as `worker.labels` says."""
+    pinned: list[str] = []
+    """References of the models that stay in memory."""
+    taken_bytes: dict[str, int] = {}
+    """Memory that each loaded model takes, running."""
+    budget_bytes: int | None = None
+    """Memory that models may take together; none: not known."""
+    max_loaded: int | None = None
+    """Most models in memory at a time."""
 
 
 @event

@@ -89,9 +89,10 @@ def plan(cluster: ClusterView) -> Plan:
     loads: dict[str, Order] = {}
     unmet: list[tuple[Demand, int]] = []
     for demand in demands:
-        holding = sum(card.meets(demand.requires) for card in holders.get(demand.reference, ()))
+        able = [card for card in holders.get(demand.reference, ()) if card.meets(demand.requires)]
+        holding, about_to_run = len(able), sum(card.idle for card in able)
         short = (demand.wanted if holding else demand.first_loaders) - holding
-        for _ in range(min(short, demand.depth)):
+        for _ in range(min(short, demand.depth - about_to_run)):
             card = pool.take(demand)
             if card is None:
                 unmet.append((demand, holding))

@@ -117,6 +117,8 @@ class WorkerProcess:
         while True:
             try:
                 reading = await self._devices.read()
+                if self._agent.facts is not None:
+                    self._agent.facts.device(reading.memory_total_bytes)
             except DeviceLost as lost:
                 await self._end_without(lost)
                 return
@@ -133,8 +135,8 @@ class WorkerProcess:
         await asyncio.sleep(least_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(whole_s - least_s):
-                await self._agent.failed.wait()
-        self._agent.failed.clear()
+                await self._agent.noteworthy.wait()
+        self._agent.noteworthy.clear()
 
     async def _end_without(self, lost: DeviceLost) -> None:
         """Tell that a device is lost, hand back what runs, and stop."""
@@ -151,7 +153,7 @@ class WorkerProcess:
         self._agent.stop()
 
     def _heartbeat(self, reading: DeviceReading) -> WorkerHeartbeat:
-        counts = self._agent.runner.counts
+        counts, card = self._agent.runner.counts, self._agent.card()
         return WorkerHeartbeat(
             worker_id=self._identity.worker_id,
             node_id=self._identity.node_id,
@@ -161,6 +163,12 @@ class WorkerProcess:
             loaded=sorted(self._agent.runner.loaded),
             rss_bytes=psutil.Process().memory_info().rss,
             device=reading,
+            loading=card.loading,
+            labels=sorted(card.labels),
+            pinned=sorted(card.pinned),
+            taken_bytes={held.reference: held.taken_bytes for held in card.loaded},
+            budget_bytes=card.budget_bytes,
+            max_loaded=self._settings.worker.max_loaded,
         )
 
     async def _say_goodbye(self) -> None:
