@@ -138,6 +138,11 @@ class Worker(_Section):
         description="Seconds for which new tasks join a running batch of text generation, on a worker that serves "
         "other models as well: then it is the others' turn.",
     )
+    pinned: tuple[str, ...] = Field(
+        default=(),
+        description="Models that an idle worker loads before anybody asks for them, and keeps in memory; by reference. "
+        "For a worker that serves several.",
+    )
     max_loaded: int = Field(default=2, ge=1, description="Most models that an engine process keeps loaded.")
     memory_gb: float | None = Field(
         default=None,

@@ -44,13 +44,24 @@ async def get_after(connection: Connection, stream: str, subject: str, after: in
     return found
 
 
-async def get_latest(connection: Connection, stream: str, subject: str) -> list[RawMessage]:
-    """Return the last message of each subject that matches, at most 1,024 of them.
+async def get_first_after(connection: Connection, stream: str, subject: str, after: int) -> RawMessage | None:
+    """Return the first message on a subject (wildcards allowed) after a sequence; none if there is none.
 
     Raises:
         NoServer: the server does not answer.
     """
-    return (await _request(connection, stream, {"multi_last": [subject]}, batched=True))[0]
+    found, _ = await _request(connection, stream, {"seq": after + 1, "next_by_subj": subject}, batched=False)
+    return found[0] if found else None
+
+
+async def get_last_each(connection: Connection, stream: str, subject: str) -> list[RawMessage]:
+    """Return the last message on each of the subjects that a wildcard stands for.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    found, _ = await _request(connection, stream, {"multi_last": [subject]}, batched=True)
+    return found
 
 
 async def _request(

@@ -20,7 +20,7 @@ from nats.errors import Error as NatsError
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.direct import get_after, get_last, get_latest
+from bitinglip.events.direct import get_after, get_last, get_last_each
 from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
@@ -293,7 +293,7 @@ class EventLog:
 
     async def read_latest(self, stream: str, subject: str) -> list[Recorded]:
         """Return the last event on each subject that matches (wildcards allowed), at most 1,024 of them."""
-        return [decode(message, stream) for message in await get_latest(self.connection, stream, subject)]
+        return [decode(message, stream) for message in await get_last_each(self.connection, stream, subject)]
 
     async def subjects_of(self, stream: str, subject: str) -> list[str]:
         """Return the subjects of a stream that match."""
@@ -326,6 +326,21 @@ class EventLog:
         except NatsError as error:
             raise NoServer(problem=str(error) or type(error).__name__) from error
         return {info.name: (info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos}
+
+    async def queue_waiting(self) -> dict[str, tuple[int, int]]:
+        """Return how many work messages wait, and the sequence of the last one handed out, by consumer.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        try:
+            infos = await cancellable(self.connection.js.consumers_info("QUEUE"))
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return {
+            info.name: (info.num_pending or 0, (info.delivered.stream_seq if info.delivered else 0) or 0)
+            for info in infos
+        }
 
     def tail(
         self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096

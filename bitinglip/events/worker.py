@@ -98,6 +98,18 @@ class WorkerHeartbeat(WorkerEvent):
     """The worker's device, the first one if it has several."""
     draining: bool | None = None
     """Whether it takes nothing new; none: nobody asked it to."""
+    loading: str | None = None
+    """Reference of the model that is being loaded."""
+    labels: list[str] = []
+    """What tasks may require, as `worker.labels` says."""
+    pinned: list[str] = []
+    """References of the models that stay in memory."""
+    taken_bytes: dict[str, int] = {}
+    """Memory that each loaded model takes, running."""
+    budget_bytes: int | None = None
+    """Memory that models may take together; none: not known."""
+    max_loaded: int | None = None
+    """Most models in memory at a time."""
 
 
 @event

@@ -17,12 +17,14 @@ from bitinglip.events.streams import Route
 from bitinglip.events.subjects import decode_queue
 from bitinglip.settings import Settings
 from bitinglip.workers.attempt import Scribe
-from bitinglip.workers.batch import BatchRunner, Identity
+from bitinglip.workers.batch import BatchRunner
 from bitinglip.workers.batcher import group
-from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.engine import Loaded, ModelSpec
+from bitinglip.workers.facts import Facts
 from bitinglip.workers.files import Files
+from bitinglip.workers.identity import Identity
 from bitinglip.workers.lease import LeaseKeeper, Ledger
-from bitinglip.workers.policy import Wait, after_service, decide
+from bitinglip.workers.policy import Load, Wait, after_service, decide
 from bitinglip.workers.routebook import common_routes, fitting, route_of, view_of, with_route
 from bitinglip.workers.view import CardView, RouteView, WorkerView
 
@@ -78,8 +80,12 @@ class Agent:
         folder = settings.data_dir / "scratch" / identity.worker_id
         self._files = Files(event_log.connection, folder, lambda: self._stopping)
         self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models, self._files)
-        self.failed = asyncio.Event()
-        """Set whenever an attempt has failed, which may be the fault of a device."""
+        self.noteworthy = asyncio.Event()
+        """Set whenever there is something to tell early: an attempt has failed, which may be the fault of a device, or
+        the memory of one that serves several models has changed."""
+        several = len({model.reference for model in models}) > 1
+        self._asked: set[Route] = set()
+        self.facts = Facts(event_log, settings, identity.worker_id, models) if several else None
         self._view = WorkerView(
             routes=common_routes(model.reference for model in models),
             card=CardView(identity.worker_id, identity.node_id, frozenset(settings.worker.labels)),
@@ -99,6 +105,9 @@ class Agent:
         forget = self._log.connection.on_reconnect(self._look_again)
         self._look_again()
         cancels = await self.runner.listen_for_cancels()
+        if self.facts is not None:
+            self.runner.engine.on_load = self._load_heard
+            await self.facts.start(lambda: replace(self._view, card=self.card()), self._queue.interrupt)
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
             while not self._stopping:
@@ -109,6 +118,8 @@ class Agent:
             keeper.cancel()
             forget()
             await self._log.connection.unsubscribe(opened)
+            if self.facts is not None:
+                await self.facts.close()
             await self._log.connection.unsubscribe(cancels)
 
     def know_card(self, memory_bytes: int | None) -> None:
@@ -157,6 +168,18 @@ class Agent:
         self._drain.rest(True)
         await self._drain.changed.wait()
         self._drain.rest(False)
+
+    def card(self) -> CardView:
+        """Return what this worker has and does, as far as it gathers facts."""
+        idle = self._view.idle and self.runner.counts.running == 0
+        if self.facts is None:
+            return self._view.card
+        return self.facts.card(self._view.card, self.runner.loaded, self.runner.engine.loading, idle)
+
+    def _load_heard(self, reference: str, loaded: Loaded | None) -> None:
+        if self.facts is not None and loaded is not None:
+            self.facts.loaded(reference, loaded.load_ms / 1000, loaded.memory_bytes or loaded.need_bytes)
+        self.noteworthy.set()
 
     async def _round(self) -> None:
         try:
@@ -216,7 +239,7 @@ class Agent:
         left_s = min(until - time.monotonic(), LONGEST_WAIT_S)
         alarm = asyncio.get_running_loop().call_later(left_s, self._queue.interrupt)
         try:
-            found = await self._queue.wait([route_of(view) for view in routes], room)
+            found = await self._ours(await self._queue.wait([route_of(view) for view in routes], room))
             if found:
                 await asyncio.sleep(self._settings.worker.gather_ms / 1000)  # the batch runs on: nobody is kept waiting
             for route in {delivery.route for delivery in found}:
@@ -233,7 +256,7 @@ class Agent:
             if self._leaving:
                 await self._hand_back(batch)
             else:
-                await self.runner.run(batch)
+                await self._run_measured(batch)
         except NoServer as error:
             log.warning("a batch of %d is left to its leases: %s", len(batch), error)
         except BitingLipError:
@@ -242,7 +265,17 @@ class Agent:
             for delivery in batch:
                 self._leases.release(delivery)
             if self.runner.counts.failed > failed:
-                self.failed.set()
+                self.noteworthy.set()
+
+    async def _run_measured(self, batch: list[Delivery]) -> None:
+        """Run a batch; where facts are gathered, how long its tasks take is one of them."""
+        if self.facts is None:
+            await self.runner.run(batch)
+            return
+        started, loads_s = time.monotonic(), self.facts.loads_s
+        await self.runner.run(batch)
+        took_s = time.monotonic() - started - (self.facts.loads_s - loads_s)
+        self.facts.ran(_reference(batch[0]), len(batch), max(0.0, took_s))
 
     def _hear_of(self, route: Route) -> None:
         self._found.append(route)
@@ -269,17 +302,21 @@ class Agent:
     async def _pull(self) -> list[Delivery]:
         await self._take_in()
         self._view = replace(self._view, loaded=self.runner.loaded)
-        step, most = decide(self._view), self._settings.worker.max_batch
+        seen = self._view if self.facts is None else self.facts.view(self._view)
+        step, most = decide(seen), self._settings.worker.max_batch
+        self._asked = {route_of(view) for view in step.routes}
+        if isinstance(step, Load):
+            return await self._load(step, most)
         if isinstance(step, Wait):
             started = time.monotonic()
-            found = await self._queue.wait([route_of(view) for view in step.routes], most)
+            found = await self._ours(await self._queue.wait([route_of(view) for view in step.routes], most))
             if time.monotonic() - started > self._settings.worker.gather_ms / 1000:
                 self._last = 0  # it was idle
             self._view = replace(self._view, idle=not found)
             return await self._gathered(found)
-        empty: list[RouteView] = []
+        empty = list(step.empty)
         for view in step.routes:
-            found = await self._queue.pull(route_of(view), most)
+            found = await self._ours(await self._queue.pull(route_of(view), most))
             if found:
                 # Less than was asked for: the route is drained, so the next one may as well be waited for.
                 self._view = replace(after_service(self._view, view, len(found), empty), idle=len(found) < most)
@@ -287,6 +324,29 @@ class Agent:
             empty.append(view)
         self._view = replace(self._view, idle=True)
         return []
+
+    async def _load(self, step: Load, most: int) -> list[Delivery]:
+        """Make room for a model, and take the work for it, which loads it; a pinned one is loaded without any."""
+        assert self.facts is not None
+        self.facts.order_done()
+        found: list[Delivery] = []
+        for view in step.routes:
+            found = await self._ours(await self._queue.pull(route_of(view), most))
+            if found:
+                self._view = replace(after_service(self._view, view, len(found), ()), idle=False)
+                break
+        if found or step.reference in self._settings.worker.pinned:
+            await self.runner.engine.drop(step.evicts)
+        if not found and step.reference in self._settings.worker.pinned:
+            await self.runner.preload(step.reference)
+        return found
+
+    async def _ours(self, found: list[Delivery]) -> list[Delivery]:
+        """Hand back what a request of an earlier wait has brought for a model that is no longer ours to load."""
+        if self.facts is None:
+            return found
+        await self._hand_back([delivery for delivery in found if delivery.route not in self._asked])
+        return [delivery for delivery in found if delivery.route in self._asked]
 
     async def _gathered(self, found: list[Delivery]) -> list[Delivery]:
         """Return a batch with what comes for it within milliseconds, if the last one was of several: there is load."""
@@ -304,7 +364,7 @@ class Agent:
         if room <= 0:
             return []
         try:
-            return await self._queue.pull(route, room)
+            return await self._ours(await self._queue.pull(route, room))
         except NoServer as error:
             log.debug("nothing more to pull: %s", error)
             return []

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -47,6 +46,7 @@ from bitinglip.workers.engine import (
 from bitinglip.workers.enginehost import EngineHost
 from bitinglip.workers.enginekeeper import EngineKeeper
 from bitinglip.workers.files import Files
+from bitinglip.workers.identity import Counts, Identity
 from bitinglip.workers.lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -55,24 +55,6 @@ CANCEL_PATIENCE_S = 10.0
 """How long a running step may take to hear of a time-out before its engine process is killed."""
 LOADING_TICK_S = 0.5
 """Seconds between two ticks of the tasks that wait for a model to load."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the worker is, in the events that it writes."""
-
-    worker_id: str
-    node_id: str
-    device: str
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the worker did since its start."""
-
-    running: int = 0
-    done: int = 0
-    failed: int = 0
 
 
 class BatchRunner:
@@ -95,7 +77,7 @@ class BatchRunner:
         self._settings = settings
         self._identity = identity
         self._models = {(model.kind, model.reference): model for model in models}
-        self._engine = EngineKeeper(settings.worker, identity.device, files.folder)
+        self.engine = EngineKeeper(settings.worker, identity.device, files.folder)
         self._running: dict[str, Attempt] = {}
         self._stopped = False
         self._stop_timer: asyncio.TimerHandle | None = None
@@ -107,11 +89,22 @@ class BatchRunner:
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""
-        return self._engine.loaded
+        return self.engine.loaded
 
     def joins(self, reference: str) -> bool:
         """Tell whether new tasks may join a running batch of this model."""
         return any(kind in JOINING_KINDS for kind, name in self._models if name == reference)
+
+    async def preload(self, reference: str) -> None:
+        """Load a model that nobody has asked for yet; one that cannot be loaded is left to those who will."""
+        for model in [model for model in self._models.values() if model.reference == reference]:
+            try:
+                answer = await self._load(await self.engine.get(), model, [])
+            except EngineDied as died:
+                log.warning("%s is not loaded beforehand: %s", reference, died)
+                return
+            if isinstance(answer, LoadFailed):
+                log.warning("%s is not loaded beforehand: %s", reference, answer.failure.message)
 
     # --- the pipeline -------------------------------------------------------------------------------------------------
 
@@ -157,7 +150,7 @@ class BatchRunner:
             return
         host: EngineHost | None = None
         try:
-            host = await self._engine.get()
+            host = await self.engine.get()
             loaded = await self._load(host, model, batch)
             if isinstance(loaded, LoadFailed):
                 await self._fail(batch, loaded.failure)
@@ -171,7 +164,7 @@ class BatchRunner:
         by_id = {attempt.id: attempt for attempt in batch if not attempt.settled}
         for attempt in by_id.values():
             self._watch_time(host, attempt)
-        async with self._engine.watched(host):
+        async with self.engine.watched(host):
             async for messages in host.run(loaded.model_key, jobs):
                 await self._heard(by_id, messages, loaded)
         left = [attempt for attempt in batch if not attempt.settled]
@@ -227,7 +220,7 @@ class BatchRunner:
         loaded = asyncio.Event()
         telling = asyncio.create_task(self._tell_loading(batch, latest, loaded), name="loading")
         try:
-            return await self._engine.load(host, model, latest.append)
+            return await self.engine.load(host, model, latest.append)
         finally:
             loaded.set()
             await telling
@@ -343,7 +336,7 @@ class BatchRunner:
         await self._write_ends([(attempt, self._failure(attempt, failure)) for attempt in batch if not attempt.settled])
 
     async def _engine_died(self, host: EngineHost | None, died: EngineDied, batch: list[Attempt]) -> None:
-        first = self._engine.forget(host)
+        first = self.engine.forget(host)
         if self._stopped:
             failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
         else:
@@ -412,7 +405,7 @@ class BatchRunner:
         if model is None:
             return f"this worker does not serve {reference}"
         try:
-            loaded = await self._load(await self._engine.get(), model, [])
+            loaded = await self._load(await self.engine.get(), model, [])
         except EngineDied as died:
             return died.problem
         return loaded.failure.message if isinstance(loaded, LoadFailed) else None
@@ -421,7 +414,7 @@ class BatchRunner:
         """Drop a model from memory; returns what is against it, if anything."""
         if any(attempt.task.submitted.model == reference for attempt in self._running.values()):
             return f"a task runs on {reference}"
-        await self._engine.unload(reference)
+        await self.engine.unload(reference)
         return None
 
     # --- cancel, time-out, stop ---------------------------------------------------------------------------------------
@@ -449,17 +442,17 @@ class BatchRunner:
         self._stopped = True
         if self._stop_timer is not None:
             self._stop_timer.cancel()
-        await self._engine.close()
+        await self.engine.close()
 
     def _stop_now(self) -> None:
         self._stopped = True
         if self._running:
             log.warning("%d running tasks are handed back", len(self._running))
-            self._engine.kill()
+            self.engine.kill()
 
     def _cancel_job(self, attempt: Attempt) -> None:
         attempt.cancelled = True
-        self._engine.cancel(attempt.id)
+        self.engine.cancel(attempt.id)
 
     def _watch_time(self, host: EngineHost, attempt: Attempt) -> None:
         limit_ms = attempt.task.submitted.timeout_ms
@@ -470,7 +463,7 @@ class BatchRunner:
         def time_is_up() -> None:
             attempt.timed_out = True
             host.cancel(attempt.id)
-            attempt.timer = loop.call_later(CANCEL_PATIENCE_S, lambda: None if attempt.settled else self._engine.kill())
+            attempt.timer = loop.call_later(CANCEL_PATIENCE_S, lambda: None if attempt.settled else self.engine.kill())
 
         attempt.timer = loop.call_later(limit_ms / 1000, time_is_up)
 

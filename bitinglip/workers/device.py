@@ -24,8 +24,8 @@ import psutil
 from bitinglip.errors import DeviceLost
 from bitinglip.events.worker import DeviceReading
 from bitinglip.workers import amdgpu, nvml
-from bitinglip.workers.batch import Identity
 from bitinglip.workers.cards import CardLostError, Source
+from bitinglip.workers.identity import Identity
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,10 @@ class EngineKeeper:
         self._scratch = scratch
         self._host: EngineHost | None = None
         self._starting = asyncio.Lock()
+        self.loading: str | None = None
+        """Reference of the model that is being loaded."""
+        self.on_load: Callable[[str, Loaded | None], None] = lambda _reference, _loaded: None
+        """Called when a load begins, and with what it took when it has ended well."""
         self._ending: asyncio.Future[None] | None = None
 
     @property
@@ -55,21 +59,28 @@ class EngineKeeper:
             EngineDied: the process ended meanwhile, or took too long and was ended.
         """
         limit_s = self._settings.load_timeout_s
+        self.loading = model.reference
+        self.on_load(model.reference, None)
         try:
             async with asyncio.timeout(limit_s):
-                return await host.load(model, on_loading)
+                answer = await host.load(model, on_loading)
         except TimeoutError as error:
             problem = f"{model.reference} was not loaded within {limit_s:g} s (`worker.load_timeout_s`)."
             await host.stop(grace_s=0.0, reason=problem)
             raise EngineDied(problem=problem) from error
+        finally:
+            self.loading = None
+        if isinstance(answer, Loaded):
+            self.on_load(model.reference, answer)
+        return answer
 
-    async def unload(self, reference: str) -> None:
-        """Drop all that is loaded of a model; one that is not loaded is fine, and so is a process that ends."""
-        host = self._host
-        for key in [key for key in (host.loaded if host else ()) if key.split("|")[1] == reference]:
-            assert host is not None
+    async def drop(self, references: Iterable[str]) -> None:
+        """Drop models from memory, if they are there."""
+        if self._host is None:
+            return
+        for key in [key for key in self._host.loaded if key.split("|")[1] in set(references)]:
             with suppress(EngineDied):
-                await host.unload(key)
+                await self._host.unload(key)
 
     @asynccontextmanager
     async def watched(self, host: EngineHost) -> AsyncGenerator[None]:

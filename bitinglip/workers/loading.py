@@ -14,13 +14,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import ceil
 from zlib import crc32
 
 from bitinglip.workers.fairness import WEIGHTS
 from bitinglip.workers.view import GIB, CardView, ClusterView, ModelView, Requires
 
-WORTH = 2.0
+WORTH = 1.0
 """Another card loads a model if the work that waits for each of its cards takes so many times as long as the load."""
+SPARE = 1.25
+"""A model has cards for so many times the work that comes for it, as long as idle ones are there."""
 DWELL = 3.0
 """A busy card keeps a model for so many times as long as its load took: at most a quarter of the time goes in loads."""
 GAP = 2.0
@@ -60,6 +63,8 @@ class Demand:
     need_bytes: int
     depth: int = 0
     work_s: float = 0.0
+    work_rate: float = 0.0
+    """Seconds of a card that come in a second."""
     oldest_s: float = 0.0
     urgency: float = 0.0
     """Longest wait, each in terms of the lane `normal`."""
@@ -67,7 +72,7 @@ class Demand:
     @property
     def wanted(self) -> int:
         """Number of cards that are worth it."""
-        return max(1, min(self.depth, int(self.work_s / (WORTH * self.load_s))))
+        return max(1, int(self.work_s / (WORTH * self.load_s)), ceil(self.work_rate * SPARE))
 
     @property
     def first_loaders(self) -> int:
@@ -84,9 +89,10 @@ def plan(cluster: ClusterView) -> Plan:
     loads: dict[str, Order] = {}
     unmet: list[tuple[Demand, int]] = []
     for demand in demands:
-        holding = sum(card.meets(demand.requires) for card in holders.get(demand.reference, ()))
+        able = [card for card in holders.get(demand.reference, ()) if card.meets(demand.requires)]
+        holding, about_to_run = len(able), sum(card.idle for card in able)
         short = (demand.wanted if holding else demand.first_loaders) - holding
-        for _ in range(short):
+        for _ in range(min(short, demand.depth - about_to_run)):
             card = pool.take(demand)
             if card is None:
                 unmet.append((demand, holding))
@@ -130,6 +136,7 @@ def _demands(cluster: ClusterView, weightless: frozenset[str]) -> Iterator[Deman
             demand = found[key]
             demand.depth += route.depth
             demand.work_s += route.depth * route.task_s
+            demand.work_rate += route.rate * route.task_s
             demand.oldest_s = max(demand.oldest_s, route.oldest_s)
             demand.urgency = max(demand.urgency, route.oldest_s * WEIGHTS[route.lane] / WEIGHTS["normal"])
     yield from found.values()
@@ -175,11 +182,12 @@ def _switches(
     found: dict[str, Order] = {}
     for demand, holding in worth:
         bound_s = _bound_s(demand, holding) or 0.0
-        for own_s, _, card in busy:
+        for index, (own_s, worker_id, card) in enumerate(busy):
             if own_s > bound_s:
                 break
-            if card.worker_id not in found and _will_do(card, demand):
-                found[card.worker_id] = Order(demand.reference, switches=True)
+            if _will_do(card, demand):
+                found[worker_id] = Order(demand.reference, switches=True)
+                del busy[index]
                 break
     return found
 
@@ -229,21 +237,29 @@ class _Pool:
     def find(self, demand: Demand) -> CardView | None:
         """Return the card for a model."""
         needed = demand.need_bytes // GIB
-        for cost, room in self._order:
-            if room >= needed:
-                card = self._on(self._rings[(cost, room)], demand)
-                if card is not None:
-                    return card
+        for place in [place for place in self._order if place[1] >= needed]:
+            card = self._on(self._rings[place], demand)
+            if card is not None:
+                return card
+            if not self._rings[place]:
+                self._order.remove(place)
         return None
 
     def _on(self, ring: list[tuple[int, str, CardView]], demand: Demand) -> CardView | None:
         """Return the first card that will do from the model's own spot on."""
         start = bisect_left(ring, (_spot(demand.reference),))
+        passed = 0
         for index in range(start - len(ring), start):
             _, worker_id, card = ring[index]
-            if worker_id not in self._taken and _will_do(card, demand):
-                return card
-        return None
+            if worker_id in self._taken:
+                passed += 1
+            elif _will_do(card, demand):
+                break
+        else:
+            card = None
+        if passed * 2 > len(ring):
+            ring[:] = [place for place in ring if place[1] not in self._taken]
+        return card
 
 
 def _will_do(card: CardView, demand: Demand) -> bool:

@@ -43,9 +43,9 @@ from bitinglip.models.registry import register
 from bitinglip.models.store import StoredModel, find_models
 from bitinglip.settings import Settings, Worker, load
 from bitinglip.workers.agent import Agent
-from bitinglip.workers.batch import Identity
 from bitinglip.workers.device import Devices, identify, open_devices
 from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.identity import Identity
 from bitinglip.workers.tether import Tether
 
 log = logging.getLogger("bitinglip.worker")
@@ -185,6 +185,8 @@ class WorkerProcess:
         while True:
             try:
                 reading = await self._devices.read()
+                if self._agent.facts is not None:
+                    self._agent.facts.device(reading.memory_total_bytes)
             except DeviceLost as lost:
                 await self._end_without(lost)
                 return
@@ -201,8 +203,8 @@ class WorkerProcess:
         await asyncio.sleep(least_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(whole_s - least_s):
-                await self._agent.failed.wait()
-        self._agent.failed.clear()
+                await self._agent.noteworthy.wait()
+        self._agent.noteworthy.clear()
 
     async def _end_without(self, lost: DeviceLost) -> None:
         """Tell that a device is lost, hand back what runs, and stop."""
@@ -219,7 +221,7 @@ class WorkerProcess:
         self._agent.stop()
 
     def _heartbeat(self, reading: DeviceReading) -> WorkerHeartbeat:
-        counts = self._agent.runner.counts
+        counts, card = self._agent.runner.counts, self._agent.card()
         return WorkerHeartbeat(
             worker_id=self._identity.worker_id,
             node_id=self._identity.node_id,
@@ -230,6 +232,12 @@ class WorkerProcess:
             rss_bytes=psutil.Process().memory_info().rss,
             device=reading,
             draining=self._agent.draining or None,
+            loading=card.loading,
+            labels=sorted(card.labels),
+            pinned=sorted(card.pinned),
+            taken_bytes={held.reference: held.taken_bytes for held in card.loaded},
+            budget_bytes=card.budget_bytes,
+            max_loaded=self._settings.worker.max_loaded,
         )
 
     async def _say_goodbye(self) -> None:

@@ -48,6 +48,8 @@ def decide(view: WorkerView) -> Pull | Load | Wait:
     if view.plan is None:
         ordered = _ordered(view, view.routes)
         return Wait(ordered) if view.idle else Pull(ordered)
+    if not view.idle and not _at_hand(view):
+        view = replace(view, idle=True)
     return _ordered_load(view) or _pull(view) or _preload(view) or _wait(view)
 
 

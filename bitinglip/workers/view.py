@@ -40,6 +40,8 @@ class RouteView:
     """Seconds that the oldest of them has waited."""
     task_s: float = 0.0
     """Seconds of a card that one of them takes, about."""
+    rate: float = 0.0
+    """Tasks that come in a second, of late."""
 
 
 Routes = Mapping[str, tuple[RouteView, ...]]

@@ -141,6 +141,14 @@ def test_a_model_that_is_being_loaded_gets_no_second_loader() -> None:
     assert steps(cluster) == {}
 
 
+def test_work_that_an_idle_holder_is_about_to_take_is_no_reason_to_load() -> None:
+    holder, *others = cards(9)
+    held = replace(holder, loaded=(Held("m2", MODELS["m2"].need_bytes, 1.0),))
+    for depth, loaders in ((1, 0), (2, 1)):
+        cluster = ClusterView(routes_of(work("m2", depth, task_s=500.0)), MODELS, (held, *others))
+        assert len(steps(cluster)) == loaders
+
+
 @given(st.integers(1, 500), st.integers(0, 5))
 def test_the_number_of_loaders_grows_with_the_work_that_waits(depth: int, holding: int) -> None:
     busy = tuple(replace(card, worker_id=f"b{card.worker_id}") for card in cards(holding, "m2", idle=False))

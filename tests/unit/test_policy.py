@@ -186,6 +186,11 @@ def test_an_order_for_an_idle_card_is_void_once_it_has_work() -> None:
     assert (idle.reference, {route.reference for route in idle.routes}) == ("b", {"b"})
 
 
+def test_a_card_that_holds_nothing_is_idle_from_the_start() -> None:
+    step = decide(view("a", "b", plan=Plan(loads={"w": Order("b")})))
+    assert isinstance(step, Load)
+
+
 def test_an_order_to_switch_is_obeyed_by_a_busy_card_which_drops_the_least_recently_used() -> None:
     seen = view(*"abc", loaded=frozenset("ab"), plan=Plan(loads={"w": Order("c", switches=True)}))
     step = decide(seen)

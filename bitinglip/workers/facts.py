@@ -1,0 +1,210 @@
+"""What a worker with several models knows of the cluster: gathered in the background, never in a decision's way.
+
+Queues are asked for once a second while there is work, ever more seldom while there is none, and at once when a peer
+says that something has changed. A worker with one model has nothing to choose, and gathers nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bitinglip.errors import NoServer
+from bitinglip.events import subjects
+from bitinglip.events.direct import get_first_after
+from bitinglip.events.log import EventLog
+from bitinglip.events.streams import QUEUE
+from bitinglip.models.memory import estimate
+from bitinglip.settings import Settings
+from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.loading import Plan, plan
+from bitinglip.workers.peers import Peers
+from bitinglip.workers.routebook import route_of
+from bitinglip.workers.view import GIB, CardView, ClusterView, Held, ModelView, RouteView, WorkerView
+
+log = logging.getLogger(__name__)
+
+LOOK_S, SELDOM = 1.0, 2.0
+"""Seconds between two looks while there is work; while there is none each pause is so many times the one before."""
+SHARE = 0.9
+"""Part of a device's memory that models may take, if nothing else is set."""
+READ_BYTES_PER_S, LEAST_LOAD_S, SERVER_LOAD_S = 200e6, 2.0, 60.0
+"""How long a load takes, as long as none was measured: by its bytes, or that of a server of its own."""
+TASK_S = 1.0
+"""How long a task takes, as long as none was measured."""
+NEWEST = 0.3
+"""Weight of the newest measure in an average."""
+
+
+class Facts:
+    """The facts of one worker, and the plan that follows from them."""
+
+    def __init__(self, event_log: EventLog, settings: Settings, worker_id: str, models: Sequence[ModelSpec]) -> None:
+        self._log = event_log
+        self._settings = settings
+        self._worker_id = worker_id
+        self._specs = {model.reference: model for model in models}
+        self._models: dict[str, ModelView] = {}
+        self._task_s: dict[str, float] = {}
+        self.loads_s = 0.0
+        """Seconds that all loads took together."""
+        self._wake = asyncio.Event()
+        self._peers = Peers(event_log, worker_id, settings.worker.heartbeat_s, self._wake.set)
+        self._routes: dict[str, tuple[RouteView, ...]] = {}
+        self._since: dict[str, float] = {}
+        self._used: dict[str, float] = {}
+        self._bytes: dict[str, int] = {}
+        self._total_bytes: int | None = None
+        self._plan: Plan | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._own: Callable[[], WorkerView] = lambda: WorkerView({})
+        self._changed: Callable[[], None] = lambda: None
+
+    async def start(self, own: Callable[[], WorkerView], changed: Callable[[], None]) -> None:
+        """Look once, and go on in the background; `changed` is called when the plan has another line for us."""
+        self._own, self._changed = own, changed
+        self._models = {spec.reference: await asyncio.to_thread(self._model, spec) for spec in self._specs.values()}
+        await self._peers.start()
+        await self._look()
+        self._task = asyncio.create_task(self._run(), name="facts")
+
+    async def close(self) -> None:
+        """Gather no more."""
+        if self._task is not None:
+            self._task.cancel()
+        await self._peers.close()
+
+    # --- what a decision sees -----------------------------------------------------------------------------------------
+
+    def view(self, view: WorkerView) -> WorkerView:
+        """Return the view with the facts in it."""
+        routes = {name: self._known(name, views) for name, views in view.routes.items()}
+        return replace(view, routes=routes, models=self._models, card=self._own().card, plan=self._plan)
+
+    def _known(self, reference: str, views: tuple[RouteView, ...]) -> tuple[RouteView, ...]:
+        """Return a model's routes with what is known of them; those that were opened since the last look come last."""
+        known = self._routes.get(reference, ())
+        return (*known, *views[len(known) :])
+
+    def card(self, card: CardView, loaded: frozenset[str], loading: str | None, idle: bool) -> CardView:
+        """Return this worker's card, given what its engine has and does."""
+        now = time.monotonic()
+        self._since = {reference: self._since.get(reference, now) for reference in loaded}
+        ordered = sorted(loaded, key=lambda reference: (self._used.get(reference, 0.0), reference))
+        held = tuple(Held(name, self._taken(name), now - self._since[name]) for name in ordered)
+        worker = self._settings.worker
+        return replace(
+            card,
+            budget_bytes=self._budget(),
+            most_loaded=worker.max_loaded,
+            loaded=held,
+            loading=loading,
+            idle=idle and loading is None,
+            idle_s=now - max(self._used.values(), default=0.0),
+            serves=frozenset(self._specs),
+            pinned=frozenset(worker.pinned),
+        )
+
+    def order_done(self) -> None:
+        """Forget what the plan told us to load: it is done, or there was nothing to do."""
+        if self._plan is not None:
+            loads = {name: order for name, order in self._plan.loads.items() if name != self._worker_id}
+            self._plan = replace(self._plan, loads=loads)
+        self._wake.set()
+
+    # --- what is measured ---------------------------------------------------------------------------------------------
+
+    def ran(self, reference: str, tasks: int, took_s: float) -> None:
+        """Take in how long tasks of a model took."""
+        self._used[reference] = time.monotonic()
+        known = self._task_s.get(reference, took_s / tasks)
+        self._task_s[reference] = known + (took_s / tasks - known) * NEWEST
+
+    def loaded(self, reference: str, took_s: float, taken_bytes: int) -> None:
+        """Take in what a load took."""
+        self.loads_s += took_s
+        self._used[reference] = time.monotonic()
+        self._bytes[reference] = taken_bytes
+        if reference in self._models:
+            self._models[reference] = replace(self._models[reference], load_s=took_s)
+
+    def device(self, total_bytes: int | None) -> None:
+        """Take in how much memory the device has."""
+        self._total_bytes = total_bytes
+
+    def _taken(self, reference: str) -> int:
+        model = self._models.get(reference)
+        return max(self._bytes.get(reference, 0), model.need_bytes if model else 0)
+
+    def _budget(self) -> int | None:
+        memory_gb = self._settings.worker.memory_gb
+        if memory_gb is not None:
+            return round(memory_gb * GIB)
+        return None if self._total_bytes is None else round(self._total_bytes * SHARE)
+
+    def _model(self, spec: ModelSpec) -> ModelView:
+        if spec.vllm == "start":
+            return ModelView(spec.reference, self._budget() or 0, SERVER_LOAD_S)
+        if spec.vllm is not None or spec.path is None:
+            return ModelView(spec.reference)
+        try:
+            need = estimate(Path(spec.path)).total
+        except (OSError, ValueError) as error:
+            log.debug("%s: the memory that it needs is not known: %s", spec.reference, error)
+            need = 0
+        return ModelView(spec.reference, need, LEAST_LOAD_S + need / READ_BYTES_PER_S)
+
+    # --- gathering ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        pause_s = LOOK_S
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+                await asyncio.sleep(LOOK_S / 10)  # others may have something to say as well
+            self._wake.clear()
+            try:
+                await self._look()
+            except NoServer as error:
+                log.debug("no facts: %s", error)
+            work = any(route.depth for routes in self._routes.values() for route in routes)
+            pause_s = LOOK_S if work else min(pause_s * SELDOM, self._settings.worker.heartbeat_s)
+
+    async def _look(self) -> None:
+        """Take the facts anew, and make the plan.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        waiting = await self._log.queue_waiting()
+        own = self._own()
+        routes = {
+            name: tuple([await self._route(view, waiting) for view in views]) for name, views in own.routes.items()
+        }
+        before, self._routes = self._line(), routes
+        self._plan = plan(ClusterView(routes, self._models, (self._own().card, *self._peers.cards())))
+        if self._line() != before:
+            self._changed()
+
+    def _line(self) -> tuple[Any, ...]:
+        if self._plan is None:
+            return ()
+        return self._plan.loads.get(self._worker_id), self._plan.waits.get(self._worker_id)
+
+    async def _route(self, view: RouteView, waiting: dict[str, tuple[int, int]]) -> RouteView:
+        route = route_of(view)
+        depth, delivered = waiting.get(route.consumer, (0, 0))
+        oldest_s = 0.0
+        if depth:
+            waits = subjects.queue_filter(route.lane, route.queue)
+            first = await get_first_after(self._log.connection, QUEUE, waits, delivered)
+            oldest_s = 0.0 if first is None else max(0.0, self._log.clock().timestamp() - first.time_ns / 1e9)
+        task_s = self._task_s.get(view.reference, TASK_S)
+        return replace(view, depth=depth, oldest_s=oldest_s, task_s=task_s)
