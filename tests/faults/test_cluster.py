@@ -209,4 +209,5 @@ async def test_copies_are_added_to_streams_that_exist_and_never_dropped_unasked(
 
 async def has_three(log: EventLog, stream: str) -> bool:
     cluster = (await log.connection.js.stream_info(stream)).cluster
-    return cluster is not None and len(cluster.replicas or []) == 2 and all(peer.current for peer in cluster.replicas)
+    peers = (cluster.replicas if cluster else None) or []
+    return len(peers) == 2 and all(peer.current for peer in peers)
