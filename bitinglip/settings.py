@@ -96,6 +96,17 @@ class Gateway(_Section):
     queues_most: int = Field(
         default=2000, ge=1, description="Most queues: one for each lane, model, API key and set of what tasks require."
     )
+    queue_most: int = Field(
+        default=100_000,
+        ge=0,
+        description="Most tasks that wait in one queue; what is over it is answered 429. 0: no bound.",
+    )
+    store_warn_ratio: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Part of the log's room (`nats.max_store_bytes`, or the account's limit) at which `/readyz` warns.",
+    )
     wait_max_s: float = Field(
         default=60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds."
     )

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
@@ -24,7 +25,7 @@ from bitinglip.events.direct import get_after, get_last
 from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
-from bitinglip.events.streams import MODELS, TASKS, WORKERS, ensure_streams
+from bitinglip.events.streams import ARTIFACTS_BUCKET, MODELS, QUEUE, TASKS, WORKERS, Route, ensure_streams
 from bitinglip.events.tail import tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
@@ -274,6 +275,48 @@ class EventLog:
         except NatsError as error:
             raise NoServer(problem=str(error) or type(error).__name__) from error
         return {info.name: (info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos}
+
+    async def queue_depth(self, route: Route) -> int | None:
+        """Return how many work messages of one queue wait or run; none if no worker has ever served it.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        try:
+            info = await self.connection.js.consumer_info(QUEUE, route.consumer)
+        except NotFoundError:
+            return None
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    async def stored_bytes(self) -> dict[str, int]:
+        """Return what each stream takes on a server's disk.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        found: dict[str, int] = {}
+        for stream in (TASKS, QUEUE, WORKERS, MODELS, f"OBJ_{ARTIFACTS_BUCKET}"):
+            try:
+                found[stream] = (await self.connection.js.stream_info(stream)).state.bytes
+            except NotFoundError:
+                continue
+            except (NatsError, OSError) as error:
+                raise NoServer(problem=str(error) or type(error).__name__) from error
+        return found
+
+    async def store_limit(self) -> int:
+        """Return how many bytes the streams may take: the account's limit or, without one, `nats.max_store_bytes`.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        try:
+            limits = (await self.connection.js.account_info()).limits
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return limits.max_storage if limits.max_storage > 0 else self._settings.max_store_bytes
 
     def tail(
         self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096

@@ -17,6 +17,7 @@ from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
+from bitinglip.gateway.pressure import Pressure
 from bitinglip.ids import TaskId, Ulids
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
@@ -56,6 +57,7 @@ class Gateway:
     catalogue: Catalogue
     metrics: Metrics
     queues: OpenQueues
+    pressure: Pressure
     key_id: str | None
     """Name of the key that callers use; none on a gateway without one."""
     closing: Closing
@@ -105,7 +107,9 @@ async def open_gateway(
         inbox = Inbox(log, settings.log.inline_max_bytes)
         stack.callback(closing.set)
         queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
-        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, key_id, closing)
+        pressure = Pressure(log, settings.gateway.queue_most)
+        stack.push_async_callback(pressure.close)
+        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, pressure, key_id, closing)
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -1,11 +1,10 @@
-"""The line between a part of ours and nats-server is cut, held up and healed; a worker is frozen. Then the log is asked."""
+"""The line between a part of ours and nats-server is cut, held up and healed; a worker is frozen. The log is asked."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,9 +50,8 @@ async def history_of(log: EventLog, task_id: TaskId) -> list[Recorded]:
 
 async def assigned_to(log: EventLog, task_id: TaskId, attempt: int) -> str | None:
     events = [recorded.event for recorded in await history_of(log, task_id)]
-    return next(
-        (event.worker_id for event in events if isinstance(event, TaskAssigned) and event.attempt == attempt), None
-    )
+    assigned = {event.attempt: event.worker_id for event in events if isinstance(event, TaskAssigned)}
+    return assigned.get(attempt)
 
 
 async def ended(log: EventLog, task_id: TaskId) -> bool:
@@ -132,15 +130,15 @@ async def test_a_gateway_that_is_cut_off_says_so_and_its_streams_go_on_after_it(
         task_id = await submitted(client, ECHO | {"params": {"steps": 60, "step_ms": 50}})
         seen: list[int] = []
         async with client.stream("GET", f"/v1/tasks/{task_id}/events") as response:
-            async with aclosing(read_stream(response)) as events:  # type: ignore[type-var]
-                seen += [(await anext(events)).id for _ in range(3)]
-                await proxy.cut()
-                await eventually(lambda: says_not_ready(client))
-                answer = await client.post("/v1/tasks", json=ECHO)
-                check_problem(answer, 503, "no_server")
-                assert int(answer.headers["retry-after"]) >= 1
-                proxy.heal()
-                seen += [event.id async for event in events]
+            events = read_stream(response)
+            seen += [(await anext(events)).id for _ in range(3)]
+            await proxy.cut()
+            await eventually(lambda: says_not_ready(client))
+            answer = await client.post("/v1/tasks", json=ECHO)
+            check_problem(answer, 503, "no_server")
+            assert int(answer.headers["retry-after"]) >= 1
+            proxy.heal()
+            seen += [event.id async for event in events]
         await eventually(lambda: says_ready(client))
         await submitted(client)
     assert seen == [recorded.sequence for recorded in await history_of(log, TaskId(task_id))]
