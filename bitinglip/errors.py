@@ -345,7 +345,7 @@ class HostRefused(Denied):
 
 @dataclass(eq=False, kw_only=True)
 class QueueFull(Denied):
-    """As many tasks wait for this model in this lane as may."""
+    """As many tasks wait in the queue of this lane, model and key as may."""
 
     code, status = "queue_full", 429
     template = "{limit} tasks wait for {model!r} in the lane {lane!r} already: no more are taken for now."

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from bitinglip.cli.natsserver import die_with_parent, find_or_fetch
+from bitinglip.cli.natsserver import find_or_fetch
+from bitinglip.processes import die_with_parent
 from tests.support.server import eventually
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats-cluster" / "nats.conf"
