@@ -353,6 +353,19 @@ class HostRefused(Denied):
     host: str
 
 
+@dataclass(eq=False, kw_only=True)
+class QueueFull(Denied):
+    """As many tasks wait in the queue of this lane, model and key as may."""
+
+    code, status = "queue_full", 429
+    template = "{limit} tasks wait for {model!r} in the lane {lane!r} already: no more are taken for now."
+    remedy = "Send the request again after `Retry-After` seconds, or let more workers serve the model."
+    lane: str
+    model: str
+    limit: int
+    retry_after_s: int = 1
+
+
 # --- Unavailable: time can act ----------------------------------------------------------------------------------------
 
 

@@ -30,10 +30,19 @@ class _Section(BaseModel):
 class Nats(_Section):
     """The event log's server."""
 
-    url: str | None = Field(default=None, description="Server to use; none: `bitinglip up` starts a private one.")
+    url: str | None = Field(
+        default=None,
+        description="Server to use, or several of one cluster with commas between; none: `bitinglip up` starts a "
+        "private one.",
+    )
     server: Path | None = Field(default=None, description="Path of the nats-server binary; none: PATH, then the cache.")
     port: Port = Field(default=0, description="Port of the private server on loopback; 0: a free one.")
-    replicas: int = Field(default=1, ge=1, le=5, description="Copies of each stream (3 on a three-node cluster).")
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=5,
+        description="Copies of each stream (3 on a three-node cluster). Streams that have more keep them.",
+    )
     sync_always: bool = Field(
         default=False, description="The private server syncs each write to disk before its ack (about 40 times slower)."
     )
@@ -46,6 +55,11 @@ class Nats(_Section):
         default=30.0, ge=0, description="Days that inputs and results outside of events are kept; 0: for ever."
     )
     connect_timeout_s: float = Field(default=5.0, gt=0, description="Seconds to wait for the first connection.")
+    ping_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds between pings; a connection counts as dead at the third one without an answer.",
+    )
     append_timeout_s: float = Field(
         default=5.0, gt=0, description="Seconds to wait for an append's ack before it is retried."
     )
@@ -90,6 +104,17 @@ class Gateway(_Section):
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Largest artifact that can be uploaded.")
     queues_most: int = Field(
         default=2000, ge=1, description="Most queues: one for each lane, model, API key and set of what tasks require."
+    )
+    queue_most: int = Field(
+        default=100_000,
+        ge=0,
+        description="Most tasks that wait in one queue; what is over it is answered 429. 0: no bound.",
+    )
+    store_warn_ratio: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Part of the log's room (`nats.max_store_bytes`, or the account's limit) at which `/readyz` warns.",
     )
     wait_max_s: float = Field(
         default=60.0, ge=0, description="Longest wait that `Prefer: wait` is granted, in seconds."

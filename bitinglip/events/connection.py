@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 RECONNECT_WAIT_S = 0.25
+PINGS_UNANSWERED = 2
+"""Pings that may go without an answer; at the next one the connection is dead."""
 
 
 class Connection:
@@ -46,13 +48,14 @@ class Connection:
 
     @classmethod
     async def open(cls, settings: Nats, name: str) -> Connection:
-        """Connect to `settings.url`.
+        """Connect to a server of `settings.url`; when it goes away, to another one.
 
         Raises:
             NoServer: nothing answers in time.
             ServerTooOld: it is older than the log needs.
         """
         client = DirectClient()
+        servers = (settings.url or "nats://127.0.0.1:4222").split(",")
         holder: list[Connection] = []
 
         async def reconnected() -> None:
@@ -65,15 +68,16 @@ class Connection:
         try:
             await asyncio.wait_for(
                 client.connect(
-                    servers=(settings.url or "nats://127.0.0.1:4222").split(","),
+                    servers=servers,
                     name=name,
                     error_cb=_report,
                     disconnected_cb=disconnected,
                     reconnected_cb=reconnected,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=RECONNECT_WAIT_S,  # pyright: ignore[reportArgumentType]  (a float works)
-                    connect_timeout=settings.connect_timeout_s,  # pyright: ignore[reportArgumentType]
-                    ping_interval=20,
+                    connect_timeout=settings.connect_timeout_s / len(servers),  # pyright: ignore[reportArgumentType]
+                    ping_interval=settings.ping_s,  # pyright: ignore[reportArgumentType]
+                    max_outstanding_pings=PINGS_UNANSWERED,
                     pending_size=0,
                     allow_reconnect=True,
                 ),

@@ -25,6 +25,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from bitinglip.errors import CorruptEvent, NoServer
+from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
 from bitinglip.events.envelope import RawMessage, Recorded, decode
 from bitinglip.events.streams import QUEUE, TASKS, Route, ensure_consumer
@@ -104,6 +105,8 @@ class WorkQueue:
         Raises:
             NoServer, IncompatibleStream: see there.
         """
+        if not self._subscriptions:
+            self._subscriptions.append(await self._connection.subscribe(subjects.LEADER_ELECTED, self._moved))
         for route in routes:
             await ensure_consumer(self._connection.js, route, self._lease_s)
 
@@ -230,6 +233,13 @@ class WorkQueue:
     def _reset(self) -> None:
         for request in self._requests.values():
             request.open = False
+
+    async def _moved(self, msg: Msg) -> None:
+        """A consumer has a new leader, which knows nothing of what was asked of the old one."""
+        for request in self._requests.values():
+            if request.route.consumer == msg.subject.rpartition(".")[2]:
+                request.open = False
+        self._wake.set()
 
     def _reconnected(self) -> None:
         """The server has forgotten what was asked of it."""

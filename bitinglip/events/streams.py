@@ -8,6 +8,8 @@ Least server version: 2.12 (message schedules, ADR-51; per-message TTL, ADR-43; 
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,8 @@ ARTIFACTS_INDEX = "artifact_index"
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
 """What the server refuses to change on a stream that exists."""
+UNAVAILABLE = 503
+"""The server's code for: not now. A cluster answers so while it has no leader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +127,14 @@ async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
 
     Raises:
         IncompatibleStream: one exists with settings that cannot be changed in place.
+        NoServer: the server does not answer, or the cluster has no leader yet.
     """
     for declared in declarations(settings):
-        try:
+        with _errors_named(f"The stream {declared.name}"):
             await _ensure_stream(js, declared)
-        except APIError as error:
-            raise IncompatibleStream(
-                name=f"The stream {declared.name}", setting="settings", problem=error.description or str(error)
-            ) from error
-        except NatsError as error:
-            raise NoServer(problem=f"declaring {declared.name}: {error or type(error).__name__}") from error
+    for name in (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}") if settings.replicas > 1 else ():
+        with _errors_named(f"The stream {name}"):
+            await _ensure_replicas(js, name, settings.replicas)
 
 
 async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) -> None:
@@ -142,14 +144,8 @@ async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) ->
         IncompatibleStream: it exists with settings that cannot be changed in place.
         NoServer: the server does not answer.
     """
-    try:
+    with _errors_named(f"The consumer {route.consumer}"):
         await js.add_consumer(QUEUE, config=consumer(route, lease_s))
-    except APIError as error:
-        raise IncompatibleStream(
-            name=f"The consumer {route.consumer}", setting="settings", problem=error.description or str(error)
-        ) from error
-    except NatsError as error:
-        raise NoServer(problem=f"declaring {route.consumer}: {error or type(error).__name__}") from error
 
 
 def check_server(*version: int) -> None:
@@ -176,7 +172,28 @@ async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:
                 setting=f"{setting} = {found}",
                 problem="it was made by something else",
             )
-    await js.update_stream(declared)
+    # A process that knows of fewer copies than there are must not drop the others.
+    await js.update_stream(declared.evolve(num_replicas=max(existing.num_replicas or 1, declared.num_replicas or 1)))
+
+
+async def _ensure_replicas(js: JetStreamContext, name: str, least: int) -> None:
+    with suppress(NotFoundError):
+        existing = (await js.stream_info(name)).config
+        if (existing.num_replicas or 1) < least:
+            await js.update_stream(existing.evolve(num_replicas=least))
+
+
+@contextmanager
+def _errors_named(name: str) -> Generator[None]:
+    try:
+        yield
+    except APIError as error:
+        told = error.description or str(error)
+        if error.code == UNAVAILABLE:
+            raise NoServer(problem=f"declaring {name}: {told}") from error
+        raise IncompatibleStream(name=name, setting="settings", problem=told) from error
+    except NatsError as error:
+        raise NoServer(problem=f"declaring {name}: {error or type(error).__name__}") from error
 
 
 def _ready_work() -> StreamSource:

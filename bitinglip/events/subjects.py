@@ -108,6 +108,9 @@ def stored_of(live_subject: str) -> str:
 
 
 ROUTES_OPENED = "bl.live.queue.*.*"
+LEADER_ELECTED = "$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.QUEUE.*"
+"""Where the server says that a consumer of the queue has moved to another server of the cluster."""
+
 LIVE_CANCEL_REQUESTS = "bl.live.task.*.cancel_requested"
 
 

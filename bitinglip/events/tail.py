@@ -26,7 +26,8 @@ from bitinglip.events.envelope import Messages
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 2.0
+"""After three without one the consumer is made anew: it may have gone with the server that held it."""
 BATCH_BYTES = 4 * 2**20
 """Bytes of payload at which a batch is full."""
 BUFFER_BATCHES = 2

@@ -17,6 +17,7 @@ from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
+from bitinglip.gateway.pressure import Pressure
 from bitinglip.ids import TaskId, Ulids
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
@@ -59,6 +60,7 @@ class Gateway:
     catalogue: Catalogue
     metrics: Metrics
     queues: OpenQueues
+    pressure: Pressure
     key_id: str | None
     """Name of the key that callers use; none on a gateway without one."""
     closing: Closing
@@ -107,13 +109,15 @@ async def open_gateway(
         catalogue = await Catalogue.open(log)
         stack.push_async_callback(catalogue.close)
         queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
+        pressure = Pressure(log, settings.gateway.queue_most)
+        stack.push_async_callback(pressure.close)
         inbox = Inbox(log, settings.log.inline_max_bytes, policies_of_kinds(settings.tasks.retry), queues.ensure)
         reactor, scheduler = Reactor(log, inbox), Scheduler(log, inbox)
         for part in (reactor, scheduler):
             await part.start()
             stack.push_async_callback(part.close)
         stack.callback(closing.set)
-        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, key_id, closing, scheduler)
+        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, pressure, key_id, closing, scheduler)
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import NoServer, ProjectionBehind
+from bitinglip.events.log import EventLog
+from bitinglip.events.store import store_limit, stored_bytes
 from bitinglip.events.subjects import decode_queue
 from bitinglip.gateway import metrics
 from bitinglip.gateway.cluster import queue_depths
@@ -33,7 +35,22 @@ async def readyz(request: Request) -> Response:
     if not gateway.readmodel.ready:
         lag = max(await gateway.readmodel.lag(), key=lambda lag: lag.last - lag.applied)
         raise ProjectionBehind(sequence=lag.last, applied=lag.applied)
-    return json({"status": "ready", "log": "connected", "read_model": "ready"})
+    ready = {"status": "ready", "log": "connected", "read_model": "ready"}
+    taken, limit = await store_usage(gateway.log)
+    ratio = sum(taken.values()) / limit
+    if ratio >= gateway.settings.gateway.store_warn_ratio:
+        told = f"{ratio:.0%} of {limit} bytes are taken; when it is full, no task is accepted"
+        ready |= {"status": "degraded", "log": told}
+    return json(ready)
+
+
+async def store_usage(log: EventLog) -> tuple[dict[str, int], int]:
+    """Return what each stream takes, and how much all of them may.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    return await stored_bytes(log.connection), await store_limit(log.connection)
 
 
 async def prometheus(request: Request) -> Response:
@@ -69,5 +86,9 @@ async def _ask_log(gateway: Gateway) -> None:
         depths[route.lane, decode_queue(route.queue)[0]] += depth
     for (lane, model), depth in depths.items():
         gateway.metrics.queue_depth.labels(lane, model).set(depth)
+    taken, limit = await store_usage(gateway.log)
+    for stream, size in taken.items():
+        gateway.metrics.stream_bytes.labels(stream).set(size)
+    gateway.metrics.store_ratio.set(sum(taken.values()) / limit)
     for lag in await gateway.readmodel.lag():
         gateway.metrics.lag.labels(lag.stream).set(lag.last - lag.applied)

@@ -54,6 +54,15 @@ class Metrics:
             ("stream",),
             registry=registry,
         )
+        self.stream_bytes = Gauge(
+            "bitinglip_stream_bytes",
+            "Bytes that a stream of the log takes on a server.",
+            ("stream",),
+            registry=registry,
+        )
+        self.store_ratio = Gauge(
+            "bitinglip_store_limit_ratio", "Part of the log's room that is taken; at 1 it is full.", registry=registry
+        )
         self.connected = Gauge("bitinglip_log_connected", "Whether the event log is connected.", registry=registry)
         self.devices = {
             column: Gauge(f"bitinglip_{column}", meaning, ("worker_id", "node_id"), registry=registry)

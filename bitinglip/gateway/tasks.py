@@ -31,6 +31,7 @@ async def submit(request: Request) -> Response:
     await gateway.catalogue.require(command.model, command.kind)
     command = await media.resolve(gateway.log, command)
     event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
+    gateway.pressure.admit(event)
     await gateway.queues.ensure(event)
     streamed, wait_s = requests.wants(request, sse.MEDIA_TYPE), requests.preferred_wait(request)
     if not streamed and not wait_s:

@@ -127,6 +127,7 @@ class Scribe:
                 return
             await ensure_timer(self._log, task, AwaitTimer(task.attempt + 1, task.retry_at))
         elif isinstance(outcome, Stale) and not task.ended and delivery.event.sequence == task.ready_sequence:
+            log.warning("task %s: this attempt is somebody else's by now; nothing of it is kept", task.id)
             return
         await delivery.ack()
 

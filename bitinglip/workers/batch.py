@@ -97,14 +97,8 @@ class BatchRunner:
 
     async def preload(self, reference: str) -> None:
         """Load a model that nobody has asked for yet; one that cannot be loaded is left to those who will."""
-        for model in [model for model in self._models.values() if model.reference == reference]:
-            try:
-                answer = await self._load(await self.engine.get(), model, [])
-            except EngineDied as died:
-                log.warning("%s is not loaded beforehand: %s", reference, died)
-                return
-            if isinstance(answer, LoadFailed):
-                log.warning("%s is not loaded beforehand: %s", reference, answer.failure.message)
+        if (problem := await self.load(reference)) is not None:
+            log.warning("%s is not loaded beforehand: %s", reference, problem)
 
     # --- the pipeline -------------------------------------------------------------------------------------------------
 
@@ -414,7 +408,7 @@ class BatchRunner:
         """Drop a model from memory; returns what is against it, if anything."""
         if any(attempt.task.submitted.model == reference for attempt in self._running.values()):
             return f"a task runs on {reference}"
-        await self.engine.unload(reference)
+        await self.engine.drop([reference])
         return None
 
     # --- cancel, time-out, stop ---------------------------------------------------------------------------------------

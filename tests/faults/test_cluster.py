@@ -1,0 +1,213 @@
+"""Three nats-servers as one cluster: work goes on whichever of them is killed, and nothing that was acked is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from bitinglip.errors import Conflict
+from bitinglip.events.log import EventLog
+from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, MODELS, QUEUE, TASKS, WORKERS
+from bitinglip.events.task import TaskEvent
+from bitinglip.ids import TaskId
+from bitinglip.settings import Nats
+from bitinglip.tasks.commands import CancelTask, SubmitTask
+from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.state import decide, fold, is_terminal
+from tests.integration.gateway.support import collect
+from tests.support.cluster import Cluster
+from tests.support.natscluster import NatsCluster
+from tests.support.server import eventually
+
+THREE = {"BITINGLIP_NATS_REPLICAS": "3"}
+ECHO = {"kind": "echo", "model": "echo", "params": {"message": "hello"}}
+COUNT = 600
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[NatsCluster]:
+    servers = NatsCluster(tmp_path / "nats")
+    await servers.start()
+    yield servers
+    await servers.kill()
+
+
+@pytest.fixture
+async def log(servers: NatsCluster) -> AsyncIterator[EventLog]:
+    log = await EventLog.connect(Nats(url=servers.url("gateway"), replicas=3), "/test")
+    yield log
+    await log.close()
+
+
+@pytest.fixture
+async def cluster(servers: NatsCluster, tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(servers.url("gateway"), tmp_path)
+    yield cluster
+    await cluster.close()
+
+
+async def replicas_of(log: EventLog, stream: str) -> int:
+    cluster = (await log.connection.js.stream_info(stream)).cluster
+    assert cluster is not None
+    return 1 + len(cluster.replicas or [])
+
+
+async def leader_of(log: EventLog, stream: str) -> str:
+    cluster = (await log.connection.js.stream_info(stream)).cluster
+    assert cluster is not None
+    assert cluster.leader
+    return cluster.leader
+
+
+async def test_work_flows_between_parts_on_different_servers_with_the_least_permissions(
+    servers: NatsCluster, log: EventLog, cluster: Cluster
+) -> None:
+    gateway = await cluster.gateway(BITINGLIP_NATS_URL=servers.url("gateway", "nats-1"), **THREE)
+    await cluster.worker(BITINGLIP_NATS_URL=servers.url("worker", "nats-2"), **THREE)
+    async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
+        for params in ({"message": "x" * 200_000}, {"message": 1, "steps": 3, "step_ms": 10}):
+            task_id = (await client.post("/v1/tasks", json=ECHO | {"params": params})).json()["task_id"]
+            seen = await collect(client, f"/v1/tasks/{task_id}/events")
+            assert seen[-1].type == "task.succeeded"
+        long = (await client.post("/v1/tasks", json=ECHO | {"params": {"steps": 1000, "step_ms": 20}})).json()[
+            "task_id"
+        ]
+        await eventually(lambda: is_running(client, long))
+        assert (await client.delete(f"/v1/tasks/{long}")).status_code == 202
+        assert (await collect(client, f"/v1/tasks/{long}/events"))[-1].type == "task.cancelled"
+        assert (await client.get("/v1/queues")).status_code == 200
+    streams = [TASKS, QUEUE, WORKERS, MODELS, f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}"]
+    assert [await replicas_of(log, stream) for stream in streams] == [3] * len(streams)
+    consumers = await log.connection.js.consumers_info(QUEUE)
+    assert {1 + len(info.cluster.replicas or []) for info in consumers if info.cluster} == {3}
+    assert not [line for node in servers.nodes.values() for line in node.log.splitlines() if "Violation" in line]
+
+
+async def is_running(client: httpx.AsyncClient, task_id: str) -> bool:
+    return (await client.get(f"/v1/tasks/{task_id}")).json()["state"] == "running"
+
+
+@pytest.mark.timeout(300)
+async def test_the_leader_is_killed_while_tasks_are_submitted(
+    servers: NatsCluster, log: EventLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever was acked is in the log and, after a pause, in the queue; each once."""
+    inbox = Inbox(log, 65_536)
+    acked: dict[str, float] = {}
+
+    async def submit(number: int) -> None:
+        async def once() -> bool:
+            accepted = await inbox.submit(SubmitTask(kind="echo", model="echo"), idempotency_key=str(number))
+            acked[accepted.task_id] = time.monotonic()
+            return True
+
+        await eventually(once, within_s=60)
+
+    leader = await leader_of(log, TASKS)
+    for number in range(COUNT):
+        if number == COUNT // 3:
+            await servers.nodes[leader].kill()
+        await submit(number)
+    assert len(acked) == COUNT
+    times = sorted(acked.values())
+    pause_s = max(after - before for before, after in pairwise(times))
+
+    async def queued() -> bool:
+        return (await log.connection.js.stream_info(QUEUE)).state.messages == COUNT
+
+    started = time.monotonic()
+    await eventually(queued, within_s=60)
+    with capsys.disabled():
+        queued_s = time.monotonic() - started
+        print(f"\nleader killed: publishing paused {pause_s:.1f} s; the queue was whole {queued_s:.1f} s later")
+    assert (await log.connection.js.stream_info(TASKS)).state.messages == COUNT
+    await servers.start()
+    for task_id in acked:
+        assert len(await log.read_task(TaskId(task_id))) == 1
+
+
+async def test_of_many_writers_one_gets_in_and_the_others_hear_of_a_conflict(log: EventLog) -> None:
+    """A replicated stream has two codes for a conflict: one of what is stored, one of what is under way."""
+    others = [await EventLog.connect(log.connection.settings, f"/test/{number}") for number in range(3)]
+    inbox = Inbox(log, 65_536)
+    for _ in range(20):
+        accepted = await inbox.submit(SubmitTask(kind="echo", model="echo"))
+        task = fold(await log.read_task(accepted.task_id))
+        assert task is not None
+        (cancelled,) = cast("tuple[TaskEvent]", decide(task, CancelTask(by="test")))
+        appends = [writer.task_append(cancelled, task.sequence) for writer in (log, *others) for _ in range(4)]
+        outcomes = await asyncio.gather(
+            *[writer.append_all(appends[4 * n : 4 * n + 4]) for n, writer in enumerate((log, *others))]
+        )
+        flat = [outcome for some in outcomes for outcome in some]
+        assert sum(isinstance(outcome, int) for outcome in flat) == 1
+        assert sum(isinstance(outcome, Conflict) for outcome in flat) == len(flat) - 1, flat
+    for other in others:
+        await other.close()
+
+
+@pytest.mark.timeout(300)
+async def test_two_leaders_are_killed_in_turn_while_work_flows(
+    servers: NatsCluster, log: EventLog, cluster: Cluster
+) -> None:
+    gateway = await cluster.gateway(**THREE)
+    for _ in range(2):
+        await cluster.worker(BITINGLIP_NATS_URL=servers.url("worker"), BITINGLIP_WORKER_LEASE_S="2", **THREE)
+    accepted: list[str] = []
+    async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
+        for stream in (QUEUE, TASKS):
+            name = await leader_of(log, stream)
+            accepted += [await submitted(client, f"{stream}-{number}-{len(accepted)}") for number in range(20)]
+            await servers.nodes[name].kill()
+            accepted += [await submitted(client, f"{stream}-{number}-{len(accepted)}") for number in range(20)]
+            await servers.start()
+        for task_id in accepted:
+            await eventually(lambda task_id=task_id: ended(log, task_id), within_s=60)
+    for task_id in accepted:
+        history = await log.read_task(TaskId(task_id))
+        assert sum(is_terminal(recorded.event) for recorded in history) == 1
+        assert fold(history) is not None
+
+
+async def submitted(client: httpx.AsyncClient, key: str) -> str:
+    async def once() -> Any:
+        answer = await client.post("/v1/tasks", json=ECHO, headers={"Idempotency-Key": key})
+        assert answer.status_code in {202, 503}, answer.text
+        return answer.json().get("task_id")
+
+    return await eventually(once, within_s=60)
+
+
+async def ended(log: EventLog, task_id: str) -> bool:
+    task = fold(await log.read_task(TaskId(task_id)))
+    return task is not None and task.ended
+
+
+async def test_copies_are_added_to_streams_that_exist_and_never_dropped_unasked(servers: NatsCluster) -> None:
+    one = Nats(url=servers.url("gateway"), replicas=1)
+    log = await EventLog.connect(one, "/test")
+    accepted = await Inbox(log, 100).submit(SubmitTask(kind="echo", model="echo", params={"message": "x" * 1000}))
+    assert await replicas_of(log, TASKS) == 1
+    await log.close()
+    log = await EventLog.connect(Nats(url=servers.url("gateway"), replicas=3), "/test")
+    for stream in (TASKS, QUEUE, f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}"):
+        await eventually(lambda stream=stream: has_three(log, stream), within_s=30)
+    await log.close()
+    log = await EventLog.connect(one, "/test")
+    assert await replicas_of(log, TASKS) == 3
+    await servers.nodes[await leader_of(log, TASKS)].kill()
+    assert await eventually(lambda: log.read_task(accepted.task_id), within_s=60)
+    await log.close()
+
+
+async def has_three(log: EventLog, stream: str) -> bool:
+    cluster = (await log.connection.js.stream_info(stream)).cluster
+    peers = (cluster.replicas if cluster else None) or []
+    return len(peers) == 2 and all(peer.current for peer in peers)
