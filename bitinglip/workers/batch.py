@@ -144,7 +144,7 @@ class BatchRunner:
             return
         host: EngineHost | None = None
         try:
-            host = await self.engine.get()
+            host = await self._host()
             loaded = await self._load(host, model, batch)
             if isinstance(loaded, LoadFailed):
                 await self._fail(batch, loaded.failure)
@@ -152,6 +152,17 @@ class BatchRunner:
                 await self._run_jobs(host, loaded, batch)
         except EngineDied as died:
             await self._engine_died(host, died, batch)
+
+    async def _host(self) -> EngineHost:
+        """Return the engine process.
+
+        Raises:
+            EngineDied: the worker is being stopped, since before there was anything to be ended by force.
+        """
+        host = await self.engine.get()
+        if self._stopped:
+            raise EngineDied(problem="the worker is being stopped")
+        return host
 
     async def _run_jobs(self, host: EngineHost, loaded: Loaded, batch: list[Attempt]) -> None:
         jobs = await self._jobs(batch)

@@ -130,6 +130,20 @@ async def test_keys_share_a_worker_fairly(log: EventLog, inbox: Inbox, cluster: 
     assert before <= 30
 
 
+async def test_a_worker_that_is_stopped_as_it_begins_a_task_ends(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    task_id = await submit(inbox, echo(steps=100_000, step_ms=20))
+    for attempt in range(1, 6):
+        worker = await cluster.worker(BITINGLIP_WORKER_GRACE_S="0")
+        async with asyncio.timeout(30), aclosing(log.follow_task(task_id)) as batches:
+            async for batch in batches:
+                if any(attempt_of(seen) == attempt and seen.type == "task.assigned" for seen in batch):
+                    break
+        assert await worker.stop() == 0
+    handed_back = [seen for seen in await log.read_task(task_id) if seen.type == "task.failed"]
+    assert len(handed_back) == 5
+    await inbox.cancel(task_id, CancelTask())
+
+
 async def test_the_queue_is_empty_afterwards(log: EventLog, inbox: Inbox, cluster: Cluster, eventually: Any) -> None:
     await cluster.worker()
     for task_id in [await submit(inbox, echo()) for _ in range(20)]:
