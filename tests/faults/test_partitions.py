@@ -166,3 +166,33 @@ async def says_ready(client: httpx.AsyncClient) -> bool:
 
 async def says_not_ready(client: httpx.AsyncClient) -> bool:
     return (await client.get("/readyz")).status_code == 503
+
+
+async def test_what_is_in_hand_stays_so_while_a_worker_gathers(
+    log: EventLog, cluster: Cluster, proxy: Proxy, nats_url: str
+) -> None:
+    """Cut while it waits for more to come: the batch runs once the line is back, not when a lease has ended."""
+    await cluster.worker(**PATIENT, **through(proxy, nats_url), BITINGLIP_WORKER_GATHER_MS=1000)
+    inbox, echo = Inbox(log, 65_536), SubmitTask(kind="echo", model="echo", params={})
+    first = await asyncio.gather(*[inbox.submit(echo) for _ in range(4)])
+    for accepted in first:
+        await eventually(lambda task_id=accepted.task_id: ended(log, task_id))
+    task_id = (await inbox.submit(echo)).task_id
+
+    async def held() -> bool:
+        info = await log.connection.js.consumer_info("QUEUE", "normal-echo")
+        return info.num_ack_pending == 1 and not await assigned_to(log, task_id, 1)
+
+    await eventually(held)
+
+    async def gathered() -> bool:
+        return asyncio.get_running_loop().time() > cut_at + 1.5
+
+    cut_at = asyncio.get_running_loop().time()
+    await proxy.cut()
+    await eventually(gathered)
+    proxy.heal()
+    await eventually(lambda: ended(log, task_id), within_s=20)
+    assert [recorded.type for recorded in await history_of(log, task_id)] == [
+        "task.submitted", "task.assigned", "task.succeeded",
+    ]  # fmt: skip
