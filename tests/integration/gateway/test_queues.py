@@ -153,6 +153,8 @@ async def test_a_request_that_stands_gets_nothing_in_a_pause_and_work_at_its_end
     await turn(client, "resume")
     (delivery,) = await asyncio.wait_for(waits, 10)  # a request that is not woken stands for 20 s
     assert delivery.event.event.model_dump()["task_id"] == task_id
+    await queue.ensure([route])  # declared again, as by a worker that starts
+    assert not (await queues(client))["normal", "echo"]["paused"]
     await queue.close()
 
 
