@@ -1,5 +1,8 @@
 """What the server tells of the queues' consumers: names and states, page by page."""
 
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
