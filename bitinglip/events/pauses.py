@@ -6,15 +6,16 @@ server, and a worker that declares the consumer again (tried on 2.15.1).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from bitinglip.errors import CorruptEvent
+from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
-from bitinglip.events.consumers import QueueState, ask, queue_states
+from bitinglip.events.consumers import ask, queue_states
 from bitinglip.events.direct import get_after
 from bitinglip.events.envelope import decode
 from bitinglip.events.model import QueuePaused, QueueResumed
@@ -25,6 +26,8 @@ from bitinglip.events.task import LANES
 log = logging.getLogger(__name__)
 
 FOR_EVER = datetime(2100, 1, 1, tzinfo=UTC)
+SETTLE_S = 10.0
+"""How long all queues of a model may take to be paused or resumed."""
 MOMENTS_S = (0.05, 1.0, 5.0)
 """In how many seconds a pause runs out that is ended; longer each time that the server hears of it too late."""
 
@@ -67,22 +70,20 @@ async def settle_pauses(connection: Connection, model: str) -> frozenset[str]:
     """Bring all queues of a model to what the log says, also while others change that; returns the paused lanes.
 
     Raises:
-        NoServer: the server does not answer.
+        NoServer: the server does not answer, or does not do it in time.
     """
-    while True:
-        lanes = await paused_lanes(connection, model)
-        for state in await queue_states(connection):
-            if state.model == model:
-                await _settle(connection, state, paused=state.route.lane in lanes)
-        if await paused_lanes(connection, model) == lanes:
-            return lanes
-
-
-async def _settle(connection: Connection, state: QueueState, *, paused: bool) -> None:
-    if paused and not state.paused:
-        await _pause(connection, state.route, FOR_EVER)
-    elif state.paused and not paused:
-        await _resume(connection, state.route)
+    try:
+        async with asyncio.timeout(SETTLE_S):
+            while True:
+                lanes = await paused_lanes(connection, model)
+                states = [state for state in await queue_states(connection) if state.model == model]
+                wrong = [state for state in states if state.paused != (state.route.lane in lanes)]
+                if not wrong:
+                    return lanes
+                for state in wrong:
+                    await (_resume if state.paused else _pause)(connection, state.route)
+    except TimeoutError as error:
+        raise NoServer(problem=f"the pause of {model} has not come about") from error
 
 
 async def _resume(connection: Connection, route: Route) -> None:
@@ -92,13 +93,13 @@ async def _resume(connection: Connection, route: Route) -> None:
     get nothing until the next message comes (tried on 2.15.1). The moment is by the server's own clock.
     """
     for moment_s in MOMENTS_S:
-        told = await _pause(connection, route, FOR_EVER)
+        told = await _pause(connection, route)
         now = FOR_EVER - timedelta(microseconds=told.get("pause_remaining", 0) // 1000)
         told = await _pause(connection, route, now + timedelta(seconds=moment_s))
         if told.get("paused"):
             return
 
 
-async def _pause(connection: Connection, route: Route, until: datetime) -> dict[str, Any]:
+async def _pause(connection: Connection, route: Route, until: datetime = FOR_EVER) -> dict[str, Any]:
     body = {"pause_until": until.isoformat()}
     return await ask(connection, f"CONSUMER.PAUSE.{QUEUE}.{route.consumer}", body)

@@ -12,6 +12,7 @@ import pytest
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import QueuePaused, QueueResumed
+from bitinglip.events.pauses import paused_lanes
 from bitinglip.events.queue import WorkQueue
 from bitinglip.events.streams import MODELS, QUEUE, Route, ensure_consumer
 from bitinglip.events.subjects import WorkClass, encode_queue
@@ -170,6 +171,13 @@ async def test_a_pause_is_a_fact_once(client: httpx.AsyncClient, log: EventLog) 
         QueueResumed(model="echo", lane=None, by=None),
     ]
     assert await log.last_sequence(MODELS) == 3 + 2  # three models are registered
+
+
+async def test_requests_that_cross_each_other_end_as_the_log_says(client: httpx.AsyncClient, log: EventLog) -> None:
+    for _ in range(10):
+        await asyncio.gather(turn(client, "pause"), turn(client, "resume"), turn(client, "pause", lane="batch"))
+        said = await paused_lanes(log.connection, "echo")
+        assert {state.route.lane for state in await log.queue_states() if state.paused} == said
 
 
 async def test_a_queue_that_is_opened_in_a_pause_is_paused(client: httpx.AsyncClient, log: EventLog) -> None:
