@@ -16,7 +16,13 @@ from bitinglip.events.pauses import paused_lanes
 from bitinglip.events.queue import WorkQueue
 from bitinglip.events.streams import MODELS, QUEUE, Route, ensure_consumer
 from bitinglip.events.subjects import WorkClass, encode_queue
+from bitinglip.events.task import LANES
 from bitinglip.ids import TaskId
+from bitinglip.settings import Settings
+from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.facts import Facts
+from bitinglip.workers.routebook import common_routes
+from bitinglip.workers.view import CardView, WorkerView
 from tests.integration.gateway.support import ECHO, UNKNOWN_ID, Player, check_problem, submitted
 from tests.support.cluster import Cluster
 
@@ -199,6 +205,29 @@ async def test_other_models_are_not_paused(client: httpx.AsyncClient, log: Event
         (lane, "org/writer") for lane in ("interactive", "normal", "batch")
     }
     assert found["normal", "echo"]["paused"] is False
+
+
+async def test_what_is_paused_is_nothing_to_load_a_model_for(
+    client: httpx.AsyncClient, log: EventLog, settings: Settings, eventually: Any
+) -> None:
+    specs = [ModelSpec(kind="echo", reference="echo"), ModelSpec(kind="text-generation", reference="org/writer")]
+    for route in [Route(lane, encode_queue(spec.reference)) for lane in LANES for spec in specs]:
+        await ensure_consumer(log.connection.js, route, 30)
+    await turn(client, "pause")
+    await submitted(client)
+    await submitted(client, WRITE)
+
+    async def queued() -> bool:
+        return sum(queue["waiting"] for queue in (await queues(client)).values()) == 2
+
+    await eventually(queued)
+    view = WorkerView(common_routes(spec.reference for spec in specs), card=CardView("w"))
+    facts = Facts(log, settings, "w", specs)
+    await facts.start(lambda: view, lambda: None)
+    seen = facts.view(view).routes
+    await facts.close()
+    depths = {name: [route.depth for route in routes] for name, routes in seen.items()}
+    assert depths == {"echo": [0, 0, 0], "org/writer": [0, 0, 1]}
 
 
 async def test_emptying_a_queue_ends_each_task_that_waits(
