@@ -187,6 +187,16 @@ class ScheduleNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class QueueNotFound(Rejected):
+    """A model without queues: no worker has registered it, and no task was put into a queue of its own for it."""
+
+    code, status = "queue_not_found", 404
+    template = "There is no queue for the model {model}."
+    remedy = "Look at the reference; `bitinglip queue list` lists the queues, `GET /v1/models` the models."
+    model: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ArtifactNotFound(Rejected):
     """No artifact of this digest is in the object store."""
 

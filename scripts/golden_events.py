@@ -27,6 +27,7 @@ SUBJECTS = {
     "worker": "worker_id",
     "node": "node_id",
     "model": "reference",
+    "queue": "model",
     "schedule": "schedule_id",
 }
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)

@@ -31,8 +31,8 @@ def conditions(where: list[str]) -> dict[str, Any]:
     return found
 
 
-def run(gateway: Client, what: str, body: dict[str, Any], *, as_json: bool) -> int:
-    """Do it to all pages of what the filter finds, and print what became of them; returns the exit code.
+def run(gateway: Client, path: str, body: dict[str, Any], *, as_json: bool) -> int:
+    """Send the request for all pages of what it finds, and print what became of them; returns the exit code.
 
     It ends with 1 if a task stayed as it was.
     """
@@ -40,7 +40,7 @@ def run(gateway: Client, what: str, body: dict[str, Any], *, as_json: bool) -> i
     refused: list[dict[str, str]] = []
     cursor: str | None = None
     while True:
-        page = gateway.request("POST", f"/v1/tasks:{what}", body=body | ({"cursor": cursor} if cursor else {}))
+        page = gateway.request("POST", path, body=body | ({"cursor": cursor} if cursor else {}))
         for name, value in page.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 totals[name] = totals.get(name, 0) + value

@@ -162,7 +162,7 @@ def cancel(
     gateway = client(url)
     if where:
         body = bulk.conditions(where) | {"dry_run": dry_run, "reason": reason}
-        raise typer.Exit(bulk.run(gateway, "cancel", body, as_json=as_json))
+        raise typer.Exit(bulk.run(gateway, "/v1/tasks:cancel", body, as_json=as_json))
     for task_id in _named(task_ids, "--where"):
         answer = gateway.request("DELETE", f"/v1/tasks/{quoted(task_id)}", params={"reason": reason})
         if as_json:
@@ -188,7 +188,7 @@ def retry(
     gateway = client(url)
     if all_dead or where:
         body = {"state": ["dead_lettered"]} | bulk.conditions(where or []) | {"dry_run": dry_run}
-        raise typer.Exit(bulk.run(gateway, "retry", body, as_json=as_json))
+        raise typer.Exit(bulk.run(gateway, "/v1/tasks:retry", body, as_json=as_json))
     for task_id in _named(task_ids, "--all-dead"):
         params = {"force": "true"} if force else None
         answer = gateway.request("POST", f"/v1/tasks/{quoted(task_id)}/retry", params=params)

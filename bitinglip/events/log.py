@@ -21,7 +21,8 @@ from nats.js.errors import NotFoundError
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.direct import get_after, get_last, get_last_each
+from bitinglip.events.consumers import QueueState, queue_states
+from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
 from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
@@ -328,28 +329,29 @@ class EventLog:
             raise NoServer(problem=str(error) or type(error).__name__) from error
         return created.isoformat() if created is not None else ""
 
-    async def queue_depths(self) -> dict[str, int]:
-        """Return how many work messages wait or run, by consumer (`<lane>-<queue>`)."""
-        try:
-            infos = await self.connection.js.consumers_info("QUEUE")
-        except NatsError as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        return {info.name: (info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos}
-
-    async def queue_waiting(self) -> dict[str, tuple[int, int]]:
-        """Return how many work messages wait, and the sequence of the last one handed out, by consumer.
+    async def queue_states(self) -> list[QueueState]:
+        """Return all queues with what waits and runs, by their consumers' names.
 
         Raises:
             NoServer: the server does not answer.
         """
-        try:
-            infos = await cancellable(self.connection.js.consumers_info(QUEUE))
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        return {
-            info.name: (info.num_pending or 0, (info.delivered.stream_seq if info.delivered else 0) or 0)
-            for info in infos
-        }
+        return sorted(await queue_states(self.connection), key=lambda state: state.route.consumer)
+
+    async def queue_depths(self) -> dict[str, int]:
+        """Return how many work messages wait or run, by consumer (`<lane>-<queue>`)."""
+        return {state.route.consumer: state.waiting + state.running for state in await self.queue_states()}
+
+    async def oldest_waiting_s(self, state: QueueState) -> float | None:
+        """Return how long the first of a queue's waiting work messages has waited; none if there is none.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        if not state.waiting:
+            return None
+        waits = subjects.queue_filter(state.route.lane, state.route.queue)
+        first = await get_first_after(self.connection, QUEUE, waits, state.handed_out)
+        return None if first is None else max(0.0, self.clock().timestamp() - first.time_ns / 1e9)
 
     async def queue_depth(self, route: Route) -> int | None:
         """Return how many work messages of one queue wait or run; none if no worker has ever served it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitinglip.events.registry import Event, event
+from bitinglip.events.task import Lane
 
 
 class ModelEvent(Event):
@@ -32,3 +33,30 @@ class ModelRegistered(ModelEvent):
     """Size of the weights on disk."""
     context_tokens: int | None = None
     """Longest context, in tokens; none where that has no meaning."""
+
+
+class QueueEvent(Event):
+    """Base of what somebody had the queues of a model do."""
+
+    model: str
+    lane: Lane | None
+    """The lane that is meant; none: all."""
+    by: str | None
+    """Name of the key that asked for it; none on a gateway without keys."""
+    reason: str | None = None
+
+
+@event
+class QueuePaused(QueueEvent):
+    """What waits for the model is handed to no worker; what runs goes on."""
+
+    type = "queue.paused"
+    example = {"model": "openai-community/gpt2", "lane": "batch", "by": "gateway", "reason": "new weights are coming"}
+
+
+@event
+class QueueResumed(QueueEvent):
+    """What waits for the model is handed to workers again."""
+
+    type = "queue.resumed"
+    example = {"model": "openai-community/gpt2", "lane": None, "by": "gateway", "reason": None}

@@ -7,7 +7,7 @@
     bl.due.<task_id>.expiry                         stream TASKS: no event; what the reactor is to look at
     bl.worker.<worker_id>.<event>                   stream WORKERS
     bl.node.<node_id>.<event>                       stream WORKERS
-    bl.model.<queue>.<event>                        stream MODELS
+    bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
     bl.schedule.<schedule_id>.<event>               stream SCHEDULES
     bl.alarm.<schedule_id>.set | due                stream SCHEDULES: a scheduled message, and what becomes of it
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
@@ -188,6 +188,11 @@ def node_command(node_id: str, command: str) -> str:
 def model_subject(reference: str, event: str) -> str:
     """Return the subject of a model's event."""
     return f"bl.model.{encode_token(reference)}.{event}"
+
+
+def model_events(reference: str) -> str:
+    """Return the filter of all events of one model and its queues."""
+    return f"bl.model.{encode_token(reference)}.*"
 
 
 @lru_cache(maxsize=1024)

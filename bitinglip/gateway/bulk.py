@@ -115,15 +115,24 @@ class Page:
 async def cancel(request: Request) -> Response:
     """Answer `POST /v1/tasks:cancel`."""
     gateway, selection = await _asked(request)
-    command = CancelTask(by=gateway.key_id, reason=selection.reason)
+    chosen = selection.filter(UNENDED, ("scheduled", "queued", "running"))
+    return json(await cancel_page(gateway, chosen, selection.reason, dry_run=selection.dry_run))
+
+
+async def cancel_page(gateway: Gateway, chosen: TaskFilter, reason: str | None, *, dry_run: bool) -> dict[str, Any]:
+    """Cancel a page of what a filter finds, one by one; returns what became of them.
+
+    Raises:
+        NoServer, ProjectionBehind: not all of it was done; it can be done again.
+    """
+    command = CancelTask(by=gateway.key_id, reason=reason)
 
     async def end(task_id: TaskId) -> str:
         task = await gateway.inbox.cancel(task_id, command)
         gateway.recent.note(task_id, task.sequence)
         return "cancelled" if task.ended else "cancel_requested"
 
-    chosen = selection.filter(UNENDED, ("scheduled", "queued", "running"))
-    return json(await _page(gateway, chosen, selection.dry_run, end))
+    return await _page(gateway, chosen, dry_run, end)
 
 
 async def retry(request: Request) -> Response:

@@ -65,6 +65,16 @@ class Catalogue:
             known = ", ".join(sorted(name for name, served in self._models if served == kind)) or "nothing yet"
             raise UnknownModel(model=reference, kind=kind, known=known)
 
+    async def knows(self, reference: str) -> bool:
+        """Tell whether any worker has registered it, for whatever kind.
+
+        Raises:
+            NoServer: it is not known here, and the log cannot be asked.
+        """
+        if not any(name == reference for name, _ in self._models):
+            await self._catch_up()
+        return any(name == reference for name, _ in self._models)
+
     async def _catch_up(self) -> None:
         last = await self._log.read_last(MODELS, subjects.MODELS)
         if last is None:

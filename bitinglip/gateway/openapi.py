@@ -34,6 +34,7 @@ from bitinglip.gateway.operations import (
     object_of,
     ref,
 )
+from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.schedules import ScheduleShown
 from bitinglip.projections.rows import ModelRow, NodeRow, TaskRow, WorkerRow
 from bitinglip.tasks.commands import SubmitTask
@@ -41,7 +42,7 @@ from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 from bitinglip.tasks.schedules import CreateSchedule
 
 TIMES: tuple[type[BaseModel], ...] = (CreateSchedule, Selection, ScheduleShown)
-BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker, *TIMES)
+BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker, QueueChange, QueuePurge, *TIMES)
 MODELS = (*BODIES, *PARAMETERS.values(), *RESULTS.values())
 
 

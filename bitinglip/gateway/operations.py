@@ -61,8 +61,11 @@ QUEUE: Schema = object_of(
     model=TEXT,
     key=OPTIONAL,
     requires={"oneOf": [object_of(vram_gb={"type": "number"}, label=array_of(TEXT)), {"type": "null"}]},
-    depth=WHOLE,
-)
+    depth=WHOLE, waiting=WHOLE, running=WHOLE,
+    oldest_s={"type": ["number", "null"]}, rate_per_s={"type": "number"}, estimated_wait_s={"type": ["number", "null"]},
+    paused=FLAG,
+)  # fmt: skip
+PAUSES: Schema = object_of(model=TEXT, paused_lanes=array_of(LANE))
 
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
 SCHEDULE_ID = in_path("schedule_id", "The schedule's id, a ULID.", ULID_PATTERN)
@@ -296,8 +299,19 @@ OPERATIONS = (
     ),
     Operation("get", "/v1/models", "List the registered models.", {200: object_of(models=array_of(ref("Model")))}),
     Operation(
-        "get", "/v1/queues", "How many tasks wait or run, by lane, model, API key and what they require.",
+        "get", "/v1/queues", "What waits and runs, and for how long, by lane, model, API key and what is required.",
         {200: object_of(queues=array_of(QUEUE))}, (errors.NoServer,),
+    ),
+    Operation(
+        "post", "/v1/queues:pause", "Hand out nothing more of what waits for a model; what runs goes on.",
+        {200: PAUSES}, (*BODY, errors.QueueNotFound, errors.NoServer), body="QueueChange",
+    ),
+    Operation(
+        "post", "/v1/queues:resume", "Hand out again what waits for a model.", {200: PAUSES},
+        (*BODY, errors.QueueNotFound, errors.NoServer), body="QueueChange",
+    ),
+    Operation(
+        "post", "/v1/queues:purge", "Cancel all that waits for a model.", {200: BULK}, ON_MANY, body="QueuePurge"
     ),
     Operation(
         "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},

@@ -122,6 +122,11 @@ class Queries:
         """Return how many tasks are in each state; a state without tasks is left out."""
         return dict(await self._rows("counts"))
 
+    async def ended_since(self, since: datetime) -> dict[tuple[str, str], int]:
+        """Return how many tasks a worker has brought to their end since a time, by lane and model."""
+        rows = await self._rows("ended", {"since": _naive(since)})
+        return {(lane, model): count for lane, model, count in rows}
+
     async def workers(self) -> list[WorkerRow]:
         """Return all workers that ever said something, by name."""
         return [_worker(values) for values in await self._rows("workers")]

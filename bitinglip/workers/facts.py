@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bitinglip.errors import NoServer
-from bitinglip.events import subjects
-from bitinglip.events.direct import get_first_after
+from bitinglip.events.consumers import QueueState
 from bitinglip.events.log import EventLog
-from bitinglip.events.streams import QUEUE
 from bitinglip.models.memory import estimate
 from bitinglip.settings import Settings
 from bitinglip.workers.engine import ModelSpec
@@ -183,7 +181,7 @@ class Facts:
         Raises:
             NoServer: the server does not answer.
         """
-        waiting = await self._log.queue_waiting()
+        waiting = {state.route.consumer: state for state in await self._log.queue_states()}
         own = self._own()
         routes = {
             name: tuple([await self._route(view, waiting) for view in views]) for name, views in own.routes.items()
@@ -198,13 +196,10 @@ class Facts:
             return ()
         return self._plan.loads.get(self._worker_id), self._plan.waits.get(self._worker_id)
 
-    async def _route(self, view: RouteView, waiting: dict[str, tuple[int, int]]) -> RouteView:
-        route = route_of(view)
-        depth, delivered = waiting.get(route.consumer, (0, 0))
-        oldest_s = 0.0
-        if depth:
-            waits = subjects.queue_filter(route.lane, route.queue)
-            first = await get_first_after(self._log.connection, QUEUE, waits, delivered)
-            oldest_s = 0.0 if first is None else max(0.0, self._log.clock().timestamp() - first.time_ns / 1e9)
+    async def _route(self, view: RouteView, waiting: dict[str, QueueState]) -> RouteView:
+        state = waiting.get(route_of(view).consumer)
+        depth, oldest_s = 0, None
+        if state is not None and not state.paused:  # what is paused is nothing to load a model for
+            depth, oldest_s = state.waiting, await self._log.oldest_waiting_s(state)
         task_s = self._task_s.get(view.reference, TASK_S)
-        return replace(view, depth=depth, oldest_s=oldest_s, task_s=task_s)
+        return replace(view, depth=depth, oldest_s=oldest_s or 0.0, task_s=task_s)

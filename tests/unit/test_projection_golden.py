@@ -15,6 +15,7 @@ from tests.unit.projection_support import fresh_database
 
 FILES = sorted(FOLDER.glob("*.json"))
 STREAMS = {"task": "TASKS", "worker": "WORKERS", "node": "WORKERS", "model": "MODELS", "schedule": "SCHEDULES"}
+STREAMS |= {"queue": "MODELS"}
 
 
 def test_every_type_has_a_golden_event_of_its_version() -> None:

@@ -233,6 +233,21 @@ class TestOnACluster:
         assert (ended.status, ended.err) == (0, "matched 2, cancelled 2\n")
         assert (await bitinglip("task", "cancel", "--where", "nonsense=1", "--url", url)).status == 2
 
+    async def test_a_queue_is_paused_emptied_and_resumed(self, url: str) -> None:
+        at = ("--url", url)
+        paused = await bitinglip("queue", "pause", "echo", "--lane", "batch", "--reason", "a test", *at)
+        assert paused.out == "echo: paused in batch\n"
+        await bitinglip("task", "submit", "echo", "-m", "echo", "-p", "message=hi", "--lane", "batch", *at)
+        listed = (await bitinglip("queue", "list", *at)).out
+        assert [line.split("\t")[-1] for line in listed.splitlines() if line.startswith("batch\techo\t")] == ["yes"]
+        assert (await bitinglip("queue", "purge", "echo", "--lane", "batch", *at)).status == 2
+        dry = await bitinglip("queue", "purge", "echo", "--lane", "batch", "--dry-run", *at)
+        assert len(dry.out.split()) == 1
+        purged = await bitinglip("queue", "purge", "echo", "--lane", "batch", "--yes", "--json", *at)
+        assert purged.json == {"matched": 1, "cancelled": 1, "refused": []}
+        assert (await bitinglip("queue", "resume", "echo", *at)).out == "echo: not paused\n"
+        assert (await bitinglip("queue", "pause", "no/model", *at)).status == 2
+
     async def test_a_schedule_from_its_making_to_its_end(self, url: str) -> None:
         create = ("schedule", "create", "echo", "-m", "echo", "-p", "message=hi", "--url", url)
         made = await bitinglip(*create, "--every", "1", "--name", "often")

@@ -10,7 +10,6 @@ import pytest
 
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
-from bitinglip.events.streams import Route, ensure_consumer
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from tests.integration.gateway.support import ECHO, Player, check_problem, submitted
 
@@ -63,26 +62,6 @@ async def test_workers_and_models_are_listed(client: httpx.AsyncClient, log: Eve
         ("text-generation", "org/writer"),
         ("embedding", "org/vectors@main"),
     }
-
-
-async def test_queues_tell_their_depth(client: httpx.AsyncClient, log: EventLog, eventually: Any) -> None:
-    assert (await client.get("/v1/queues")).json() == {"queues": []}
-    for lane in ("interactive", "batch"):
-        route = Route(lane, subjects.encode_token("org/writer"))
-        await ensure_consumer(log.connection.js, route, 30)
-    write = {"kind": "text-generation", "model": "org/writer", "params": {"prompt": "a"}, "lane": "batch"}
-    await submitted(client, write)
-    await submitted(client, write)
-
-    async def depths() -> bool:
-        return (await client.get("/v1/queues")).json() == {
-            "queues": [
-                {"lane": "batch", "model": "org/writer", "key": None, "requires": None, "depth": 2},
-                {"lane": "interactive", "model": "org/writer", "key": None, "requires": None, "depth": 0},
-            ]
-        }
-
-    await eventually(depths)
 
 
 # --- analytics --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""What the server tells of the queues' consumers: names and states, page by page."""
+
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from nats.errors import Error as NatsError
+
+from bitinglip.errors import NoServer
+from bitinglip.events import subjects
+from bitinglip.events.connection import Connection, cancellable
+from bitinglip.events.streams import QUEUE, Route
+
+ANSWER_S = 5.0
+ENDING_S = 10.0
+"""A pause that runs out within this time is over: that is how one is ended (see `pauses`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue as the server has it."""
+
+    route: Route
+    waiting: int
+    """Work messages that nobody was given yet."""
+    running: int
+    """Work messages that somebody has, or has handed back."""
+    handed_out: int
+    """Sequence in QUEUE of the last one that somebody was given."""
+    paused: bool
+
+    @property
+    def model(self) -> str:
+        """Reference of its model."""
+        return subjects.decode_queue(self.route.queue)[0]
+
+
+async def queue_names(connection: Connection) -> list[Route]:
+    """Return all queues.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    return [route async for name in _pages(connection, "NAMES") if (route := _route(name)) is not None]
+
+
+async def queue_states(connection: Connection) -> list[QueueState]:
+    """Return all queues with their states.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    return [
+        _state(route, told) async for told in _pages(connection, "LIST") if (route := _route(told["name"])) is not None
+    ]
+
+
+async def ask(connection: Connection, what: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Send a request to the server's JetStream API, and return its answer.
+
+    Raises:
+        NoServer: it does not answer, or refuses.
+    """
+    request = connection.client.request(f"$JS.API.{what}", orjson.dumps(body), timeout=ANSWER_S)
+    try:
+        told = orjson.loads((await cancellable(request)).data)
+    except (NatsError, OSError, TimeoutError) as error:
+        raise NoServer(problem=f"{what}: {error or type(error).__name__}") from error
+    if "error" in told:
+        raise NoServer(problem=f"{what}: {told['error'].get('description')}")
+    return told
+
+
+async def _pages(connection: Connection, what: str) -> AsyncIterator[Any]:
+    """Yield what the server tells of each consumer; a page of it is bounded."""
+    found, total = 0, 1
+    while found < total:
+        told = await ask(connection, f"CONSUMER.{what}.{QUEUE}", {"offset": found})
+        page = told.get("consumers") or []
+        if not page:
+            return
+        for each in page:
+            yield each
+        found, total = found + len(page), told.get("total", 0)
+
+
+def _route(name: str) -> Route | None:
+    return Route(*name.split("-", 1)) if subjects.is_consumer_name(name) else None
+
+
+def _state(route: Route, told: dict[str, Any]) -> QueueState:
+    return QueueState(
+        route,
+        waiting=told.get("num_pending", 0),
+        running=told.get("num_ack_pending", 0),
+        handed_out=told.get("delivered", {}).get("stream_seq", 0),
+        paused=told.get("pause_remaining", 0) > ENDING_S * 1e9,
+    )
