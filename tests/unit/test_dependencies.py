@@ -63,7 +63,7 @@ def test_a_path_that_leads_nowhere_is_named(path: str) -> None:
         (result(task_id=B), "not in depends_on"),
         ({"$result": 7}, "not of the form"),
         ({"$result": A, "path": ["a"]}, "not of the form"),
-        ({"$result": A, "paht": "a"}, "not of the form"),
+        ({"$result": A, "way": "a"}, "not of the form"),
         (result("a" * 600), "not of the form"),
         ([result()] * (REFERENCES_MOST + 1), "more than 32"),
     ],

@@ -6,7 +6,9 @@ from typing import Any
 
 import httpx
 
+from bitinglip.events.log import EventLog
 from tests.integration.gateway.support import Player, check_problem, submitted
+from tests.integration.test_times import on
 from tests.support.cluster import Cluster
 from tests.support.server import eventually
 
@@ -47,7 +49,7 @@ async def test_what_cannot_be_waited_for_is_refused(client: httpx.AsyncClient) -
     assert check_problem(other, 422, "invalid_input")["field"] == "params.message"
 
 
-async def test_a_chain_goes_on_after_its_gateway_was_killed(cluster: Cluster) -> None:
+async def test_a_chain_goes_on_after_its_gateway_was_killed(cluster: Cluster, log: EventLog) -> None:
     await cluster.worker()
     gateway = await cluster.gateway()
     async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=30, trust_env=False) as client:
@@ -56,6 +58,7 @@ async def test_a_chain_goes_on_after_its_gateway_was_killed(cluster: Cluster) ->
         ids = [await submitted(client, first)]
         for _ in range(2):
             ids.append(await submitted(client, echo([result(ids[-1])], depends_on=ids[-1:])))
+            await eventually(lambda: on(log, f"bl.timer.{ids[-1]}.after"))
         await gateway.kill()
     await gateway.start()
     async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=30, trust_env=False) as client:
