@@ -86,9 +86,10 @@ def _run(gateway: Client, task_id: str) -> Run:
     )
 
 
-def _brings_params(event: Any) -> bool:
+def _brings_params(event: dict[str, Any]) -> bool:
     """Tell whether an event brings parameters in place of the submitted ones."""
-    return event.type == "task.queued" and bool(event.data.get("params") or event.data.get("params_ref"))
+    told = event["data"]
+    return event["type"] == "task.queued" and bool(told.get("params") or told.get("params_ref"))
 
 
 def _body(before: Run) -> dict[str, Any]:
