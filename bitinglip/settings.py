@@ -89,6 +89,11 @@ class Tasks(_Section):
         default=(),
         description="Retry policies of kinds, `KIND=ATTEMPTS/BASE_MS/MAX_MS` each, for tasks that bring none.",
     )
+    followed_most: int = Field(
+        default=10_000,
+        ge=0,
+        description="Tasks waiting for others that a gateway releases at once; it looks at more of them now and then.",
+    )
 
 
 class Gateway(_Section):

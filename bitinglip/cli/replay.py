@@ -76,13 +76,20 @@ def _run(gateway: Client, task_id: str) -> Run:
     ended, assigned = latest["task.succeeded"], latest["task.assigned"]
     around = assigned | {name: ended.get(name) for name in ("device", "dtype", "versions")}
     submitted = latest["task.submitted"]
-    params = _inline(gateway, submitted.get("params"), submitted.get("params_ref"))
+    released = next((event["data"] for event in events if _brings_params(event)), submitted)
+    params = _inline(gateway, released.get("params"), released.get("params_ref"))
     return Run(
         task_id,
         submitted | {"params": params},
         _inline(gateway, ended.get("result"), ended.get("result_ref")),
         {name: around.get(name) for name in CIRCUMSTANCES},
     )
+
+
+def _brings_params(event: dict[str, Any]) -> bool:
+    """Tell whether an event brings parameters in place of the submitted ones."""
+    told = event["data"]
+    return event["type"] == "task.queued" and bool(told.get("params") or told.get("params_ref"))
 
 
 def _body(before: Run) -> dict[str, Any]:

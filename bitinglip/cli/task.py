@@ -64,6 +64,7 @@ def submit(
     at: Annotated[str | None, typer.Option(help="Not to start before this time, as 2026-01-31T12:00:00Z.")] = None,
     delay: Annotated[float | None, typer.Option(help="Not to start before so many seconds from now.")] = None,
     expires_at: Annotated[str | None, typer.Option(help="Not started by this time, the task expires.")] = None,
+    after: Annotated[list[str] | None, typer.Option(help="Wait for this task to succeed; may be repeated.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Attempts in all.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the files of the result.")] = None,
@@ -82,6 +83,7 @@ def submit(
     body |= {"timeout_s": timeout_s} if timeout_s is not None else {}
     times = {"run_at": at, "delay_s": delay, "expires_at": expires_at}
     body |= {name: given for name, given in times.items() if given is not None}
+    body |= {"depends_on": after} if after else {}
     body |= {"retry": {"max_attempts": max_attempts}} if max_attempts is not None else {}
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     accepted = gateway.request("POST", "/v1/tasks", body=body, headers=headers)

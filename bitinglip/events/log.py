@@ -177,6 +177,14 @@ class EventLog:
         }
         return self._note(subjects.expiry_timer(task_id), headers, None if replace else 0)
 
+    def look_append(self, task_id: TaskId, at: datetime | None) -> Append:
+        """Prepare a timer, in place of the one that may be set: then, `bl.due.<task_id>.after`; none: withdraw it."""
+        headers = {ROLLUP: "sub", TTL: f"{WITHDRAWAL_TTL_S}s"}
+        if at is not None:
+            target = subjects.look_due(task_id)
+            headers = {SCHEDULE: _at(at), SCHEDULE_TARGET: target, SCHEDULE_TTL: f"{DUE_TTL_S}s"}
+        return self._note(subjects.look_timer(task_id), headers, None)
+
     def fact_append(self, event: Event, subject: str, about: str, *, ttl_s: int | None = None) -> Append:
         """Prepare an event that needs no expected sequence: facts about workers and models."""
         headers = {TTL: f"{ttl_s}s"} if ttl_s is not None else {}

@@ -4,7 +4,8 @@
     bl.queue.<lane>.<queue>.<task_id>               stream QUEUE, sourced from TASKS by the server
     bl.timer.<task_id>.<attempt>                    stream TASKS: schedules, each the `queued` of a coming attempt
     bl.timer.<task_id>.expiry                       stream TASKS: schedules, each the `due` of a task's expiry
-    bl.due.<task_id>.expiry                         stream TASKS: no event; what the reactor is to look at
+    bl.timer.<task_id>.after                        stream TASKS: schedules, each the `due` of a task that waits
+    bl.due.<task_id>.expiry | after                 stream TASKS: no event; what the reactor is to look at
     bl.worker.<worker_id>.<event>                   stream WORKERS
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
@@ -32,6 +33,8 @@ TIMERS = "bl.timer.>"
 DUES = "bl.due.>"
 SCHEDULED_SUBMISSIONS = "bl.task.*.submitted"
 """The `submitted` of tasks that start later: those that are ready at once have a route in their subject."""
+DEPENDENTS = "bl.timer.*.after"
+"""Says of each task that waits for others when it is looked at next."""
 WORKERS = ("bl.worker.>", "bl.node.>")
 MODELS = "bl.model.>"
 SCHEDULES = "bl.schedule.>"
@@ -127,6 +130,16 @@ def expiry_timer(task_id: TaskId) -> str:
 def expiry_due(task_id: TaskId) -> str:
     """Return the subject on which the server says that a task's expiry is due."""
     return f"bl.due.{task_id}.expiry"
+
+
+def look_timer(task_id: TaskId) -> str:
+    """Return the subject of the scheduled message that says when a task that waits for others is looked at next."""
+    return f"bl.timer.{task_id}.after"
+
+
+def look_due(task_id: TaskId) -> str:
+    """Return the subject on which the server says that a task that waits for others is to be looked at."""
+    return f"bl.due.{task_id}.after"
 
 
 def schedule_events(schedule_id: str) -> str:

@@ -23,6 +23,7 @@ FailureKind = Literal[
     "lost_lease",
     "worker_stopped",
 ]
+OnFailure = Literal["cancel", "run"]
 Attempt = Annotated[int, Field(ge=1)]
 
 
@@ -116,18 +117,26 @@ class TaskSubmitted(TaskEvent):
     """Longest that an attempt may run, in milliseconds."""
     retry_of: TaskId | None = None
     """The task that ended without a result, and is asked for again by this one."""
+    depends_on: tuple[TaskId, ...] | None = None
+    """Tasks whose end it waits for; none if it waits for no other."""
+    on_failure: OnFailure | None = None
+    """What becomes of it if one of them does not succeed; none with no `depends_on`."""
 
 
 @event
 class TaskQueued(TaskEvent):
-    """A task that waited for its time is ready to run: a delayed start, or the next attempt after a failure."""
+    """A task that waited is ready to run: its time has come, the tasks before it have ended, or it is tried again."""
 
     type = "task.queued"
     example = {"task_id": "01JZ0000000000000000000000", "attempt": 2, "reason": "retry"}
 
     attempt: Attempt
     """Number that the coming attempt will have."""
-    reason: Literal["scheduled", "retry"]
+    reason: Literal["scheduled", "retry", "released"]
+    params: dict[str, Any] | None = None
+    """The parameters with the results of other tasks in their places; none if they are those of `task.submitted`."""
+    params_ref: ArtifactRef | None = None
+    """The same as an artifact, if they are large."""
 
 
 @event

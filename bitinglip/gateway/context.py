@@ -112,7 +112,7 @@ async def open_gateway(
         pressure = Pressure(log, settings.gateway.queue_most)
         stack.push_async_callback(pressure.close)
         inbox = Inbox(log, settings.log.inline_max_bytes, policies_of_kinds(settings.tasks.retry), queues.ensure)
-        reactor, scheduler = Reactor(log, inbox), Scheduler(log, inbox)
+        reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
         for part in (reactor, scheduler):
             await part.start()
             stack.push_async_callback(part.close)

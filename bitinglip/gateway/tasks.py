@@ -112,7 +112,7 @@ async def _wait(
 def _accepted(accepted: Accepted) -> dict[str, Any]:
     return {
         "task_id": accepted.task_id,
-        "state": "queued" if accepted.run_at is None else "scheduled",
+        "state": "scheduled" if accepted.waits else "queued",
         "sequence": accepted.sequence,
         "links": links(accepted.task_id),
     }

@@ -15,7 +15,7 @@ from bitinglip.tasks.state import State
 NodeState = Literal["online", "draining", "offline"]
 _Row = TypeVar("_Row")
 _JSON = frozenset({
-    "metadata", "params", "params_ref", "result", "result_ref", "failure", "versions", "models", "loaded",
+    "metadata", "params", "params_ref", "depends_on", "result", "result_ref", "failure", "versions", "models", "loaded",
     "labels", "devices", "workers",
 })  # fmt: skip
 
@@ -36,6 +36,8 @@ class TaskRow:
     params_ref: dict[str, Any] | None
     request_sha256: str
     retry_of: str | None
+    depends_on: list[str] | None
+    on_failure: str | None
     max_attempts: int
     run_at: datetime | None
     expires_at: datetime | None

@@ -19,11 +19,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from bitinglip.errors import InvalidInput, MalformedBody
-from bitinglip.events.task import Failure, Lane, Requires, RetryPolicy, Usage
+from bitinglip.events.task import ArtifactRef, Failure, Lane, OnFailure, Requires, RetryPolicy, Usage
+from bitinglip.ids import TaskId, is_ulid
 from bitinglip.tasks.parameters import KINDS, PARAMETERS
+from bitinglip.tasks.references import names_with_references
 
+DEPENDENCIES_MOST = 32
 LATEST_S = 366 * 86_400
 """How far ahead a start can be asked for, in seconds."""
 _MODEL = re.compile(r"[^\s\x00-\x1f]+")
@@ -74,6 +78,12 @@ class SubmitTask(BaseModel):
     timeout_s: float | None = Field(
         default=None, gt=0, le=604_800, description="Longest that one attempt may run, in seconds."
     )
+    depends_on: tuple[TaskId, ...] = Field(
+        default=(), max_length=DEPENDENCIES_MOST, description="Tasks that have to end first; they are there already."
+    )
+    on_failure: OnFailure = Field(
+        default="cancel", description="If one of them does not succeed: cancel this one, or run it all the same."
+    )
 
     @field_validator("kind")
     @classmethod
@@ -101,7 +111,17 @@ class SubmitTask(BaseModel):
     def _one_start(self) -> Self:
         if self.run_at is not None and self.delay_s is not None:
             raise ValueError("run_at and delay_s are both given; give one of them")
+        if self.depends_on and (self.run_at is not None or self.delay_s is not None):
+            raise ValueError("a task that waits for others starts when they have ended: give no run_at or delay_s")
         return self
+
+    @field_validator("depends_on")
+    @classmethod
+    def _each_once(cls, ids: tuple[TaskId, ...]) -> tuple[TaskId, ...]:
+        for each in ids:
+            if not is_ulid(each):
+                raise ValueError(f"{each[:100]!r} is not the id of a task")
+        return tuple(dict.fromkeys(ids))
 
     @classmethod
     def from_json(cls, body: bytes) -> Self:
@@ -119,7 +139,7 @@ class SubmitTask(BaseModel):
             command = cls.model_validate(document)
         except ValidationError as error:
             raise invalid_input(error) from error
-        command.checked_params()
+        command.check_params()
         return command
 
     def checked_params(self) -> BaseModel:
@@ -128,10 +148,24 @@ class SubmitTask(BaseModel):
         Raises:
             InvalidInput: a parameter is refused; the error names it.
         """
+        return checked(self.kind, self.params)
+
+    def check_params(self) -> None:
+        """Check the parameters, but for those that results of other tasks will be part of.
+
+        Raises:
+            InvalidInput: a parameter is refused; the error names it.
+        """
+        filled_later = names_with_references(self.params, self.depends_on) if self.depends_on else frozenset[str]()
+        if not filled_later:
+            self.checked_params()
+            return
         try:
-            return PARAMETERS[self.kind].model_validate(self.params)
+            PARAMETERS[self.kind].model_validate(self.params)
         except ValidationError as error:
-            raise invalid_input(error, "params") from error
+            for each in error.errors(include_url=False):
+                if not each["loc"] or each["loc"][0] not in filled_later:
+                    raise _invalid(each, "params") from error
 
     def starts_at(self, now: datetime) -> datetime | None:
         """Return when it may start, in UTC; none for at once.
@@ -154,9 +188,24 @@ class SubmitTask(BaseModel):
         return hashlib.sha256(canonical).hexdigest()
 
 
+def checked(kind: str, params: dict[str, Any]) -> BaseModel:
+    """Return parameters as the model of their kind.
+
+    Raises:
+        InvalidInput: a parameter is refused; the error names it.
+    """
+    try:
+        return PARAMETERS[kind].model_validate(params)
+    except ValidationError as error:
+        raise invalid_input(error, "params") from error
+
+
 def invalid_input(error: ValidationError, prefix: str = "") -> InvalidInput:
     """Turn pydantic's first complaint into our error, naming the field by its path."""
-    first = error.errors(include_url=False)[0]
+    return _invalid(error.errors(include_url=False)[0], prefix)
+
+
+def _invalid(first: ErrorDetails, prefix: str) -> InvalidInput:
     path = ".".join([prefix, *[str(part) for part in first["loc"]]]).strip(".")
     problem = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     return InvalidInput(field=path or "body", problem=problem)
@@ -175,6 +224,21 @@ class ExpireTask:
     """Ask for a task to end if its time to start has passed."""
 
     now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseTask:
+    """The tasks that this one waited for have ended: it may run, with these parameters if any are given."""
+
+    params: dict[str, Any] | None = None
+    params_ref: ArtifactRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropTask:
+    """What this task waited for has not come: it cannot run."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,4 +308,5 @@ class StopAttempt:
 
 
 AttemptCommand = ProgressAttempt | SucceedAttempt | FailAttempt | StopAttempt
-TaskCommand = CancelTask | ExpireTask | AssignAttempt | AttemptCommand
+WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask
+TaskCommand = WaitingCommand | AssignAttempt | AttemptCommand

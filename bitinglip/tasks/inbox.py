@@ -6,15 +6,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
+from typing import Any
 
 import orjson
 
 from bitinglip.errors import Conflict, IdempotencyMismatch, IllegalTransition, TaskNotFound
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
-from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskSubmitted
+from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskQueued, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
-from bitinglip.tasks.commands import CancelTask, ExpireTask, SubmitTask
+from bitinglip.tasks.commands import CancelTask, DropTask, ExpireTask, ReleaseTask, SubmitTask, WaitingCommand
+from bitinglip.tasks.dependencies import require
 from bitinglip.tasks.routing import route_of
 from bitinglip.tasks.state import AwaitTimer, Stale, State, Task, again, decide, evolve, fold
 
@@ -34,7 +36,9 @@ class Accepted:
     created: bool
     """Whether this request made it; not so for the repeat of an idempotency key."""
     run_at: datetime | None = None
-    """When it may start; none if it could at once."""
+    """When it may start; none if no time was given."""
+    waits: bool = False
+    """Whether it has yet to be made ready: its time has not come, or it was asked to wait for other tasks."""
 
 
 class Inbox:
@@ -98,7 +102,8 @@ class Inbox:
 
     async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
         """Put a prepared task into the log; see `submit`."""
-        route = route_of(event) if event.run_at is None else None
+        waits = _waits(event)
+        route = None if waits else route_of(event)
         orphaned = event.expires_at is not None and not await self._set_expiry(event)
         try:
             append = self._log.task_append(event, 0, route=route, causation=request_id)
@@ -107,7 +112,7 @@ class Inbox:
             return await self._repeated(event)
         if orphaned:
             await self._set_expiry(event, replace=True)
-        return Accepted(event.task_id, sequence, True, event.run_at)
+        return Accepted(event.task_id, sequence, True, event.run_at, waits)
 
     async def expire(self, task_id: TaskId) -> None:
         """End a task that was not started in time; one that started, ended or has time left stays as it is.
@@ -124,6 +129,10 @@ class Inbox:
             return
         await self._persist(task, ExpireTask(now=now))
 
+    async def settle(self, task: Task, command: ReleaseTask | DropTask) -> None:
+        """End a task's wait for others; one that waits no more stays as it is."""
+        await self._persist(task, command)
+
     async def cancel(self, task_id: TaskId, command: CancelTask) -> Task:
         """Cancel a task: one that waits ends at once, one that runs is asked to stop. Returns its state after that.
 
@@ -136,7 +145,7 @@ class Inbox:
             raise TaskNotFound(task_id=task_id)
         return await self._persist(task, command)
 
-    async def _persist(self, task: Task, command: CancelTask | ExpireTask) -> Task:
+    async def _persist(self, task: Task, command: WaitingCommand) -> Task:
         """Carry a command out on a task; if somebody else's event was faster, on what the task is by then."""
         conflict: Conflict | None = None
         for _ in range(TRIES):
@@ -150,13 +159,15 @@ class Inbox:
         assert conflict is not None
         raise conflict
 
-    async def _end(self, task: Task, command: CancelTask | ExpireTask) -> Task:
+    async def _end(self, task: Task, command: WaitingCommand) -> Task:
         decided = decide(task, command)
         assert not isinstance(decided, Stale | AwaitTimer)
         after = task
         for event in decided:
             after = await self._append(after, event)
-        if after.ended and not task.ended:
+        if task.waits_for_others and not after.waits_for_others:
+            await self._log.append(self._log.look_append(task.id, None))
+        elif after.ended and not task.ended:
             await self._take_back(task)
         return after
 
@@ -168,7 +179,8 @@ class Inbox:
             await self._log.append(self._log.timer_withdrawal(task.id, task.attempt + 1))
 
     async def _append(self, task: Task, event: TaskEvent) -> Task:
-        sequence = await self._log.append(self._log.task_append(event, task.sequence))
+        route = route_of(task.submitted) if isinstance(event, TaskQueued) else None
+        sequence = await self._log.append(self._log.task_append(event, task.sequence, route=route))
         after = evolve(task, event, sequence, self._log.clock())
         assert after is not None
         return after
@@ -193,10 +205,12 @@ class Inbox:
         """Return the event that will be a task's first one: it has its id, for those who want to listen before.
 
         Raises:
-            InvalidInput: its start is too far ahead, or after its expiry.
+            InvalidInput: its start is too far ahead, or after its expiry; there is no such task as it is to wait for.
             NoServer, StreamFull: large parameters cannot be stored now.
         """
-        params, params_ref = await self._inline_or_artifact(command)
+        if command.depends_on:
+            await require(self._log, command.depends_on)
+        params, params_ref = await self.inline_or_artifact(command.params)
         made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)
         return TaskSubmitted(
             task_id=task_id or made,
@@ -214,6 +228,8 @@ class Inbox:
             run_at=command.starts_at(self._log.clock()),
             expires_at=command.expires_at,
             timeout_ms=None if command.timeout_s is None else round(command.timeout_s * 1000),
+            depends_on=command.depends_on or None,
+            on_failure=command.on_failure if command.depends_on else None,
         )
 
     def _policy(self, command: SubmitTask) -> RetryPolicy:
@@ -221,10 +237,11 @@ class Inbox:
         policy = self._policies.get(command.kind, _POLICY)
         return policy.model_copy(update=command.retry.model_dump(exclude_unset=True))
 
-    async def _inline_or_artifact(self, command: SubmitTask) -> tuple[dict[str, object] | None, ArtifactRef | None]:
-        body = orjson.dumps(command.params)
+    async def inline_or_artifact(self, params: dict[str, Any]) -> tuple[dict[str, Any] | None, ArtifactRef | None]:
+        """Return parameters as they are, or large ones as an artifact."""
+        body = orjson.dumps(params)
         if len(body) <= self._inline_max_bytes:
-            return command.params, None
+            return params, None
         return None, await artifacts.put(self._log.connection, body, "application/json")
 
     async def _repeated(self, event: TaskSubmitted) -> Accepted:
@@ -233,7 +250,11 @@ class Inbox:
             raise Conflict(subject=subjects.task_events(event.task_id), expected=0)
         if task.submitted.request_sha256 != event.request_sha256:
             raise IdempotencyMismatch(key=event.idempotency_key or "", task_id=task.id)
-        return Accepted(task.id, Sequence(task.sequence), False, task.submitted.run_at)
+        return Accepted(task.id, Sequence(task.sequence), False, task.submitted.run_at, _waits(task.submitted))
+
+
+def _waits(event: TaskSubmitted) -> bool:
+    return event.run_at is not None or event.depends_on is not None
 
 
 async def _as_it_is(_: TaskSubmitted) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
@@ -36,8 +36,22 @@ async def resolve(log: EventLog, command: SubmitTask) -> SubmitTask:
         InvalidInput: a parameter cannot be read, or there are no such bytes; the error names it.
         NoServer: the log or the object store cannot be asked.
     """
+    params = await resolve_params(log, command.kind, command.params, command.depends_on)
+    return command if params is command.params else command.model_copy(update={"params": params})
+
+
+async def resolve_params(
+    log: EventLog, kind: str, params: dict[str, Any], later: Collection[TaskId] = ()
+) -> dict[str, Any]:
+    """Do the same for parameters of a kind, but leave what tasks in `later` are to make.
+
+    Raises:
+        InvalidInput, NoServer: see there.
+    """
     found: dict[str, Any] = {}
-    for name, media, text in media_in(PARAMETERS[command.kind], command.params):
+    for name, media, text in media_in(PARAMETERS[kind], params):
+        if later and _maker(text) in later:
+            continue
         try:
             reference = await _reference(log, media, text)
         except (_UnreadableError, ArtifactNotFound, ArtifactExpired) as error:
@@ -46,7 +60,13 @@ async def resolve(log: EventLog, command: SubmitTask) -> SubmitTask:
             problem = f"{reference.media_type} is no {media.sort}"
             raise InvalidInput(field=f"params.{name}", problem=problem)
         found[name] = ARTIFACT_FORM + reference.sha256
-    return command.model_copy(update={"params": command.params | found}) if found else command
+    return params | found if found else params
+
+
+def _maker(text: str) -> str | None:
+    """Return the task whose result `task:ID/N` is; none for another form."""
+    match = _MADE_BY.fullmatch(text)
+    return None if match is None else match["task"]
 
 
 class _UnreadableError(Exception):

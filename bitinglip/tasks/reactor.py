@@ -1,4 +1,4 @@
-"""What nobody asked for just now, and is due all the same: start timers, expiries.
+"""What nobody asked for just now, and is due all the same: start timers, expiries, tasks that others have ended for.
 
 Every gateway has a reactor, and they share the work. What it does can be done twice: each delivery is acked only when
 its consequence is in the log, and may come again.
@@ -11,6 +11,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.reactions import Reactions
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
+from bitinglip.tasks.dependents import Dependents
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import fold
 from bitinglip.tasks.timers import ensure_timer, start_timer
@@ -19,10 +20,11 @@ FILTERS = (subjects.SCHEDULED_SUBMISSIONS, subjects.DUES)
 
 
 class Reactor:
-    """Reacts to tasks that start later, and to those whose time to start has passed."""
+    """Reacts to tasks that start later, to those whose time to start has passed, and to ends that others wait for."""
 
-    def __init__(self, log: EventLog, inbox: Inbox) -> None:
+    def __init__(self, log: EventLog, inbox: Inbox, followed_most: int = 10_000) -> None:
         self._log = log
+        self._dependents = Dependents(log, inbox, followed_most)
         self._inbox = inbox
         self._reactions = Reactions(log.connection, TASKS, "reactor", FILTERS, self._react)
 
@@ -33,20 +35,26 @@ class Reactor:
             NoServer: the log cannot be reached.
         """
         await self._reactions.start()
+        await self._dependents.start()
 
     async def close(self) -> None:
         """End; what is in hand goes to another reactor."""
         await self._reactions.close()
+        await self._dependents.close()
 
     async def _react(self, subject: str, _: bytes) -> None:
-        parts = subject.split(".")
-        if parts[1] == "due":
-            await self._inbox.expire(TaskId(parts[2]))
+        sort, task_id, what = subject.split(".")[1:4]
+        if what == "after":
+            await self._dependents.look(TaskId(task_id))
+        elif sort == "due":
+            await self._inbox.expire(TaskId(task_id))
         else:
-            await self._set_start(TaskId(parts[2]))
+            await self._submitted(TaskId(task_id))
 
-    async def _set_start(self, task_id: TaskId) -> None:
+    async def _submitted(self, task_id: TaskId) -> None:
         task = fold(await self._log.read_task(task_id))
         wait = None if task is None else start_timer(task)
         if task is not None and wait is not None:
             await ensure_timer(self._log, task, wait)
+        elif task is not None and task.waits_for_others:
+            await self._dependents.look(task_id)

@@ -28,7 +28,7 @@ from bitinglip.tasks.commands import SubmitTask, invalid_input
 
 LATE = timedelta(seconds=60)
 """A firing that is later than this missed its time: what happens then, the catch-up policy says."""
-TIMES = ("run_at", "delay_s", "expires_at")
+TIMES = ("run_at", "delay_s", "expires_at", "depends_on")
 CRON_FIELDS = 5
 
 

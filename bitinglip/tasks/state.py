@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, assert_never
+from typing import Any, Literal, NamedTuple, assert_never
 
 from bitinglip.errors import IllegalTransition
 from bitinglip.events.envelope import Recorded, UnknownEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.task import (
+    ArtifactRef,
     Failure,
     TaskAssigned,
     TaskCancelled,
@@ -34,9 +35,11 @@ from bitinglip.tasks.commands import (
     AssignAttempt,
     AttemptCommand,
     CancelTask,
+    DropTask,
     ExpireTask,
     FailAttempt,
     ProgressAttempt,
+    ReleaseTask,
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
@@ -70,6 +73,23 @@ class Task(NamedTuple):
     worker_id: str | None = None
     retry_at: datetime | None = None
     cancel: TaskCancelRequested | None = None
+    released: TaskQueued | None = None
+    """What ended its wait for other tasks, if it brought parameters in place of the submitted ones."""
+
+    @property
+    def params(self) -> dict[str, Any] | None:
+        """What it runs with; none when that is in an artifact."""
+        return self.submitted.params if self.released is None else self.released.params
+
+    @property
+    def params_ref(self) -> ArtifactRef | None:
+        """The artifact that holds what it runs with, if one does."""
+        return self.submitted.params_ref if self.released is None else self.released.params_ref
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it has yet to be released, or dropped, by what becomes of the tasks before it."""
+        return self.state == "scheduled" and self.attempt == 0 and self.submitted.depends_on is not None
 
     @property
     def ended(self) -> bool:
@@ -127,6 +147,8 @@ def decide(task: Task, command: TaskCommand) -> Decision:
             return _decide_cancel(task, command)
         case ExpireTask():
             return _decide_expire(task, command)
+        case ReleaseTask() | DropTask():
+            return _decide_dependent(task, command)
         case AssignAttempt():
             return _decide_assign(task, command)
         case ProgressAttempt() | SucceedAttempt() | FailAttempt() | StopAttempt():
@@ -158,7 +180,7 @@ def _begin(event: Event, sequence: int, at: datetime) -> Task | None:
     return Task(
         id=event.task_id,
         submitted=event,
-        state="scheduled" if event.run_at else "queued",
+        state="scheduled" if event.run_at or event.depends_on else "queued",
         sequence=sequence,
         ready_sequence=sequence,
         ready_at=at,
@@ -210,7 +232,9 @@ def _apply(task: Task, event: TaskEvent, sequence: int, at: datetime) -> Task:
 def _apply_queued(task: Task, event: TaskQueued, sequence: int, at: datetime) -> Task:
     if task.state != "scheduled" or event.attempt != task.attempt + 1:
         return task._replace(sequence=sequence)
-    return task._replace(sequence=sequence, state="queued", ready_sequence=sequence, ready_at=at)
+    task = task._replace(sequence=sequence, state="queued", ready_sequence=sequence, ready_at=at)
+    changed = event.params is not None or event.params_ref is not None
+    return task._replace(released=event) if changed else task
 
 
 def _apply_failed(task: Task, event: TaskFailed, sequence: int) -> Task:
@@ -239,6 +263,16 @@ def _decide_expire(task: Task, command: ExpireTask) -> Decision:
     if not _expired(task, command.now) or task.state == "running":
         return ()
     return (_expiry(task),)
+
+
+def _decide_dependent(task: Task, command: ReleaseTask | DropTask) -> Decision:
+    if not task.waits_for_others:
+        return ()
+    if isinstance(command, DropTask):
+        return (TaskCancelled(task_id=task.id, reason=command.reason),)
+    return (
+        TaskQueued(task_id=task.id, attempt=1, reason="released", params=command.params, params_ref=command.params_ref),
+    )
 
 
 def _expired(task: Task, now: datetime) -> bool:

@@ -260,10 +260,10 @@ class BatchRunner:
         return jobs
 
     async def _params(self, attempt: Attempt) -> dict[str, Any]:
-        submitted = attempt.task.submitted
-        if submitted.params_ref is None:
-            return submitted.params or {}
-        body, _ = await artifacts.get(self._log.connection, submitted.params_ref.sha256)
+        task = attempt.task
+        if task.params_ref is None:
+            return task.params or {}
+        body, _ = await artifacts.get(self._log.connection, task.params_ref.sha256)
         return orjson.loads(body)
 
     async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.task import TaskAssigned, TaskFailed, TaskProgressed, TaskQueued, TaskSubmitted, TaskSucceeded
+from bitinglip.ids import TaskId
 from bitinglip.projections.rows import TaskRow
 from bitinglip.projections.writer import write
 from bitinglip.tasks.state import Task
@@ -139,3 +140,21 @@ def test_progress_alone_in_its_batch_changes_the_progress_alone() -> None:
     assert (row.progress_step, row.progress_total, row.progress_unit, row.last_sequence) == (3, 9, "token", 5)
     told = {"progress_step": None, "progress_total": None, "progress_unit": None, "last_sequence": 0}
     assert dataclasses.replace(row, **told) == dataclasses.replace(before, **told)
+
+
+def test_a_task_that_waits_for_others_is_scheduled_until_it_is_released() -> None:
+    first = TaskSubmitted.model_validate(
+        TaskSubmitted.example | {"task_id": ID, "depends_on": [ID], "on_failure": "run"}
+    )
+    released = TaskQueued(task_id=TaskId(ID), attempt=1, reason="released", params={"prompt": "Twice"})
+    with fresh_database() as database:
+        write(database, "TASKS", [message(first, 1, about=ID)])
+        waiting = task_rows(database)[ID]
+        write(database, "TASKS", [message(released, 2, about=ID)])
+        queued = task_rows(database)[ID]
+        [(plain,)] = database.rows("select count(*) from tasks where depends_on is null")
+    assert (waiting.state, waiting.depends_on, waiting.on_failure) == ("scheduled", [ID], "run")
+    assert (queued.state, queued.params, plain) == ("queued", {"prompt": "Once"}, 0)
+    with fresh_database() as database:
+        write(database, "TASKS", [message(first.model_copy(update={"depends_on": None}), 1, about=ID)])
+        assert database.rows("select count(*) from tasks where depends_on is null and state = 'queued'") == [(1,)]

@@ -31,8 +31,10 @@ from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import (
     AssignAttempt,
     CancelTask,
+    DropTask,
     FailAttempt,
     ProgressAttempt,
+    ReleaseTask,
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
@@ -268,6 +270,8 @@ def commands(task: Task) -> st.SearchStrategy[TaskCommand]:
     workers = st.sampled_from(["w", "w2"])
     return st.one_of(
         st.builds(CancelTask),
+        st.builds(ReleaseTask, params=st.sampled_from([None, {"prompt": "Twice"}])),
+        st.builds(DropTask, reason=st.just("why")),
         st.builds(assign, st.sampled_from([task.ready_sequence, task.ready_sequence - 1]), workers),
         st.builds(succeed, attempts, workers),
         st.builds(fail, st.sampled_from([CRASH, BAD, STOPPED]), attempts, workers),
@@ -278,7 +282,8 @@ def commands(task: Task) -> st.SearchStrategy[TaskCommand]:
 
 @given(st.data(), st.integers(1, 4))
 def test_whatever_is_asked_a_task_ends_at_most_once_and_every_decision_is_legal(data: st.DataObject, most: int) -> None:
-    task = given_events(submitted(retry=RetryPolicy(max_attempts=most)))
+    depends_on = data.draw(st.sampled_from([None, [ID]]))
+    task = given_events(submitted(retry=RetryPolicy(max_attempts=most), depends_on=depends_on))
     terminals = 0
     for _ in range(data.draw(st.integers(0, 25))):
         try:

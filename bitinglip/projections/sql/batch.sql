@@ -34,15 +34,15 @@ from (
         field[7] as causation,
         field[8] as data,
         try_cast(field[9] as integer) as attempt,
-        coalesce(field[10], field[11]) is not null as delayed,
-        field[12] as failure_kind
+        coalesce(field[10], field[11], field[12]) is not null as delayed,
+        field[13] as failure_kind
     from (
         select
             sequence,
             time_ns,
             json_extract_string(payload, [
                 '$.id', '$.type', '$.dataschema', '$.source', '$.subject', '$.time', '$.causationid', '$.data',
-                '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.failure.kind'
+                '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.depends_on', '$.data.failure.kind'
             ]) as field
         from incoming
     )

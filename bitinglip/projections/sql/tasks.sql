@@ -24,6 +24,8 @@ create table tasks (
     params_ref json,
     request_sha256 varchar,
     retry_of varchar,
+    depends_on json,
+    on_failure varchar,
     max_attempts integer,
     run_at timestamp,
     expires_at timestamp,
@@ -70,6 +72,8 @@ comment on column tasks.params is 'Parameters; null when they are in an artifact
 comment on column tasks.params_ref is 'Artifact that holds the parameters: sha256, size_bytes, media_type.';
 comment on column tasks.request_sha256 is 'Digest of the request.';
 comment on column tasks.retry_of is 'The task that this one asks for again; null for any other.';
+comment on column tasks.depends_on is 'Tasks whose end it was to wait for; null for none.';
+comment on column tasks.on_failure is 'If one of them does not succeed: cancel or run; null without depends_on.';
 comment on column tasks.max_attempts is 'Attempts that may fail before the task is dead-lettered.';
 comment on column tasks.run_at is 'Not to start before (UTC); null for at once.';
 comment on column tasks.expires_at is 'Expires if not started by then (UTC).';
@@ -153,7 +157,7 @@ select
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT", "retry_of": "VARCHAR"
+        "timeout_ms": "BIGINT", "retry_of": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
     }') as s,
     json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
@@ -174,7 +178,8 @@ from told;
 insert into tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
-    s.params_ref, s.request_sha256, s.retry_of, coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
+    s.params_ref, s.request_sha256, s.retry_of, if(json_type(s.depends_on) = 'ARRAY', s.depends_on, null), s.on_failure,
+    coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
     coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at,
     finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
     r.result_ref, f.failure, failures, if(state_key % 4 = 3 and ended_type is null, f.retry_at, null), if(succeeded, coalesce(r.usage.input_tokens, 0), null),

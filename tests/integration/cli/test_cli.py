@@ -248,6 +248,16 @@ class TestOnACluster:
         assert (await bitinglip("queue", "resume", "echo", *at)).out == "echo: not paused\n"
         assert (await bitinglip("queue", "pause", "no/model", *at)).status == 2
 
+    async def test_a_task_runs_after_another_and_is_replayed(self, url: str) -> None:
+        submit = ("task", "submit", "echo", "-m", "echo", "--url", url)
+        first = (await bitinglip(*submit, "-p", "message=hello")).out.strip()
+        said = f'message={{"$result": "{first}", "path": "message"}}'
+        second = await bitinglip(*submit, "-p", said, "--after", first, "--wait", "--json")
+        assert (second.status, second.json["result"]) == (0, {"message": "hello"})
+        assert second.json["depends_on"] == [first]
+        replayed = await bitinglip("task", "replay", second.json["task_id"], "--url", url)
+        assert (replayed.status, replayed.err) == (0, "")
+
     async def test_a_schedule_from_its_making_to_its_end(self, url: str) -> None:
         create = ("schedule", "create", "echo", "-m", "echo", "-p", "message=hi", "--url", url)
         made = await bitinglip(*create, "--every", "1", "--name", "often")
