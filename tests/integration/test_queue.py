@@ -158,3 +158,17 @@ async def test_an_interrupted_wait_returns(queue: WorkQueue) -> None:
         queue.interrupt()
         await asyncio.wait([waiting], timeout=0.05)
     assert waiting.result() == []
+
+
+async def test_all_queues_are_told_of_however_many_there_are(log: EventLog, queue: WorkQueue) -> None:
+    routes = [Route("batch", encode_token(f"demo/{number}")) for number in range(300)]  # a page has 256
+    await queue.ensure(routes)
+    await submit(log, 2, routes[0])
+    await submit(log, 3, routes[-1])
+    await take(queue, 1, routes[-1])
+    depths = await log.queue_depths()
+    assert depths.keys() == {route.consumer for route in (NORMAL, URGENT, *routes)}
+    assert (depths[routes[0].consumer], depths[routes[-1].consumer]) == (2, 3)
+    states = {state.route: state for state in await log.queue_states()}
+    assert (states[routes[0]].waiting, states[routes[0]].handed_out) == (2, 0)
+    assert (states[routes[-1]].waiting, states[routes[-1]].running) == (2, 1)
