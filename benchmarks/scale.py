@@ -33,7 +33,7 @@ from bitinglip.ids import TaskId
 from bitinglip.settings import Nats, Settings
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.facts import Facts
-from bitinglip.workers.policy import after_service, decide
+from bitinglip.workers.policy import Pull, after_service, decide
 from bitinglip.workers.routebook import common_routes, route_of
 from bitinglip.workers.view import CardView, WorkerView
 
@@ -65,7 +65,7 @@ class Decider:
     async def step(self) -> bool:
         """Decide, and pull what was decided; tells whether there was work."""
         step = decide(self.facts.view(self.view))
-        empty = list(getattr(step, "empty", ()))
+        empty = list(step.empty) if isinstance(step, Pull) else []
         for route in step.routes:
             found = await self.queue.pull(route_of(route), 1)
             if found:

@@ -26,16 +26,18 @@ if REDIS:
     broker = broker.with_result_backend(RedisAsyncResultBackend(REDIS, result_ex_time=3600))
 
 
-@broker.task(task_name="noop")
-async def noop(message: int) -> int:
+async def _noop(message: int) -> int:
     """Do nothing."""
     return message
 
 
-@broker.task(task_name="telling")
-async def telling(inbox: str, context: Any = TaskiqDepends(Context)) -> None:  # noqa: B008
+async def _telling(inbox: str, context: Any = TaskiqDepends(Context)) -> None:  # noqa: B008
     """Do nothing, and tell."""
     await context.broker.client.publish(f"{inbox}.{context.message.task_id}", b"")
+
+
+noop: Any = broker.task(task_name="noop")(_noop)
+telling: Any = broker.task(task_name="telling")(_telling)
 
 
 async def client() -> dict[str, float]:
