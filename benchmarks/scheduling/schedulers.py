@@ -142,9 +142,13 @@ class Static(_Watched):
 
 @dataclass(slots=True)
 class Ours:
-    """The policy of the workers: every card calls `decide`, with facts that are up to a second old."""
+    """The policy of the workers: every card calls `decide`, with facts that are up to a second old.
+
+    As workers do, it goes by what waits; with `rated` it knows as well how fast work comes in, which workers do not.
+    """
 
     world: World
+    rated: bool = False
     look_s: float | None = LOOK_S
     decisions: int = 0
     decision_s: float = 0.0
@@ -225,7 +229,7 @@ class Ours:
 
     def _fact(self, route: RouteView, came: dict[tuple[str, str], int], now: float) -> RouteView:
         queue = self._waiting[route.reference][(route.lane, route.share)]
-        rate = came.get((route.lane, route.share), 0) / LOOK_S
+        rate = came.get((route.lane, route.share), 0) / LOOK_S if self.rated else 0.0
         if not (queue or rate or route.depth or route.rate > 0.001):
             return route
         return RouteView(

@@ -44,6 +44,8 @@ ARTIFACTS_INDEX = "artifact_index"
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
 """What the server refuses to change on a stream that exists."""
+QUEUES_MOST = 100_000
+"""Consumers of QUEUE, which are the queues; unless it is told, the server (2.15) allows a stream no more than 1,000."""
 UNAVAILABLE = 503
 """The server's code for: not now. A cluster answers so while it has no leader."""
 
@@ -86,6 +88,7 @@ def declarations(settings: Nats) -> list[StreamConfig]:
             description="Work that is ready to run, copied from TASKS by the server.",
             sources=[_ready_work()],
             retention=RetentionPolicy.WORK_QUEUE,
+            max_consumers=QUEUES_MOST,
             **common,
         ),
         StreamConfig(
@@ -173,7 +176,14 @@ async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:
                 problem="it was made by something else",
             )
     # A process that knows of fewer copies than there are must not drop the others.
-    await js.update_stream(declared.evolve(num_replicas=max(existing.num_replicas or 1, declared.num_replicas or 1)))
+    wanted = declared.evolve(num_replicas=max(existing.num_replicas or 1, declared.num_replicas or 1))
+    try:
+        await js.update_stream(wanted)
+    except APIError:
+        if existing.max_consumers == wanted.max_consumers:
+            raise
+        # Older servers do not change this one, and allow as many as there are.
+        await js.update_stream(wanted.evolve(max_consumers=existing.max_consumers))
 
 
 async def _ensure_replicas(js: JetStreamContext, name: str, least: int) -> None:

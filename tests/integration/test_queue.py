@@ -10,7 +10,7 @@ import pytest
 
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
-from bitinglip.events.streams import QUEUE, Route
+from bitinglip.events.streams import QUEUE, QUEUES_MOST, Route, ensure_streams
 from bitinglip.events.subjects import encode_token
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.ids import TaskId
@@ -158,3 +158,26 @@ async def test_an_interrupted_wait_returns(queue: WorkQueue) -> None:
         queue.interrupt()
         await asyncio.wait([waiting], timeout=0.05)
     assert waiting.result() == []
+
+
+async def test_all_queues_are_told_of_however_many_there_are(log: EventLog, queue: WorkQueue) -> None:
+    routes = [Route("batch", encode_token(f"demo/{number}")) for number in range(300)]  # a page has 256
+    await queue.ensure(routes)
+    await submit(log, 2, routes[0])
+    await submit(log, 3, routes[-1])
+    await take(queue, 1, routes[-1])
+    depths = await log.queue_depths()
+    assert depths.keys() == {route.consumer for route in (NORMAL, URGENT, *routes)}
+    assert (depths[routes[0].consumer], depths[routes[-1].consumer]) == (2, 3)
+    states = {state.route: state for state in await log.queue_states()}
+    assert (states[routes[0]].waiting, states[routes[0]].handed_out) == (2, 0)
+    assert (states[routes[-1]].waiting, states[routes[-1]].running) == (2, 1)
+
+
+async def test_a_stream_made_with_the_servers_own_limit_of_queues_gets_ours(log: EventLog) -> None:
+    js = log.connection.js
+    made = (await js.stream_info(QUEUE)).config
+    assert made.max_consumers == QUEUES_MOST
+    await js.update_stream(made.evolve(max_consumers=1000))
+    await ensure_streams(js, log.connection.settings)
+    assert (await js.stream_info(QUEUE)).config.max_consumers == QUEUES_MOST

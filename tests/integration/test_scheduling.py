@@ -104,3 +104,16 @@ async def test_each_model_has_one_loader_and_work_goes_to_where_its_model_is(
             if batch[len(batch) - 1].sequence >= last:
                 break
     assert loaded == 2
+
+
+async def test_a_pinned_model_is_loaded_by_an_idle_worker_without_any_task(
+    log: EventLog, cluster: Cluster, two_models: dict[str, str], eventually: Eventually
+) -> None:
+    worker = (await cluster.worker(**two_models, BITINGLIP_WORKER_PINNED="org/b")).ready["worker_id"]
+
+    async def told() -> bool:
+        beat = await log.read_last(WORKERS, f"bl.worker.{worker}.heartbeat")
+        return beat is not None and isinstance(beat.event, WorkerHeartbeat) and beat.event.loaded == ["org/b"]
+
+    await eventually(told)
+    assert await loads(log, [worker]) == {worker: "org/b"}

@@ -1,0 +1,1 @@
+"""BitingLip beside other task queues: `python -m benchmarks.rivals --rivals FOLDER`."""
