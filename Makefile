@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH_INDEX_URL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nats-server demo up test lint fmt type fast bench docs clean
+.PHONY: help setup nats-server demo up test lint fmt type fast faults bench docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ test: setup nats-server lint type ## All that CI does: lint, types, tests
 
 fast: setup ## The tests of the pure core alone
 	@$(BIN)/python -m pytest -q tests/unit
+
+faults: setup nats-server ## The long run of faults (FAULTS_TASKS, FAULTS_SECONDS, FAULTS_SEED), and the slow tests of them
+	@$(BIN)/python -m tests.faults.harness
+	@$(BIN)/python -m pytest -q -m faults tests/faults
 
 lint: setup ## Style, the dependency rule, spelling, generated docs
 	@$(BIN)/ruff check .

@@ -64,16 +64,16 @@ async def _kills(nats_url: str, folder: Path) -> list[float]:
         command = SubmitTask.model_validate({"kind": "echo", "model": "echo", "params": LONG, "retry": retry})
         task_id = (await Inbox(log, 65_536).submit(command)).task_id
         for attempt in range(1, KILLS + 1):
-            worker_id, _ = await _assigned(log, task_id, attempt)
-            pid = await _pid_of(log, worker_id)
+            worker_id, _ = await assigned(log, task_id, attempt)
+            pid = await pid_of(log, worker_id)
             killed = log.clock()
             os.kill(pid, signal.SIGKILL)
-            took.append(((await _assigned(log, task_id, attempt + 1))[1] - killed).total_seconds())
+            took.append(((await assigned(log, task_id, attempt + 1))[1] - killed).total_seconds())
     await log.close()
     return took
 
 
-async def _assigned(log: EventLog, task_id: TaskId, attempt: int) -> tuple[str, datetime]:
+async def assigned(log: EventLog, task_id: TaskId, attempt: int) -> tuple[str, datetime]:
     """Wait for an attempt; returns whose it is, and when it was assigned."""
     async with aclosing(log.follow_task(task_id)) as batches:
         async for batch in batches:
@@ -83,7 +83,7 @@ async def _assigned(log: EventLog, task_id: TaskId, attempt: int) -> tuple[str, 
     raise AssertionError("a task's events never end")
 
 
-async def _pid_of(log: EventLog, worker_id: str) -> int:
+async def pid_of(log: EventLog, worker_id: str) -> int:
     started = await log.read_last("WORKERS", f"bl.worker.{worker_id}.started")
     assert started is not None
     assert isinstance(started.event, WorkerStarted)

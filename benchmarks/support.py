@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ async def process(
         ready = json.loads(await child.stdout.readline())
         yield psutil.Process(child.pid), ready
     finally:
-        child.send_signal(signal.SIGTERM)
+        with suppress(ProcessLookupError):  # a benchmark may have killed it
+            child.send_signal(signal.SIGTERM)
         await child.wait()
 
 

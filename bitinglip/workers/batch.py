@@ -81,6 +81,7 @@ class BatchRunner:
         self._running: dict[str, Attempt] = {}
         self._stopped = False
         self._stop_timer: asyncio.TimerHandle | None = None
+        self._stop_at = 0.0
         self.counts = Counts()
         self.freed = asyncio.Event()
         """Set whenever a task is settled, and there is room for another one."""
@@ -437,9 +438,11 @@ class BatchRunner:
     def stop_after(self, grace_s: float) -> None:
         """End what runs by force after the grace period, the shortest that was given: its tasks are handed back."""
         loop, timer = asyncio.get_running_loop(), self._stop_timer
-        if timer is None or loop.time() + grace_s < timer.when():
+        stop_at = loop.time() + grace_s
+        if timer is None or stop_at < self._stop_at:
             if timer is not None:
                 timer.cancel()
+            self._stop_at = stop_at  # uvloop's handle of a delay of 0 does not tell
             self._stop_timer = loop.call_later(grace_s, self._stop_now)
 
     async def close(self) -> None:

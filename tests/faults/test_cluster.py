@@ -94,6 +94,7 @@ async def is_running(client: httpx.AsyncClient, task_id: str) -> bool:
     return (await client.get(f"/v1/tasks/{task_id}")).json()["state"] == "running"
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 async def test_the_leader_is_killed_while_tasks_are_submitted(
     servers: NatsCluster, log: EventLog, capsys: pytest.CaptureFixture[str]
@@ -153,6 +154,7 @@ async def test_of_many_writers_one_gets_in_and_the_others_hear_of_a_conflict(log
         await other.close()
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 async def test_two_leaders_are_killed_in_turn_while_work_flows(
     servers: NatsCluster, log: EventLog, cluster: Cluster

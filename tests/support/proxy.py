@@ -67,7 +67,11 @@ class Proxy:
         if self._refusing:
             writer.close()
             return
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:  # the server is away
+            writer.close()
+            return
         self._writers |= {writer, back}
         passing = self._passing
         for source, sink in ((reader, back), (there, writer)):

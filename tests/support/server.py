@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
@@ -76,6 +77,11 @@ class RestartableServer:
         """Address for clients, the same after each start."""
         return f"nats://127.0.0.1:{self._port}"
 
+    @property
+    def port(self) -> int:
+        """Its port, the same after each start."""
+        return self._port
+
     async def start(self) -> None:
         """Start it, on the same port and store as before."""
         self._server = PrivateServer(find_or_fetch(), self._store, port=self._port)
@@ -86,6 +92,11 @@ class RestartableServer:
         """Kill it with SIGKILL."""
         assert self._server is not None
         await self._server.kill()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._server is not None
+        os.kill(self._server.pid, number)
 
     async def stop(self) -> None:
         """Stop it."""
