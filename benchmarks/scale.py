@@ -90,9 +90,9 @@ async def _deep(server: PrivateServer, folder: Path) -> list[Figure]:
     waiting = 0
     while waiting < WAITING:
         await asyncio.sleep(0.1)
-        waiting = sum(depth for depth, _ in (await log.queue_waiting()).values())
+        waiting = sum(state.waiting for state in await log.queue_states())
     started = time.perf_counter()
-    await log.queue_waiting()
+    await log.queue_states()
     asked_ms = (time.perf_counter() - started) * 1000
     full_mb = process.memory_info().rss / 1e6
     weighty = [_weighty(folder, name) for name in references]
