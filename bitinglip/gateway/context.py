@@ -12,6 +12,7 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
+from bitinglip.events.stranded import StrandedWork
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
@@ -116,6 +117,9 @@ async def open_gateway(
         for part in (reactor, scheduler):
             await part.start()
             stack.push_async_callback(part.close)
+        stranded = StrandedWork(log.connection)
+        stranded.start()
+        stack.push_async_callback(stranded.close)
         stack.callback(closing.set)
         yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, pressure, key_id, closing, scheduler)
 
