@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from bitinglip.errors import CorruptEvent
-from bitinglip.events import model, task, worker
+from bitinglip.events import model, node, schedule, task, worker
 from bitinglip.events.envelope import RawMessage, UnknownEvent, decode, encode
 from bitinglip.events.registry import REGISTRY, Event, event, upcast
 
 NOW = datetime(2026, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
-MODULES = (task, worker, model)
+MODULES = (task, worker, node, model, schedule)
 
 
 def raw(payload: bytes) -> RawMessage:
@@ -58,7 +58,7 @@ def test_the_envelope_is_a_cloud_event() -> None:
         "datacontenttype": "application/json",
         "dataschema": "urn:bitinglip:task.queued:1",
         "correlationid": "t",
-        "data": {"task_id": "01JZ0000000000000000000000", "attempt": 2, "reason": "retry"},
+        "data": {**task.TaskQueued.example, "params": None, "params_ref": None},
     }
 
 
