@@ -101,10 +101,14 @@ class LiveEvents:
         self._wake.clear()
 
     def _received(self, _subject: bytes, _reply: bytes, payload: bytes, headers: bytes | None) -> None:
-        if len(self._arrived) >= BUFFER_MOST:
+        try:
+            message = raw_from_bytes(headers or b"", payload)
+        except (KeyError, ValueError):
+            message = None  # not republished by the server: anybody may publish on a live subject
+        if message is None or len(self._arrived) >= BUFFER_MOST:
             self._gap = True
         else:
-            self._arrived.append(raw_from_bytes(headers or b"", payload))
+            self._arrived.append(message)
         self._wake.set()
 
     def _reconnected(self) -> None:

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 ACK_WAIT_S = 30.0
 AT_ONCE = 64
 """Deliveries that all reactors together have in hand."""
-AGAIN_S = 1.0
-"""When a delivery comes back that could not be reacted to."""
+AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
+"""When a delivery comes back that could not be reacted to: twice as late each time, up to the latter."""
 
 _ACK = b"+ACK"
 _NAK = b'-NAK {"delay": %d}'
@@ -101,7 +101,8 @@ class Reactions:
             log.debug("%s: %s comes again: %s", self._name, msg.subject, error)
 
     async def _answer(self, msg: Msg) -> bytes:
-        again = _NAK % int(AGAIN_S * 1e9)
+        again_s = min(AGAIN_S * 2 ** min(msg.metadata.num_delivered - 1, 10), AGAIN_MOST_S)
+        again = _NAK % int(again_s * 1e9)
         try:
             await self._react(msg.subject, msg.data)
         except (Conflict, NoServer) as error:

@@ -42,6 +42,8 @@ async def listen_for_routes(connection: Connection, heard: Callable[[Route], Non
     """Call the listener for each queue that is opened from now on."""
 
     def received(subject: bytes, _reply: bytes, _payload: bytes, _headers: bytes | None) -> None:
-        heard(Route(*subject.decode().rsplit(".", 2)[1:]))
+        route = Route(*subject.decode().rsplit(".", 2)[1:])
+        if subjects.is_consumer_name(route.consumer):
+            heard(route)
 
     return await connection.subscribe_direct(subjects.ROUTES_OPENED, received)

@@ -173,9 +173,13 @@ def consumer_name(lane: str, queue: str) -> str:
 
 
 def is_consumer_name(name: str) -> bool:
-    """Tell whether this is the name of a queue's consumer."""
+    """Tell whether this is the name of a queue's consumer, as `consumer_name` writes it."""
     lane, _, queue = name.partition("-")
-    return lane in LANES and _QUEUE.fullmatch(queue) is not None
+    try:
+        decode_queue(queue)
+    except ValueError:
+        return False
+    return lane in LANES
 
 
 def route_opened(lane: str, queue: str) -> str:

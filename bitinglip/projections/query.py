@@ -114,7 +114,7 @@ class Queries:
         Raises:
             InvalidInput: the cursor is none of ours.
         """
-        found = await self._rows("task_ids", chosen.params())
+        found = await self._run(lambda cursor: cursor.rows(_task_ids(), chosen.params()))
         page = found[: chosen.limit]
         return [row[0] for row in page], str(page[-1][1]) if len(found) > chosen.limit else None
 
@@ -149,6 +149,12 @@ class Queries:
 
     async def _rows(self, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         return await self._run(lambda cursor: cursor.rows(queries.text(name), params or {}))
+
+
+def _task_ids() -> str:
+    """Return the question for the same page as that of `tasks`, without the rest of each row."""
+    page = queries.text("tasks").rstrip().removesuffix(";")
+    return f"select task_id, submitted_sequence from ({page}) order by submitted_sequence desc"  # noqa: S608  (ours)
 
 
 def _sequence(cursor: str | None) -> int | None:

@@ -133,6 +133,8 @@ class Agent:
         self._view = replace(self._view, card=card, routes=fitting(before, card))
         for view in [view for views in before.values() for view in views if not card.meets(view.requires)]:
             self._queue.drop(route_of(view))
+        if self.facts is not None:
+            self.facts.routes_gone()
         self._look_again()
 
     def stop(self) -> None:

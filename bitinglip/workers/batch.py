@@ -139,9 +139,8 @@ class BatchRunner:
 
     async def _run_on(self, model: ModelSpec | None, batch: list[Attempt]) -> None:
         if model is None:
-            await self._fail(
-                batch, Failure(kind="bad_input", message="This worker has no such model.", retryable=False)
-            )
+            unknown = Failure(kind="bad_input", message="This worker has no such model.", retryable=False)
+            await self._fail(batch, unknown)
             return
         host: EngineHost | None = None
         try:

@@ -109,6 +109,11 @@ class Facts:
             pinned=frozenset(worker.pinned),
         )
 
+    def routes_gone(self) -> None:
+        """Forget what is known of routes, some of which are no longer this worker's; they are looked at anew."""
+        self._routes = {}
+        self._wake.set()
+
     def order_done(self) -> None:
         """Forget what the plan told us to load: it is done, or there was nothing to do."""
         if self._plan is not None:
@@ -186,6 +191,9 @@ class Facts:
         routes = {
             name: tuple([await self._route(view, waiting) for view in views]) for name, views in own.routes.items()
         }
+        if self._own().routes is not own.routes:
+            self._wake.set()  # they have changed meanwhile: what was found is of others
+            return
         before, self._routes = self._line(), routes
         self._plan = plan(ClusterView(routes, self._models, (self._own().card, *self._peers.cards())))
         if self._line() != before:

@@ -130,6 +130,11 @@ def test_different_work_has_different_queues(one: str, its: WorkClass, other: st
     assert (encode_queue(one, its) == encode_queue(other, others)) == ((one, its) == (other, others))
 
 
+@pytest.mark.parametrize("name", ["normal-a~b", "normal-", "urgent-a", "normal", "normal-a b", "reactor"])
+def test_other_names_are_no_queues(name: str) -> None:
+    assert not subjects.is_consumer_name(name)
+
+
 def test_work_for_anybody_has_the_queue_of_its_model() -> None:
     assert encode_queue("demo/a") == encode_token("demo/a")
 

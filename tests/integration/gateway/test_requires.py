@@ -25,6 +25,7 @@ async def test_work_that_not_everybody_may_take_has_a_queue_of_its_own(
     heard: list[Route] = []
     await listen_for_routes(log.connection, heard.append)
     await log.connection.client.flush()
+    await log.connection.publish("bl.live.queue.normal.a~b", b"")  # said by a stranger: no queue of ours
     await submitted(client, BIG)
     await submitted(client, BIG)
     assert await known_routes(log.connection) == [Route("normal", BIG_QUEUE)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
 import pytest
 
+from bitinglip.events.log import EventLog
 from bitinglip.settings import Settings
 from tests.integration.gateway.support import Player, Seen, check_problem, collect, read_stream, running, submitted
 
@@ -48,6 +50,22 @@ async def test_live_events_follow_the_history_up_to_the_end(
         "fail": ["task.failed"],
         "cancel": ["task.cancel_requested", "task.cancelled"],
     }[end]
+
+
+async def test_what_a_stranger_says_on_a_live_subject_is_looked_up_in_the_log(
+    client: httpx.AsyncClient, player: Player, log: EventLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it does not stop the connection's reader, which would be deaf until a ping is missed."""
+    task_id = await submitted(client)
+    async with client.stream("GET", f"/v1/tasks/{task_id}/events") as response:
+        events = read_stream(response)
+        seen = [await anext(events)]
+        for headers in (None, {"Nats-Sequence": "soon"}):
+            await log.connection.publish(f"bl.live.task.{task_id}.succeeded", b"{}", headers)
+        await player.run(task_id)
+        seen += [event async for event in events]
+    assert [event.type for event in seen] == ["task.submitted", "task.assigned", "task.succeeded"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_stream_resumes_without_gap_or_repeat(client: httpx.AsyncClient, player: Player) -> None:
