@@ -1,50 +1,46 @@
-"""BitingLip's client, without HTTP: what a gateway does for a request that waits for its task's end.
+"""BitingLip's client: what a gateway does for a request that waits for its task's end, all but the HTTP.
 
-With RIVAL_ONE_EAR it does not follow each task by itself, but hears the ends of all of them by one subscription, which
-is what the leanest client could do (what passes while its connection is away would be lost on it).
+It is one process, as a gateway is: it submits, projects the whole log into its read model, and follows each task by
+what the projector reads.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.rivals.side import measure, run
-from bitinglip.events.direct import raw_from_bytes
-from bitinglip.events.envelope import Recorded, decode
+from bitinglip.events.envelope import decode
+from bitinglip.events.feed import TaskFeed
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
-from bitinglip.events.subjects import live_task_events
-from bitinglip.ids import TaskId
-from bitinglip.settings import Nats
+from bitinglip.projections.readmodel import ReadModel
+from bitinglip.settings import Nats, Projections
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import is_terminal
 
 COMMAND = SubmitTask(kind="echo", model="echo", params={"message": 1})
-ENDS = live_task_events(TaskId("*")).replace(">", "succeeded")
 
 
 async def client() -> dict[str, float]:
     """Measure."""
     log = await EventLog.connect(Nats(url=os.environ["RIVAL_URL"]), "/bench")
     inbox = Inbox(log, 65_536)
-    if not os.environ.get("RIVAL_ONE_EAR"):
-        return await measure(lambda: _followed(log, inbox))
-    ends: dict[str, asyncio.Future[Recorded]] = {}
-
-    def heard(subject: bytes, _reply: bytes, payload: bytes, headers: bytes | None) -> None:
-        ended = ends.pop(subject.decode().split(".")[3])
-        ended.set_result(decode(raw_from_bytes(headers or b"", payload), TASKS))
-
-    await log.connection.subscribe_direct(ENDS, heard)
-    return await measure(lambda: _heard(inbox, ends))
+    with TemporaryDirectory() as folder:
+        readmodel = await ReadModel.open(Projections(), Path(folder) / "p.duckdb", log)
+        await readmodel.wait_ready()
+        figures = await measure(lambda: _followed(log, inbox, readmodel.feed))
+        await readmodel.close()
+    await log.close()
+    return figures
 
 
-async def _followed(log: EventLog, inbox: Inbox) -> None:
+async def _followed(log: EventLog, inbox: Inbox, feed: TaskFeed) -> None:
     event = await inbox.prepare(COMMAND)
-    live = LiveEvents(log.connection, event.task_id)
+    live = LiveEvents(log.connection, event.task_id, feed)
     await live.open()
     try:
         accepted = await inbox.append(event)
@@ -53,13 +49,6 @@ async def _followed(log: EventLog, inbox: Inbox) -> None:
                 return
     finally:
         await live.close()
-
-
-async def _heard(inbox: Inbox, ends: dict[str, asyncio.Future[Recorded]]) -> None:
-    event = await inbox.prepare(COMMAND)
-    ends[event.task_id] = ended = asyncio.get_running_loop().create_future()
-    await inbox.append(event)
-    await ended
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One task's events, history and live, joined without gap or repeat.
 
-Live messages come from the republished subject, which bears each one's sequence. It is plain NATS: what passes while
-the connection is away is gone there, so after a reconnect, after an overflow, and once in a while when it is quiet,
-the history is read on from the last sequence seen.
+Live messages come from a feed, if there is one that flows, and else from the republished subject, which bears each
+one's sequence. That is plain NATS: what passes while the connection is away is gone there, so after a reconnect, after
+an overflow, and once in a while when it is quiet, the history is read on from the last sequence seen.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
 from bitinglip.events.direct import get_after, raw_from_bytes
 from bitinglip.events.envelope import RawMessage
+from bitinglip.events.feed import TaskFeed
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
 
@@ -28,12 +29,14 @@ RETRY_S = 0.25
 class LiveEvents:
     """A reader of one task's events: opened, read once by `batches`, closed by whoever opened it."""
 
-    def __init__(self, connection: Connection, task_id: TaskId) -> None:
+    def __init__(self, connection: Connection, task_id: TaskId, feed: TaskFeed | None = None) -> None:
         self._connection = connection
         self._task_id = task_id
+        self._feed = feed
         self._arrived: list[RawMessage] = []
         self._wake = asyncio.Event()
-        self._gap = True  # the history has not been read yet
+        self._deaf = False  # the feed has stopped
+        self._gap = False  # the history is to be read on
         self._ended = False
         self._subscription: Subscription | None = None
         self._forget: Callable[[], None] | None = None
@@ -44,18 +47,24 @@ class LiveEvents:
         Raises:
             NoServer: the connection is away.
         """
-        subject = subjects.live_task_events(self._task_id)
-        self._subscription = await self._connection.subscribe_direct(subject, self._received)
-        self._forget = self._connection.on_reconnect(self._reconnected)
+        if self._feed is None or not self._feed.listen(self._task_id, self):
+            await self._subscribe()
 
     async def close(self) -> None:
         """Stop listening."""
+        if self._feed is not None:
+            self._feed.forget(self._task_id, self)
         if self._forget is not None:
             self._forget()
             self._forget = None
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await self._connection.unsubscribe(subscription)
+
+    async def _subscribe(self) -> None:
+        subject = subjects.live_task_events(self._task_id)
+        self._subscription = await self._connection.subscribe_direct(subject, self._received)
+        self._forget = self._connection.on_reconnect(self._missed)
 
     def end(self) -> None:
         """Let `batches` end, with what it has yielded so far."""
@@ -67,7 +76,7 @@ class LiveEvents:
 
         `heard_all` says that all of them came after `open`, so that there is no history to be read.
         """
-        self._gap = self._gap and not heard_all
+        self._gap = self._gap or not heard_all
         while not self._ended:
             batch = [message for message in await self._next(after) if message.sequence > after]
             if batch:
@@ -76,15 +85,18 @@ class LiveEvents:
             await self._wait()
 
     async def _next(self, after: int) -> list[RawMessage]:
-        if self._gap:
+        if self._deaf or self._gap:
             return await self._read_on(after)
         arrived, self._arrived = self._arrived, []
         return arrived
 
     async def _read_on(self, after: int) -> list[RawMessage]:
-        self._gap = False
-        self._arrived.clear()
         try:
+            if self._deaf:
+                await self._subscribe()
+                self._deaf = False
+            self._gap = False
+            self._arrived.clear()
             return await get_after(self._connection, TASKS, subjects.task_events(self._task_id), after)
         except NoServer:
             self._gap = True
@@ -97,20 +109,28 @@ class LiveEvents:
             async with asyncio.timeout(CATCH_UP_S):
                 await self._wake.wait()
         except TimeoutError:
-            self._gap = self._connection.connected
+            self._gap = self._subscription is not None and self._connection.connected
         self._wake.clear()
+
+    def heard(self, message: RawMessage) -> None:
+        """Take the next event from the feed, or the wire."""
+        if len(self._arrived) < BUFFER_MOST:
+            self._arrived.append(message)
+        else:
+            self._gap = True
+        self._wake.set()
+
+    def interrupted(self) -> None:
+        """Know that the feed has stopped: a subscription takes its place."""
+        self._deaf = True
+        self._wake.set()
 
     def _received(self, _subject: bytes, _reply: bytes, payload: bytes, headers: bytes | None) -> None:
         try:
-            message = raw_from_bytes(headers or b"", payload)
-        except (KeyError, ValueError):
-            message = None  # not republished by the server: anybody may publish on a live subject
-        if message is None or len(self._arrived) >= BUFFER_MOST:
-            self._gap = True
-        else:
-            self._arrived.append(message)
-        self._wake.set()
+            self.heard(raw_from_bytes(headers or b"", payload))
+        except (KeyError, ValueError):  # not republished by the server: anybody may publish on a live subject
+            self._missed()
 
-    def _reconnected(self) -> None:
+    def _missed(self) -> None:
         self._gap = True
         self._wake.set()

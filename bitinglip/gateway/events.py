@@ -28,7 +28,7 @@ class Follower:
     def __init__(self, gateway: Gateway, task_id: TaskId) -> None:
         self._gateway = gateway
         self._task_id = task_id
-        self._live = LiveEvents(gateway.log.connection, task_id)
+        self._live = LiveEvents(gateway.log.connection, task_id, gateway.readmodel.feed)
         self._forget: Callable[[], None] | None = None
 
     @classmethod

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
 from bitinglip.projections import sandbox
 from bitinglip.projections.checkpoint import Checkpoints
@@ -38,8 +39,12 @@ class Generation:
         await asyncio.to_thread(self.database.close)
 
 
-async def open_generation(path: Path, settings: Projections, log: EventLog, checkpoints: Checkpoints) -> Generation:
+async def open_generation(
+    path: Path, settings: Projections, log: EventLog, checkpoints: Checkpoints, feed: TaskFeed
+) -> Generation:
     """Open the file and start its projector where the file's checkpoints say; not on a log that they don't belong to.
+
+    `feed` is handed the events of TASKS as they come.
 
     Raises:
         ProjectionFileBusy: another process has the file open.
@@ -58,7 +63,7 @@ async def open_generation(path: Path, settings: Projections, log: EventLog, chec
     except BaseException:
         database.close()
         raise
-    projector = Projector(log, database, checkpoints, settings)
+    projector = Projector(log, database, checkpoints, settings, feed=feed)
     projector.start()
     return Generation(path, database, projector)
 

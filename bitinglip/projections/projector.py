@@ -22,7 +22,9 @@ from enum import Enum
 from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import Messages
+from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
@@ -78,15 +80,23 @@ class Projector:
     """Keeps one database up with the log, from its stored checkpoints on."""
 
     def __init__(
-        self, log: EventLog, database: Database, checkpoints: Checkpoints, settings: Projections, *, batches: int = 1
+        self,
+        log: EventLog,
+        database: Database,
+        checkpoints: Checkpoints,
+        settings: Projections,
+        *,
+        feed: TaskFeed | None = None,
+        batches: int = 1,
     ) -> None:
-        """`batches`: how many times `batch_max` go into one transaction."""
+        """`feed`: whom to hand the events of TASKS as they come; `batches`: how often `batch_max` in a transaction."""
         self.state = State.STARTING
         self.caught_up = asyncio.Event()
         self._log = log
         self._database = database
         self._checkpoints = checkpoints
         self._settings = settings
+        self._feed = feed or TaskFeed()
         self._most = settings.batch_max * batches
         self._most_bytes = BATCH_MOST_BYTES * batches
         self._targets: dict[str, int] = {}
@@ -138,6 +148,7 @@ class Projector:
         finally:
             for part in self._parts:
                 part.cancel()
+            self._feed.stall()
             self._enter(State.STOPPED)
 
     def _enter(self, state: State) -> None:
@@ -159,6 +170,7 @@ class Projector:
         behind = any(self._checkpoints.applied(stream) < target for stream, target in self._targets.items())
         if self.state is State.CATCHING_UP and not behind:
             self._enter(State.LIVE)
+            self._feed.flow()
             self.caught_up.set()
 
     # --- the pumps ----------------------------------------------------------------------------------------------------
@@ -167,13 +179,25 @@ class Projector:
         buffer = self._buffers[stream]
         async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream))) as batches:
             async for messages in batches:
-                while buffer.count >= self._most * BUFFER_BATCHES:
-                    self._room.clear()
-                    await self._room.wait()
+                if stream == TASKS:
+                    self._feed.offer(messages)
+                if buffer.count >= self._most * BUFFER_BATCHES:
+                    await self._hold_back(stream, buffer)
                 buffer.add(messages)
                 self._arrived.set()
                 if buffer.count >= self._wanted or self._all_is_here():
                     self._full.set()
+
+    async def _hold_back(self, stream: str, buffer: _Buffer) -> None:
+        """Wait until the writer has made room."""
+        flowing = self._feed.flowing and stream == TASKS
+        if flowing:
+            self._feed.stall()
+        while buffer.count >= self._most * BUFFER_BATCHES:
+            self._room.clear()
+            await self._room.wait()
+        if flowing:
+            self._feed.flow()
 
     # --- the writer ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bitinglip.errors import NoServer, ProjectionBehind
+from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database
@@ -56,7 +57,11 @@ class Lag:
 class ReadModel:
     """The read model of one gateway."""
 
-    def __init__(self, settings: Projections, log: EventLog, checkpoints: Checkpoints, current: Generation) -> None:
+    def __init__(
+        self, settings: Projections, log: EventLog, checkpoints: Checkpoints, feed: TaskFeed, current: Generation
+    ) -> None:
+        self.feed = feed
+        """What it reads of TASKS, for whoever follows a task."""
         self.queries = Queries(self._read)
         self.sandbox = Sandbox(self._run_stranger)
         self._settings = settings
@@ -75,9 +80,9 @@ class ReadModel:
             ProjectionFileBusy: another process has the file open.
             NoServer: the log cannot be asked.
         """
-        checkpoints = Checkpoints()
+        checkpoints, feed = Checkpoints(), TaskFeed()
         await asyncio.to_thread(sweep, path)
-        return cls(settings, log, checkpoints, await open_generation(path, settings, log, checkpoints))
+        return cls(settings, log, checkpoints, feed, await open_generation(path, settings, log, checkpoints, feed))
 
     async def close(self) -> None:
         """Stop and close the file; a rebuild that runs is given up."""
@@ -143,7 +148,7 @@ class ReadModel:
     async def _open_patiently(self, path: Path) -> Generation:
         while True:
             try:
-                return await open_generation(path, self._settings, self._log, self._checkpoints)
+                return await open_generation(path, self._settings, self._log, self._checkpoints, self.feed)
             except NoServer as error:
                 log.warning("the rebuilt read model waits for the log: %s", error)
                 await asyncio.sleep(RETRY_S)
