@@ -37,9 +37,26 @@ def encode_ulid(value: int) -> str:
     return head + "".join([_PAIRS[(value >> shift) & 1023] for shift in range(110, -1, -10)])
 
 
-def system_random() -> int:
-    """Return 80 random bits from the operating system."""
-    return int.from_bytes(os.urandom(10), "big")
+class RandomBits:
+    """A source of numbers of 80 bits from the operating system, which is asked for many at once.
+
+    Each question gives the interpreter away to another thread for as long as that wants it: dear in a process whose
+    event loop writes an id an event beside a thread that works. Not to be shared over a fork.
+    """
+
+    AT_ONCE = 128
+
+    def __init__(self) -> None:
+        self._waiting = iter(list[int]())
+
+    def __call__(self) -> int:
+        """Return a number that nobody else has got, in whatever thread."""
+        for bits in self._waiting:
+            return bits
+        drawn = os.urandom(10 * self.AT_ONCE)
+        fresh = iter([int.from_bytes(drawn[at : at + 10], "big") for at in range(0, len(drawn), 10)])
+        mine, self._waiting = next(fresh), fresh
+        return mine
 
 
 class Ulids:
@@ -48,9 +65,9 @@ class Ulids:
     `clock` returns seconds since 1970, `random` 80 bits. Both can be replaced by fixed ones in a test.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time, random: Callable[[], int] = system_random) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, random: Callable[[], int] | None = None) -> None:
         self._clock = clock
-        self._random = random
+        self._random = random or RandomBits()
 
     def __call__(self) -> str:
         """Return a new ULID."""

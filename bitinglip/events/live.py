@@ -105,12 +105,18 @@ class LiveEvents:
             return []
 
     async def _wait(self) -> None:
+        if self._subscription is None:  # a feed has no gaps
+            await self._wake.wait()
+        else:
+            await self._wait_for_a_while()
+        self._wake.clear()
+
+    async def _wait_for_a_while(self) -> None:
         try:
             async with asyncio.timeout(CATCH_UP_S):
                 await self._wake.wait()
         except TimeoutError:
-            self._gap = self._subscription is not None and self._connection.connected
-        self._wake.clear()
+            self._gap = self._connection.connected
 
     def heard(self, message: RawMessage) -> None:
         """Take the next event from the feed, or the wire."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.ids import Ulids, encode_ulid, is_ulid, task_id_for_key
+from bitinglip.ids import RandomBits, Ulids, encode_ulid, is_ulid, task_id_for_key
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 numbers = st.integers(0, 2**128 - 1)
@@ -53,3 +55,12 @@ def test_what_is_no_ulid() -> None:
         "a.b",
     ]:
         assert not is_ulid(text)
+
+
+def test_random_bits_are_drawn_many_at_once_and_given_once_over_threads() -> None:
+    bits = RandomBits()
+    with ThreadPoolExecutor(4) as threads:
+        drawn = [n for part in threads.map(lambda _: [bits() for _ in range(1_000)], range(8)) for n in part]
+    assert len(set(drawn)) == 8_000
+    assert all(0 <= number < 2**80 for number in drawn)
+    assert max(drawn) > 2**79
