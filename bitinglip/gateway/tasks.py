@@ -79,7 +79,8 @@ async def retry(request: Request) -> Response:
     force = requests.choice("force", requests.one(request, "force"), "false", ("true", "false")) == "true"
     task_id = requests.task_id_of(request)
     accepted = await gateway.inbox.retry(task_id, force=force, request_id=request.scope["request_id"])
-    gateway.recent.note(accepted.task_id, accepted.sequence)
+    for each in (task_id, accepted.task_id):  # the old one tells of the new one
+        gateway.recent.note(each, accepted.sequence)
     return json(_accepted(accepted) | {"retry_of": task_id}, 202, _headers(accepted))
 
 

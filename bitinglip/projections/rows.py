@@ -15,7 +15,8 @@ from bitinglip.tasks.state import State
 NodeState = Literal["online", "draining", "offline"]
 _Row = TypeVar("_Row")
 _JSON = frozenset({
-    "metadata", "params", "params_ref", "depends_on", "result", "result_ref", "failure", "versions", "models", "loaded",
+    "metadata", "params", "params_ref", "retried_as", "depends_on",
+    "result", "result_ref", "failure", "versions", "models", "loaded",
     "labels", "devices", "workers",
 })  # fmt: skip
 
@@ -36,6 +37,7 @@ class TaskRow:
     params_ref: dict[str, Any] | None
     request_sha256: str
     retry_of: str | None
+    retried_as: list[str]
     depends_on: list[str] | None
     on_failure: str | None
     max_attempts: int

@@ -16,6 +16,8 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 """The projections of each stream, in the order in which they are applied."""
 
 PROGRESS = frozenset({"task.progressed"})
+RETRY = "retry of a task"
+"""Stands among the types of a batch for: one of its tasks asks for another one again."""
 NAMES = ("events", "tasks", "workers", "nodes", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -37,8 +39,9 @@ def _steps(name: str, types: frozenset[str]) -> tuple[str, ...]:
         return ("apply",)
     if types == PROGRESS:
         return ("progress",)
-    needs = {"settle_queued": "task.queued", "add": "task.submitted"}
-    return tuple(step for step in ("settle_queued", "change", "add", "update") if needs.get(step) in {None, *types})
+    needs = {"settle_queued": "task.queued", "add": "task.submitted", "retried": RETRY}
+    steps = ("settle_queued", "change", "add", "retried", "update")
+    return tuple(step for step in steps if needs.get(step) in {None, *types})
 
 
 @cache
