@@ -26,7 +26,7 @@ async def submit(request: Request) -> Response:
     """Answer `POST /v1/tasks`: put a task into the log; if asked for, wait for its end or stream its events."""
     gateway = gateway_of(request)
     requests.only(request)
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     await gateway.catalogue.require(command.model, command.kind)
     command = await media.resolve(gateway.log, command)
@@ -129,7 +129,12 @@ def _before(accepted: Accepted) -> int:
     return accepted.sequence - 1 if accepted.created else 0
 
 
-def _idempotency_key(request: Request) -> str | None:
+def idempotency_key(request: Request) -> str | None:
+    """Return the caller's idempotency key; none if none is given.
+
+    Raises:
+        InvalidInput: it is too long, or has characters that a header cannot.
+    """
     if b"idempotency-key" not in request.scope["header_map"]:
         return None
     key = requests.header(request, b"idempotency-key")

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
-    "TASKS": ("events", "tasks"),
+    "TASKS": ("events", "tasks", "batches"),
     "WORKERS": ("events", "workers", "nodes"),
     "MODELS": ("events", "models"),
     "SCHEDULES": ("events",),
@@ -18,7 +18,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 PROGRESS = frozenset({"task.progressed"})
 RETRY = "retry of a task"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
-NAMES = ("events", "tasks", "workers", "nodes", "models")
+NAMES = ("events", "tasks", "batches", "workers", "nodes", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
@@ -35,6 +35,8 @@ def applied(stream: str, types: frozenset[str]) -> str:
 
 
 def _steps(name: str, types: frozenset[str]) -> tuple[str, ...]:
+    if name == "batches":
+        return ("apply",) if any(each.startswith("batch.") for each in types) else ()
     if name != "tasks":
         return ("apply",)
     if types == PROGRESS:
