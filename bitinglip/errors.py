@@ -177,6 +177,16 @@ class NodeTaken(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class BatchNotFound(Rejected):
+    """No batch of this id is in the log."""
+
+    code, status = "batch_not_found", 404
+    template = "There is no batch {batch_id}."
+    remedy = "Look at the id; `bitinglip batch list` lists the batches."
+    batch_id: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ScheduleNotFound(Rejected):
     """No schedule of this id is in the log, or it was deleted."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+import bitinglip.events.batch
 import bitinglip.events.model
 import bitinglip.events.node
 import bitinglip.events.schedule
@@ -24,6 +25,7 @@ FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "events"
 ID = "01JZZZZZZZZZZZZZZZZZZZZZZZ"
 SUBJECTS = {
     "task": "task_id",
+    "batch": "batch_id",
     "worker": "worker_id",
     "node": "node_id",
     "model": "reference",

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from bitinglip import __version__
-from bitinglip.cli import artifact, cluster, config, doctor, events, machines, query, queue, render, schedule, task
+from bitinglip.cli import (
+    artifact,
+    batch,
+    cluster,
+    config,
+    doctor,
+    events,
+    machines,
+    query,
+    queue,
+    render,
+    schedule,
+    task,
+)
 from bitinglip.cli.client import ProblemAnswer
 from bitinglip.errors import BitingLipError
 
@@ -28,6 +41,7 @@ app.add_typer(machines.node_app, name="node")
 app.add_typer(machines.worker_app, name="worker")
 app.add_typer(machines.cluster_app, name="cluster")
 app.add_typer(task.app, name="task")
+app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")

@@ -20,6 +20,7 @@ from nats.js.errors import NotFoundError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
+from bitinglip.events.batch import BatchEvent
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
@@ -267,6 +268,13 @@ class EventLog:
         subject = f"bl.{event.type.replace('.', f'.{event.schedule_id}.')}"
         return self._append(event, subject, event.schedule_id, headers, scope, expected, None)
 
+    def batch_append(self, event: BatchEvent, expected: int) -> Append:
+        """Prepare an event of a batch, to be stored only if `expected` is the sequence of its last one."""
+        scope = subjects.batch_events(event.batch_id)
+        headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope}
+        subject = f"bl.{event.type.replace('.', f'.{event.batch_id}.')}"
+        return self._append(event, subject, event.batch_id, headers, scope, expected, None)
+
     def alarm_append(self, schedule_id: str, at: datetime) -> Append:
         """Prepare a schedule's alarm, in place of the one that may be set."""
         headers = {SCHEDULE: _at(at), SCHEDULE_TARGET: subjects.alarm_due(schedule_id), SCHEDULE_TTL: f"{DUE_TTL_S}s"}
@@ -428,7 +436,7 @@ class EventLog:
 
 
 STREAM_FILTERS: dict[str, tuple[str, ...]] = {
-    TASKS: (subjects.TASKS,),
+    TASKS: (subjects.TASKS, subjects.BATCHES),
     WORKERS: subjects.WORKERS,
     MODELS: (subjects.MODELS,),
     SCHEDULES: (subjects.SCHEDULES,),
@@ -437,6 +445,7 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
 
 
 _STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "node": WORKERS, "model": MODELS} | {
+    "batch": TASKS,
     "schedule": SCHEDULES,
     "alarm": SCHEDULES,
 }

@@ -77,7 +77,7 @@ def declarations(settings: Nats) -> list[StreamConfig]:
         StreamConfig(
             name=TASKS,
             description="Every fact about every task: the truth.",
-            subjects=[subjects.TASKS, subjects.TIMERS, subjects.DUES],
+            subjects=[subjects.TASKS, subjects.BATCHES, subjects.TIMERS, subjects.DUES],
             republish=RePublish(src=subjects.TASKS, dest=subjects.LIVE_TASKS),
             allow_msg_schedules=True,  # with this the server clears `deny_purge`: see docs/decisions/0002
             allow_atomic=True,

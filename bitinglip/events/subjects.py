@@ -6,6 +6,7 @@
     bl.timer.<task_id>.expiry                       stream TASKS: schedules, each the `due` of a task's expiry
     bl.timer.<task_id>.after                        stream TASKS: schedules, each the `due` of a task that waits
     bl.due.<task_id>.expiry | after                 stream TASKS: no event; what the reactor is to look at
+    bl.batch.<batch_id>.<event>                     stream TASKS
     bl.worker.<worker_id>.<event>                   stream WORKERS
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
@@ -29,6 +30,7 @@ from typing import NamedTuple
 from bitinglip.ids import TaskId, is_ulid
 
 TASKS = "bl.task.>"
+BATCHES = "bl.batch.>"
 TIMERS = "bl.timer.>"
 DUES = "bl.due.>"
 SCHEDULED_SUBMISSIONS = "bl.task.*.submitted"
@@ -140,6 +142,11 @@ def look_timer(task_id: TaskId) -> str:
 def look_due(task_id: TaskId) -> str:
     """Return the subject on which the server says that a task that waits for others is to be looked at."""
     return f"bl.due.{task_id}.after"
+
+
+def batch_events(batch_id: str) -> str:
+    """Return the filter of all events of one batch; those of its tasks are not among them."""
+    return f"bl.batch.{batch_id}.>"
 
 
 def schedule_events(schedule_id: str) -> str:

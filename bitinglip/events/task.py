@@ -121,6 +121,8 @@ class TaskSubmitted(TaskEvent):
     """Tasks whose end it waits for; none if it waits for no other."""
     on_failure: OnFailure | None = None
     """What becomes of it if one of them does not succeed; none with no `depends_on`."""
+    batch_id: str | None = None
+    """The batch that it was asked for with; none for most."""
 
 
 @event

@@ -17,6 +17,7 @@ from bitinglip.errors import InvalidConfig
 from bitinglip.gateway import (
     analytics,
     artifacts,
+    batches,
     bulk,
     cluster,
     events,
@@ -47,6 +48,8 @@ ROUTES = [
     Route("/v1/tasks/{task_id}/retry", Resource(POST=tasks.retry)),
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
+    Route("/v1/batches", Resource(POST=batches.create, GET=batches.list_batches)),
+    Route("/v1/batches/{batch_id}", Resource(GET=batches.get_batch)),
     Route("/v1/schedules", Resource(POST=schedules.create, GET=schedules.list_schedules)),
     Route("/v1/schedules/{schedule_id}", Resource(GET=schedules.get_schedule, DELETE=schedules.delete)),
     Route("/v1/schedules/{schedule_id}/pause", Resource(POST=schedules.pause)),

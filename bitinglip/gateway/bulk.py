@@ -142,7 +142,8 @@ async def retry(request: Request) -> Response:
 
     async def again(task_id: TaskId) -> str:
         accepted = await gateway.inbox.retry(task_id, request_id=cause)
-        gateway.recent.note(accepted.task_id, accepted.sequence)
+        for each in (task_id, accepted.task_id):  # the old one tells of the new one
+            gateway.recent.note(each, accepted.sequence)
         return "retried" if accepted.created else "already_retried"
 
     return json(await _page(gateway, selection.filter(RETRIED, ("dead_lettered",)), selection.dry_run, again))

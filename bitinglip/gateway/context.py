@@ -16,6 +16,7 @@ from bitinglip.events.stranded import StrandedWork
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
+from bitinglip.gateway.completions import Completions
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.gateway.pressure import Pressure
@@ -23,6 +24,7 @@ from bitinglip.ids import TaskId, Ulids
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
 from bitinglip.settings import Settings
+from bitinglip.tasks.batches import Batches
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.reactor import Reactor
 from bitinglip.tasks.retry import policies_of_kinds
@@ -67,6 +69,7 @@ class Gateway:
     closing: Closing
     """Set when the gateway shuts down: whoever waits for events stops waiting."""
     scheduler: Scheduler
+    batches: Batches
     recent: Recent = field(default_factory=Recent)
 
     async def task(self, task_id: TaskId) -> TaskRow:
@@ -117,11 +120,17 @@ async def open_gateway(
         for part in (reactor, scheduler):
             await part.start()
             stack.push_async_callback(part.close)
+        batches = Batches(log, inbox)
+        completions = Completions(readmodel, batches)
+        completions.start()
+        stack.push_async_callback(completions.close)
         stranded = StrandedWork(log.connection)
         stranded.start()
         stack.push_async_callback(stranded.close)
         stack.callback(closing.set)
-        yield Gateway(settings, log, inbox, readmodel, catalogue, metrics, queues, pressure, key_id, closing, scheduler)
+        yield Gateway(
+            settings, log, inbox, readmodel, catalogue, metrics, queues, pressure, key_id, closing, scheduler, batches
+        )
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -20,7 +20,7 @@ STATES: tuple[str, ...] = get_args(State)
 FAILURES: tuple[str, ...] = get_args(FailureKind)
 DEAD_NAMES = ("kind", "model", "failure", "after", "before", "limit", "cursor")
 METADATA = "metadata."
-NAMES = ("state", "kind", "model", "lane", "submitted_after", "submitted_before", "limit", "cursor")
+NAMES = ("state", "kind", "model", "lane", "batch", "submitted_after", "submitted_before", "limit", "cursor")
 LIMIT, LIMIT_MOST = 50, 1000
 
 
@@ -60,6 +60,7 @@ def read_filter(request: Request) -> TaskFilter:
         kind=_known(request, "kind", KINDS),
         model=requests.one(request, "model"),
         lane=_known(request, "lane", LANES),
+        batch_id=requests.one(request, "batch"),
         metadata=_metadata(request),
         submitted_after=requests.moment("submitted_after", requests.one(request, "submitted_after")),
         submitted_before=requests.moment("submitted_before", requests.one(request, "submitted_before")),

@@ -36,12 +36,13 @@ from bitinglip.gateway.operations import (
 )
 from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.schedules import ScheduleShown
-from bitinglip.projections.rows import ModelRow, NodeRow, TaskRow, WorkerRow
+from bitinglip.projections.rows import BatchRow, ModelRow, NodeRow, TaskRow, WorkerRow
+from bitinglip.tasks.batches import CreateBatch
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 from bitinglip.tasks.schedules import CreateSchedule
 
-TIMES: tuple[type[BaseModel], ...] = (CreateSchedule, Selection, ScheduleShown)
+TIMES: tuple[type[BaseModel], ...] = (CreateBatch, CreateSchedule, Selection, ScheduleShown)
 BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker, QueueChange, QueuePurge, *TIMES)
 MODELS = (*BODIES, *PARAMETERS.values(), *RESULTS.values())
 
@@ -141,6 +142,7 @@ def _schemas() -> Schema:
         "Artifact": ARTIFACT,
         "Ending": ENDING,
         "Task": _row(TaskRow),
+        "Batch": _row(BatchRow),
         "Worker": _row(WorkerRow),
         "Node": _row(NodeRow),
         "NodeStatus": NODE_STATUS,
@@ -161,7 +163,7 @@ def _schemas() -> Schema:
     }  # fmt: skip
 
 
-def _row(row: type[TaskRow | WorkerRow | NodeRow | ModelRow]) -> Schema:
+def _row(row: type[TaskRow | BatchRow | WorkerRow | NodeRow | ModelRow]) -> Schema:
     return TypeAdapter(row).json_schema(mode="serialization")
 
 

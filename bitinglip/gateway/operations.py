@@ -68,6 +68,7 @@ QUEUE: Schema = object_of(
 PAUSES: Schema = object_of(model=TEXT, paused_lanes=array_of(LANE))
 
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
+BATCH_ID = in_path("batch_id", "The batch's id, a ULID.", ULID_PATTERN)
 SCHEDULE_ID = in_path("schedule_id", "The schedule's id, a ULID.", ULID_PATTERN)
 DIGEST = in_path("digest", "SHA-256 of the bytes, in hex.", "[0-9a-f]{64}")
 AFTER = in_query("after", "Only events after this sequence.", WHOLE)
@@ -82,6 +83,7 @@ LISTING = (
     in_query("kind", "Kind of task.", KIND),
     in_query("model", "Model reference."),
     in_query("lane", "Lane.", LANE),
+    in_query("batch", "Batch that they were asked for with."),
     in_query("metadata.<key>", "Value that the task's metadata has under the key."),
     in_query("submitted_after", "Submitted after this time.", TIME),
     in_query("submitted_before", "Submitted before this time.", TIME),
@@ -221,6 +223,23 @@ OPERATIONS = (
         {200: array_of(ref("Event")), 204: {}}, (errors.TaskNotFound, errors.InvalidInput, errors.NoServer),
         (TASK_ID, AFTER, LAST_EVENT_ID, in_query("format", "`json`: the history so far.", {"enum": ["sse", "json"]})),
         media_types=SSE, notes="204: the task ended before or at `Last-Event-ID`, so that an EventSource stops.",
+    ),
+    Operation(
+        "post", "/v1/batches", "Submit many tasks with one handle: all of them are taken, or none.",
+        {202: object_of(batch_id=TEXT, tasks=WHOLE, sequence=WHOLE, links=object_of(self=TEXT, tasks=TEXT))},
+        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
+        (KEY,), body="CreateBatch",
+    ),
+    Operation(
+        "get", "/v1/batches", "List the batches, the newest first.",
+        {200: object_of(batches=array_of(ref("Batch")), next_cursor=OPTIONAL)}, (errors.InvalidInput,),
+        (in_query("limit", "Most batches in the answer; 50 if not given.",
+                  {"type": "integer", "minimum": 1, "maximum": 1000}),
+         in_query("cursor", "`next_cursor` of the page before.")),
+    ),
+    Operation(
+        "get", "/v1/batches/{batch_id}", "Look at a batch: what has become of its tasks.", {200: ref("Batch")},
+        (errors.BatchNotFound, errors.InvalidInput, errors.ProjectionBehind, errors.NoServer), (BATCH_ID,),
     ),
     Operation(
         "post", "/v1/schedules", "Make a schedule: a task that is submitted again and again.",

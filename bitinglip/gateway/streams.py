@@ -27,7 +27,12 @@ from bitinglip.ids import TaskId
 from bitinglip.tasks.parameters import KINDS
 
 STREAMS = {"tasks": TASKS, "workers": WORKERS, "models": MODELS, "schedules": SCHEDULES}
-TYPE_PREFIXES = {TASKS: ("task.",), WORKERS: ("worker.", "node."), MODELS: ("model.",), SCHEDULES: ("schedule.",)}
+TYPE_PREFIXES = {
+    TASKS: ("task.", "batch."),
+    WORKERS: ("worker.", "node."),
+    MODELS: ("model.",),
+    SCHEDULES: ("schedule.",),
+}
 QUIET_S = 1.0
 """After so long without an event, one that reads to the end looks whether the end is still there (ticks expire)."""
 KINDS_MOST = 50_000

@@ -26,7 +26,7 @@ async def submit(request: Request) -> Response:
     """Answer `POST /v1/tasks`: put a task into the log; if asked for, wait for its end or stream its events."""
     gateway = gateway_of(request)
     requests.only(request)
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     await gateway.catalogue.require(command.model, command.kind)
     command = await media.resolve(gateway.log, command)
@@ -79,7 +79,8 @@ async def retry(request: Request) -> Response:
     force = requests.choice("force", requests.one(request, "force"), "false", ("true", "false")) == "true"
     task_id = requests.task_id_of(request)
     accepted = await gateway.inbox.retry(task_id, force=force, request_id=request.scope["request_id"])
-    gateway.recent.note(accepted.task_id, accepted.sequence)
+    for each in (task_id, accepted.task_id):  # the old one tells of the new one
+        gateway.recent.note(each, accepted.sequence)
     return json(_accepted(accepted) | {"retry_of": task_id}, 202, _headers(accepted))
 
 
@@ -128,7 +129,12 @@ def _before(accepted: Accepted) -> int:
     return accepted.sequence - 1 if accepted.created else 0
 
 
-def _idempotency_key(request: Request) -> str | None:
+def idempotency_key(request: Request) -> str | None:
+    """Return the caller's idempotency key; none if none is given.
+
+    Raises:
+        InvalidInput: it is too long, or has characters that a header cannot.
+    """
     if b"idempotency-key" not in request.scope["header_map"]:
         return None
     key = requests.header(request, b"idempotency-key")

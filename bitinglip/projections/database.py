@@ -119,7 +119,9 @@ class Database:
         try:
             with self.transaction():
                 self._run(sql.blocks("batch")["stage"], {"stream": stream})
-                types = frozenset(kind for (kind,) in self._run(sql.blocks("batch")["types"]).fetchall())
+                found: list[tuple[str, bool]] = self._run(sql.blocks("batch")["types"]).fetchall()
+                retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
+                types = frozenset(kind for kind, _ in found) | retries
                 self._run(sql.applied(stream, types))
                 self._run(sql.blocks("system")["advance"], {"stream": stream, "sequence": sequence})
         finally:

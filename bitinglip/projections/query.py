@@ -16,11 +16,21 @@ import orjson
 from bitinglip.errors import InvalidInput
 from bitinglip.projections import queries, sql
 from bitinglip.projections.database import Database
-from bitinglip.projections.rows import ColumnSchema, ModelRow, NodeRow, TableSchema, TaskRow, WorkerRow, reader
+from bitinglip.projections.rows import (
+    BatchRow,
+    ColumnSchema,
+    ModelRow,
+    NodeRow,
+    TableSchema,
+    TaskRow,
+    WorkerRow,
+    reader,
+)
 
 THREADS = 2
 _T = TypeVar("_T")
 _task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
+_batch = reader(BatchRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,7 @@ class TaskFilter:
     kind: str | None = None
     model: str | None = None
     lane: str | None = None
+    batch_id: str | None = None
     key_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     submitted_after: datetime | None = None
@@ -52,6 +63,7 @@ class TaskFilter:
             "kind": self.kind,
             "model": self.model,
             "lane": self.lane,
+            "batch_id": self.batch_id,
             "key_id": self.key_id,
             "metadata": orjson.dumps(dict(self.metadata)).decode() if self.metadata else None,
             "submitted_after": _naive(self.submitted_after),
@@ -134,6 +146,19 @@ class Queries:
     async def nodes(self) -> list[NodeRow]:
         """Return all nodes that ever said something, by name."""
         return [_node(values) for values in await self._rows("nodes")]
+
+    async def batches(
+        self, *, batch_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[BatchRow], str | None]:
+        """Return a page of batches, the newest first (or the one that is named), and the cursor of the next page."""
+        params = {"batch_id": batch_id, "limit": limit + 1, "cursor": _sequence(cursor)}
+        found = [_batch(values) for values in await self._rows("batches", params)]
+        return found[:limit], str(found[limit - 1].opened_sequence) if len(found) > limit else None
+
+    async def batches_over(self) -> list[tuple[str, int, int, dict[str, int]]]:
+        """Return what is to be completed: each batch's id, its last event's sequence, its tasks, how they ended."""
+        found = await self._rows("batches_over")
+        return [(batch_id, last, tasks, orjson.loads(counts)) for batch_id, last, tasks, counts in found]
 
     async def models(self) -> list[ModelRow]:
         """Return all models that a worker ever registered, by name."""

@@ -15,8 +15,9 @@ from bitinglip.tasks.state import State
 NodeState = Literal["online", "draining", "offline"]
 _Row = TypeVar("_Row")
 _JSON = frozenset({
-    "metadata", "params", "params_ref", "depends_on", "result", "result_ref", "failure", "versions", "models", "loaded",
-    "labels", "devices", "workers",
+    "metadata", "params", "params_ref", "retried_as", "depends_on",
+    "result", "result_ref", "failure", "versions", "models", "loaded",
+    "labels", "devices", "workers", "counts",
 })  # fmt: skip
 
 
@@ -36,6 +37,8 @@ class TaskRow:
     params_ref: dict[str, Any] | None
     request_sha256: str
     retry_of: str | None
+    retried_as: list[str]
+    batch_id: str | None
     depends_on: list[str] | None
     on_failure: str | None
     max_attempts: int
@@ -67,6 +70,26 @@ class TaskRow:
     progress_total: int | None
     progress_unit: str | None
     submitted_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch of tasks; the columns of `batches`, and what has become of its tasks."""
+
+    batch_id: str
+    name: str | None
+    state: Literal["open", "closed", "completed"]
+    metadata: dict[str, str]
+    key_id: str | None
+    tasks: int
+    done: int
+    counts: dict[str, int]
+    opened_at: datetime
+    closed_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    opened_sequence: int
     last_sequence: int
 
 

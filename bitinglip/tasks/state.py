@@ -163,7 +163,7 @@ def again(submitted: TaskSubmitted, task_id: TaskId, now: datetime) -> TaskSubmi
     """Return the first event of a task that asks for the same once more, at once; an expiry that has passed is gone."""
     expires_at = submitted.expires_at if submitted.expires_at is not None and submitted.expires_at > now else None
     new = {"task_id": task_id, "retry_of": submitted.task_id, "run_at": None, "expires_at": expires_at}
-    return submitted.model_copy(update=new | {"idempotency_key": None})
+    return submitted.model_copy(update=new | {"idempotency_key": None, "batch_id": None})
 
 
 def is_terminal(event: Event) -> bool:

@@ -44,7 +44,7 @@ from bitinglip.tasks.state import Task, decide, evolve, fold
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
-TABLES = ("events", "tasks", "workers", "models")
+TABLES = ("events", "tasks", "batches", "workers", "models")
 ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "unknown")
 KINDS = ("engine_crashed", "lost_lease", "worker_stopped", "bad_input")
 

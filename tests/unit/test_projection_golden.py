@@ -14,7 +14,14 @@ from scripts.golden_events import FOLDER, ID, TIME, path_of
 from tests.unit.projection_support import fresh_database
 
 FILES = sorted(FOLDER.glob("*.json"))
-STREAMS = {"task": "TASKS", "worker": "WORKERS", "node": "WORKERS", "model": "MODELS", "schedule": "SCHEDULES"}
+STREAMS = {
+    "batch": "TASKS",
+    "task": "TASKS",
+    "worker": "WORKERS",
+    "node": "WORKERS",
+    "model": "MODELS",
+    "schedule": "SCHEDULES",
+}
 STREAMS |= {"queue": "MODELS"}
 
 

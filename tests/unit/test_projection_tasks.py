@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.task import TaskAssigned, TaskFailed, TaskProgressed, TaskQueued, TaskSubmitted, TaskSucceeded
-from bitinglip.ids import TaskId
+from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.projections.rows import TaskRow
 from bitinglip.projections.writer import write
 from bitinglip.tasks.state import Task
@@ -106,6 +106,21 @@ def test_what_a_task_waits_for_and_asks_again_is_in_its_row() -> None:
     assert (row.retry_of, row.state, row.attempt, row.failure) == ("T", "scheduled", 1, TaskFailed.example["failure"])
     assert row.retry_at == datetime.fromisoformat(TaskFailed.example["retry_at"])
     assert _one(asked, ASSIGNED, failed, queued).retry_at is None
+
+
+@SLOW
+@given(st.data())
+def test_a_task_lists_those_that_ask_for_it_again(data: st.DataObject) -> None:
+    ids = [encode_ulid(n + 1) for n in range(5)]
+    of = [None, *[data.draw(st.sampled_from([None, *ids[:n]])) for n in range(1, len(ids))]]
+    asked = [TaskSubmitted.example | {"task_id": i, "retry_of": old} for i, old in zip(ids, of, strict=True)]
+    story = [message(TaskSubmitted.model_validate(a), n + 1, about=a["task_id"]) for n, a in enumerate(asked)]
+    with fresh_database() as database:
+        for batch in data.draw(cut(story)):
+            write(database, "TASKS", batch)
+        rows = task_rows(database)
+    for task_id in ids:
+        assert rows[task_id].retried_as == [new for new, old in zip(ids, of, strict=True) if old == task_id]
 
 
 def test_a_row_has_everything_that_its_events_say() -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
-    "TASKS": ("events", "tasks"),
+    "TASKS": ("events", "tasks", "batches"),
     "WORKERS": ("events", "workers", "nodes"),
     "MODELS": ("events", "models"),
     "SCHEDULES": ("events",),
@@ -16,7 +16,9 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 """The projections of each stream, in the order in which they are applied."""
 
 PROGRESS = frozenset({"task.progressed"})
-NAMES = ("events", "tasks", "workers", "nodes", "models")
+RETRY = "retry of a task"
+"""Stands among the types of a batch for: one of its tasks asks for another one again."""
+NAMES = ("events", "tasks", "batches", "workers", "nodes", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
@@ -33,12 +35,15 @@ def applied(stream: str, types: frozenset[str]) -> str:
 
 
 def _steps(name: str, types: frozenset[str]) -> tuple[str, ...]:
+    if name == "batches":
+        return ("apply",) if any(each.startswith("batch.") for each in types) else ()
     if name != "tasks":
         return ("apply",)
     if types == PROGRESS:
         return ("progress",)
-    needs = {"settle_queued": "task.queued", "add": "task.submitted"}
-    return tuple(step for step in ("settle_queued", "change", "add", "update") if needs.get(step) in {None, *types})
+    needs = {"settle_queued": "task.queued", "add": "task.submitted", "retried": RETRY}
+    steps = ("settle_queued", "change", "add", "retried", "update")
+    return tuple(step for step in steps if needs.get(step) in {None, *types})
 
 
 @cache

@@ -35,18 +35,20 @@ from (
         field[8] as data,
         try_cast(field[9] as integer) as attempt,
         coalesce(field[10], field[11], field[12]) is not null as delayed,
-        field[13] as failure_kind
+        field[13] as failure_kind,
+        field[14] is not null as retries
     from (
         select
             sequence,
             time_ns,
             json_extract_string(payload, [
                 '$.id', '$.type', '$.dataschema', '$.source', '$.subject', '$.time', '$.causationid', '$.data',
-                '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.depends_on', '$.data.failure.kind'
+                '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.depends_on', '$.data.failure.kind',
+                '$.data.retry_of'
             ]) as field
         from incoming
     )
 );
 
 -- name: types
-select distinct type from batch;
+select type, bool_or(retries) from batch group by type;

@@ -24,6 +24,8 @@ create table tasks (
     params_ref json,
     request_sha256 varchar,
     retry_of varchar,
+    retried_as json,
+    batch_id varchar,
     depends_on json,
     on_failure varchar,
     max_attempts integer,
@@ -72,6 +74,8 @@ comment on column tasks.params is 'Parameters; null when they are in an artifact
 comment on column tasks.params_ref is 'Artifact that holds the parameters: sha256, size_bytes, media_type.';
 comment on column tasks.request_sha256 is 'Digest of the request.';
 comment on column tasks.retry_of is 'The task that this one asks for again; null for any other.';
+comment on column tasks.retried_as is 'Tasks that ask for this one again, in their order; empty for none.';
+comment on column tasks.batch_id is 'Batch that it was asked for with; null for none.';
 comment on column tasks.depends_on is 'Tasks whose end it was to wait for; null for none.';
 comment on column tasks.on_failure is 'If one of them does not succeed: cancel or run; null without depends_on.';
 comment on column tasks.max_attempts is 'Attempts that may fail before the task is dead-lettered.';
@@ -157,7 +161,7 @@ select
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT", "retry_of": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
+        "timeout_ms": "BIGINT", "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
     }') as s,
     json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
@@ -178,7 +182,7 @@ from told;
 insert into tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
-    s.params_ref, s.request_sha256, s.retry_of, if(json_type(s.depends_on) = 'ARRAY', s.depends_on, null), s.on_failure,
+    s.params_ref, s.request_sha256, s.retry_of, '[]', s.batch_id, if(json_type(s.depends_on) = 'ARRAY', s.depends_on, null), s.on_failure,
     coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
     coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at,
     finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
@@ -188,6 +192,17 @@ select
 from task_changes
 where submitted_sequence is not null
 on conflict do nothing;
+
+-- name: retried
+update tasks
+set retried_as = to_json(list_concat(from_json(tasks.retried_as, '["VARCHAR"]'), new.task_ids))
+from (
+    select s.retry_of as task_id, list(task_id order by submitted_sequence) as task_ids
+    from task_changes
+    where s.retry_of is not null and submitted_sequence is not null
+    group by s.retry_of
+) as new
+where new.task_id = tasks.task_id;
 
 -- name: update
 update tasks

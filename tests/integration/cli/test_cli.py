@@ -278,6 +278,26 @@ class TestOnACluster:
         assert (await bitinglip("schedule", "show", schedule_id, "--url", url)).status == 2
         assert (await bitinglip(*create, "--cron", "never")).status == 2
 
+    async def test_a_batch_from_its_file_to_its_completion(self, url: str, tmp_path: Path) -> None:
+        lines = '{"params": {"message": "a"}}\n\n{"params": {"message": "b"}}\n'
+        (tmp_path / "tasks").write_text(lines)
+        create = ("batch", "create", "-m", "echo", "--kind", "echo", "--name", "pair", "--url", url)
+        made = await bitinglip(*create, str(tmp_path / "tasks"), "--idempotency-key", "pair")
+        batch_id = made.out.strip()
+        assert len(batch_id) == ULID
+        assert (await bitinglip(*create, "-", "--idempotency-key", "pair", stdin=lines)).out == made.out
+
+        async def completed() -> bool:
+            return (await bitinglip("batch", "show", batch_id, "--json", "--url", url)).json["state"] == "completed"
+
+        await eventually(completed, within_s=30)
+        shown = await bitinglip("batch", "show", batch_id, "--json", "--url", url)
+        assert (shown.json["name"], shown.json["counts"]) == ("pair", {"succeeded": 2})
+        assert batch_id in (await bitinglip("batch", "list", "--url", url)).out
+        refused = await bitinglip(*create, "-", stdin='{"params": {}}\n{')
+        assert (refused.status, "-:2" in refused.err) == (2, True)
+        assert (await bitinglip(*create, str(tmp_path / "none"))).status == 2
+
     async def test_parameters_from_json_files_and_standard_input(self, url: str, tmp_path: Path) -> None:
         (tmp_path / "p.json").write_text('{"message": [1, 2]}')
         for given, stdin in ((f"@{tmp_path / 'p.json'}", ""), ("-", '{"message": [1, 2]}')):

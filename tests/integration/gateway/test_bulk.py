@@ -57,6 +57,8 @@ async def test_a_dead_letter_is_retried_by_a_new_task_and_only_once(
     same = ("kind", "model", "params", "metadata", "lane", "max_attempts", "request_sha256", "expires_at")
     assert {name: new[name] for name in same} == {name: old[name] for name in same}
     assert (new["retry_of"], new["state"], old["state"]) == (dead, "queued", "dead_lettered")
+    assert old["retried_as"] == [first.json()["task_id"], forced.json()["task_id"]]
+    assert new["retried_as"] == []
     assert len(await log.read_task(TaskId(dead))) == 3
     await player.run(new["task_id"])
     check_problem(await client.post(f"/v1/tasks/{new['task_id']}/retry"), 409, "illegal_transition")

@@ -1,0 +1,47 @@
+-- Grain: one row per batch whose `batch.opened` is in the log.
+-- Units: times are the events' own `time`, UTC. What has become of its tasks, `tasks` tells (`batch_id`).
+
+-- name: table
+create table batches (
+    batch_id varchar primary key,
+    name varchar,
+    metadata json,
+    key_id varchar,
+    tasks bigint,
+    opened_at timestamp not null,
+    closed_at timestamp,
+    completed_at timestamp,
+    opened_sequence ubigint not null,
+    last_sequence ubigint not null
+);
+
+comment on table batches is 'Batches of tasks; one row per batch.';
+comment on column batches.batch_id is 'Identifier of the batch (ULID).';
+comment on column batches.name is 'The caller''s own name for it; null if none was given.';
+comment on column batches.metadata is 'The caller''s own labels.';
+comment on column batches.key_id is 'API key that asked for it; null without keys.';
+comment on column batches.tasks is 'How many tasks it has; null until it is closed.';
+comment on column batches.opened_at is 'When it was begun (UTC).';
+comment on column batches.closed_at is 'When the last of its tasks was accepted (UTC); null before.';
+comment on column batches.completed_at is 'When it was seen that all of its tasks had ended (UTC); null before.';
+comment on column batches.opened_sequence is 'Sequence of its batch.opened in TASKS.';
+comment on column batches.last_sequence is 'Sequence of its own last event in TASKS.';
+
+-- name: apply
+insert into batches
+select
+    about, json_extract_string(data, '$.name'), coalesce(json_extract(data, '$.metadata'), '{}'),
+    json_extract_string(data, '$.key_id'), null, time, null, null, sequence, sequence
+from batch
+where type = 'batch.opened'
+on conflict do nothing;
+
+update batches
+set tasks = json_extract(batch.data, '$.tasks')::bigint, closed_at = batch.time, last_sequence = batch.sequence
+from batch
+where batch.type = 'batch.closed' and batch.about = batches.batch_id;
+
+update batches
+set completed_at = batch.time, last_sequence = batch.sequence
+from batch
+where batch.type = 'batch.completed' and batch.about = batches.batch_id;
