@@ -12,7 +12,6 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
-from bitinglip.events.stranded import StrandedWork
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
@@ -29,6 +28,7 @@ from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.reactor import Reactor
 from bitinglip.tasks.retry import policies_of_kinds
 from bitinglip.tasks.scheduler import Scheduler
+from bitinglip.tasks.stranded import StrandedWork
 
 RECENT_MOST = 20_000
 """Tasks whose last sequence a gateway remembers, to let their readers read their writes."""
@@ -124,7 +124,7 @@ async def open_gateway(
         completions = Completions(readmodel, batches)
         completions.start()
         stack.push_async_callback(completions.close)
-        stranded = StrandedWork(log.connection)
+        stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
         stack.callback(closing.set)
