@@ -12,6 +12,7 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
+from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
@@ -117,7 +118,7 @@ async def open_gateway(
         stack.push_async_callback(pressure.close)
         inbox = Inbox(log, settings.log.inline_max_bytes, policies_of_kinds(settings.tasks.retry), queues.ensure)
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
-        for part in (reactor, scheduler):
+        for part in (reactor, scheduler, Sourcing(log.connection)):
             await part.start()
             stack.push_async_callback(part.close)
         batches = Batches(log, inbox)
