@@ -18,6 +18,7 @@ from benchmarks.support import Figure, publish, scratch
 from bitinglip.errors import BitingLipError
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
+from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import QUEUE, TASKS, Route
 from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
@@ -74,6 +75,8 @@ async def _round(stream: str) -> Pauses:
             await servers.start()
             log = await EventLog.connect(Nats(url=servers.url("gateway"), replicas=3), "/bench")
             other = await EventLog.connect(Nats(url=servers.url("worker"), replicas=3), "/bench/worker")
+            sourcing = Sourcing(log.connection)
+            await sourcing.start()
             submitting = asyncio.create_task(_submit(log, pauses))
             taking = asyncio.create_task(_take(other, pauses))
             await asyncio.sleep(BEFORE_S)
@@ -87,6 +90,7 @@ async def _round(stream: str) -> Pauses:
                 with suppress(asyncio.CancelledError):
                     await task
             pauses.acked = {task_id: at for task_id, at in pauses.acked.items() if task_id in pauses.delivered}
+            await sourcing.close()
             await asyncio.gather(log.close(), other.close())
         finally:
             await servers.kill()
@@ -100,7 +104,7 @@ async def _until_calm(pauses: Pauses) -> None:
     while time.monotonic() - killed < AFTER_S and time.monotonic() - calm < CALM_S:
         await asyncio.sleep(0.1)
         moment = time.monotonic() - 0.5
-        recent = [task_id for task_id, at in list(pauses.acked.items())[-50:] if at < moment]
+        recent = [task_id for task_id, at in list(pauses.acked.items())[-500:] if at < moment]
         if not recent or not all(task_id in pauses.delivered for task_id in recent):
             calm = time.monotonic()
         if pauses.acked and time.monotonic() - max(pauses.acked.values()) > 0.5:

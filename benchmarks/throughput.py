@@ -126,7 +126,7 @@ async def _publish(js: Any, ids: list[str], expected: list[int], make: Any) -> l
 
 
 def _template(event: Any) -> bytes:
-    from bitinglip.events.log import system_clock
+    from bitinglip.events.clock import system_clock
 
     return encode(event, id="0" * 26, source="/bench", time=system_clock(), about="x" * 26)
 

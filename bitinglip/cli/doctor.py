@@ -130,9 +130,12 @@ def _models(settings: Settings) -> Finding:
 
 def _gateway(gateway: Client) -> Finding:
     try:
-        gateway.get("/readyz")
+        ready = gateway.get("/readyz")
     except ProblemAnswer as problem:
         return Finding("gateway", "fail", f"{gateway.url} is not ready: {problem}", problem.remedy)
     except BitingLipError as error:
         return Finding("gateway", "warn", str(error), error.remedy)
+    if ready["status"] == "degraded":
+        told = "; ".join(ready[part] for part in ("log", "clock") if ready.get(part, "connected") != "connected")
+        return Finding("gateway", "warn", f"{gateway.url} is ready, but {told}", "See docs/operations.md.")
     return Finding("gateway", "ok", f"{gateway.url} is ready")

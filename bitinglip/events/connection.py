@@ -154,7 +154,7 @@ class Connection:
         if self.client.is_connected:
             with suppress(NatsError, asyncio.TimeoutError):
                 await self.client.flush(timeout=2)
-        with suppress(OSError, NatsError):  # the server may be gone already
+        with suppress(OSError, NatsError, RuntimeError):  # it may be gone already
             await self.client.close()
 
     def _acked(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:

@@ -33,6 +33,8 @@ class QueueState:
     """Work messages that somebody has, or has handed back."""
     handed_out: int
     """Sequence in QUEUE of the last one that somebody was given."""
+    acked: int
+    """Sequence in QUEUE up to which all of its messages count as acked."""
     paused: bool
 
     @property
@@ -100,5 +102,6 @@ def _state(route: Route, told: dict[str, Any]) -> QueueState:
         waiting=told.get("num_pending", 0),
         running=told.get("num_ack_pending", 0),
         handed_out=told.get("delivered", {}).get("stream_seq", 0),
+        acked=told.get("ack_floor", {}).get("stream_seq", 0),
         paused=told.get("pause_remaining", 0) > ENDING_S * 1e9,
     )

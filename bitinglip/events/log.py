@@ -21,6 +21,7 @@ from nats.js.errors import NotFoundError
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
 from bitinglip.events.batch import BatchEvent
+from bitinglip.events.clock import ServerClock, system_clock
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
@@ -66,11 +67,6 @@ Ids = Callable[[], str]
 Clock = Callable[[], datetime]
 
 
-def system_clock() -> datetime:
-    """Return the time now, aware, in UTC."""
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True, slots=True)
 class Append:
     """One event on its way into a stream."""
@@ -98,22 +94,23 @@ class EventLog:
         self.connection = connection
         self.source = source
         self.clock = clock
-        self.ids = ids or Ulids()
+        self.ids = ids or Ulids(lambda: clock().timestamp())
         self._settings = connection.settings
         self._slots = asyncio.Semaphore(self._settings.in_flight)
 
     @classmethod
-    async def connect(
-        cls, settings: Nats, source: str, ids: Ids | None = None, clock: Clock = system_clock
-    ) -> EventLog:
-        """Connect, and make or update the streams.
+    async def connect(cls, settings: Nats, source: str, ids: Ids | None = None, clock: Clock | None = None) -> EventLog:
+        """Connect, and make or update the streams. Its clock is the server's, unless one is given.
 
         Raises:
             NoServer, ServerTooOld, IncompatibleStream: see there.
         """
         connection = await Connection.open(settings, name=source)
+        clock = clock or ServerClock(connection)
         try:
             await ensure_streams(connection.js, settings)
+            if isinstance(clock, ServerClock):
+                await clock.start()
         except BaseException:
             await connection.close()
             raise
@@ -121,6 +118,8 @@ class EventLog:
 
     async def close(self) -> None:
         """Disconnect."""
+        if isinstance(self.clock, ServerClock):
+            await self.clock.close()
         await self.connection.close()
 
     @property

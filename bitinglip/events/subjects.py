@@ -116,6 +116,9 @@ ROUTES_OPENED = "bl.live.queue.*.*"
 LEADER_ELECTED = "$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.QUEUE.*"
 """Where the server says that a consumer of the queue has moved to another server of the cluster."""
 
+LOG_LEADER_ELECTED = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.TASKS"
+"""Where the server says that the log has moved to another server of the cluster."""
+
 LIVE_CANCEL_REQUESTS = "bl.live.task.*.cancel_requested"
 
 

@@ -127,14 +127,17 @@ class TaskSubmitted(TaskEvent):
 
 @event
 class TaskQueued(TaskEvent):
-    """A task that waited is ready to run: its time has come, the tasks before it have ended, or it is tried again."""
+    """A task that waited is ready to run: its time has come, the tasks before it have ended, or it is tried again.
+
+    `stranded`: it was ready already, but its work message was lost sight of, and this one takes its place.
+    """
 
     type = "task.queued"
     example = {"task_id": "01JZ0000000000000000000000", "attempt": 2, "reason": "retry"}
 
     attempt: Attempt
     """Number that the coming attempt will have."""
-    reason: Literal["scheduled", "retry", "released"]
+    reason: Literal["scheduled", "retry", "released", "stranded"]
     params: dict[str, Any] | None = None
     """The parameters with the results of other tasks in their places; none if they are those of `task.submitted`."""
     params_ref: ArtifactRef | None = None

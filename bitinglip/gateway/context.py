@@ -12,7 +12,7 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
-from bitinglip.events.stranded import StrandedWork
+from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
@@ -29,6 +29,7 @@ from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.reactor import Reactor
 from bitinglip.tasks.retry import policies_of_kinds
 from bitinglip.tasks.scheduler import Scheduler
+from bitinglip.tasks.stranded import StrandedWork
 
 RECENT_MOST = 20_000
 """Tasks whose last sequence a gateway remembers, to let their readers read their writes."""
@@ -117,14 +118,14 @@ async def open_gateway(
         stack.push_async_callback(pressure.close)
         inbox = Inbox(log, settings.log.inline_max_bytes, policies_of_kinds(settings.tasks.retry), queues.ensure)
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
-        for part in (reactor, scheduler):
+        for part in (reactor, scheduler, Sourcing(log.connection)):
             await part.start()
             stack.push_async_callback(part.close)
         batches = Batches(log, inbox)
         completions = Completions(readmodel, batches)
         completions.start()
         stack.push_async_callback(completions.close)
-        stranded = StrandedWork(log.connection)
+        stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
         stack.callback(closing.set)

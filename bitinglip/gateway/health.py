@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import NoServer, ProjectionBehind
+from bitinglip.events.clock import SKEW_MOST_S, skew_of, told_skew
 from bitinglip.events.log import EventLog
 from bitinglip.events.store import store_limit, stored_bytes
 from bitinglip.events.subjects import decode_queue
@@ -41,6 +42,8 @@ async def readyz(request: Request) -> Response:
     if ratio >= gateway.settings.gateway.store_warn_ratio:
         told = f"{ratio:.0%} of {limit} bytes are taken; when it is full, no task is accepted"
         ready |= {"status": "degraded", "log": told}
+    if abs(skew_s := skew_of(gateway.log.clock)) > SKEW_MOST_S:
+        ready |= {"status": "degraded", "clock": told_skew(skew_s)}
     return json(ready)
 
 

@@ -242,6 +242,14 @@ class DropTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequeueTask:
+    """The work message of the task was lost sight of: it needs another one."""
+
+    ready_sequence: int
+    """Sequence in TASKS of the event that the lost message is a copy of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignAttempt:
     """A worker holds the task's work message and wants to run the next attempt."""
 
@@ -308,5 +316,5 @@ class StopAttempt:
 
 
 AttemptCommand = ProgressAttempt | SucceedAttempt | FailAttempt | StopAttempt
-WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask
+WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask | RequeueTask
 TaskCommand = WaitingCommand | AssignAttempt | AttemptCommand

@@ -15,7 +15,16 @@ from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskQueued, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
-from bitinglip.tasks.commands import CancelTask, DropTask, ExpireTask, ReleaseTask, SubmitTask, WaitingCommand
+from bitinglip.tasks.commands import (
+    CancelTask,
+    DropTask,
+    ExpireTask,
+    FailAttempt,
+    ReleaseTask,
+    RequeueTask,
+    SubmitTask,
+    WaitingCommand,
+)
 from bitinglip.tasks.dependencies import require
 from bitinglip.tasks.routing import route_of
 from bitinglip.tasks.state import AwaitTimer, Stale, State, Task, again, decide, evolve, fold
@@ -129,9 +138,9 @@ class Inbox:
             return
         await self._persist(task, ExpireTask(now=now))
 
-    async def settle(self, task: Task, command: ReleaseTask | DropTask) -> None:
-        """End a task's wait for others; one that waits no more stays as it is."""
-        await self._persist(task, command)
+    async def settle(self, task: Task, command: ReleaseTask | DropTask | RequeueTask | FailAttempt) -> Task:
+        """Carry out what nobody asked for; a task that it holds for no more stays as it is. Returns what it is then."""
+        return await self._persist(task, command)
 
     async def cancel(self, task_id: TaskId, command: CancelTask) -> Task:
         """Cancel a task: one that waits ends at once, one that runs is asked to stop. Returns its state after that.
@@ -145,7 +154,7 @@ class Inbox:
             raise TaskNotFound(task_id=task_id)
         return await self._persist(task, command)
 
-    async def _persist(self, task: Task, command: WaitingCommand) -> Task:
+    async def _persist(self, task: Task, command: WaitingCommand | FailAttempt) -> Task:
         """Carry a command out on a task; if somebody else's event was faster, on what the task is by then."""
         conflict: Conflict | None = None
         for _ in range(TRIES):
@@ -159,9 +168,11 @@ class Inbox:
         assert conflict is not None
         raise conflict
 
-    async def _end(self, task: Task, command: WaitingCommand) -> Task:
+    async def _end(self, task: Task, command: WaitingCommand | FailAttempt) -> Task:
         decided = decide(task, command)
-        assert not isinstance(decided, Stale | AwaitTimer)
+        if isinstance(decided, Stale):
+            return task
+        assert not isinstance(decided, AwaitTimer)
         after = task
         for event in decided:
             after = await self._append(after, event)

@@ -40,6 +40,7 @@ from bitinglip.tasks.commands import (
     FailAttempt,
     ProgressAttempt,
     ReleaseTask,
+    RequeueTask,
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
@@ -50,6 +51,11 @@ State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancel
 TERMINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", "expired", "dead_lettered"})
 TERMINAL_TYPES = frozenset({"task.succeeded", "task.cancelled", "task.expired", "task.dead_lettered"})
 """Types that always end a task; `task.failed` does when it has no `retry_at`."""
+
+LOST_LEASE = Failure(
+    kind="lost_lease", message="The worker gave no sign of life until its lease ended.", retryable=True
+)
+"""What became of an attempt whose worker is gone."""
 
 
 class Task(NamedTuple):
@@ -149,6 +155,8 @@ def decide(task: Task, command: TaskCommand) -> Decision:
             return _decide_expire(task, command)
         case ReleaseTask() | DropTask():
             return _decide_dependent(task, command)
+        case RequeueTask():
+            return _decide_requeue(task, command)
         case AssignAttempt():
             return _decide_assign(task, command)
         case ProgressAttempt() | SucceedAttempt() | FailAttempt() | StopAttempt():
@@ -230,6 +238,8 @@ def _apply(task: Task, event: TaskEvent, sequence: int, at: datetime) -> Task:
 
 
 def _apply_queued(task: Task, event: TaskQueued, sequence: int, at: datetime) -> Task:
+    if event.reason == "stranded" and task.state == "queued" and event.attempt == task.attempt + 1:
+        return task._replace(sequence=sequence, ready_sequence=sequence)
     if task.state != "scheduled" or event.attempt != task.attempt + 1:
         return task._replace(sequence=sequence)
     task = task._replace(sequence=sequence, state="queued", ready_sequence=sequence, ready_at=at)
@@ -275,6 +285,12 @@ def _decide_dependent(task: Task, command: ReleaseTask | DropTask) -> Decision:
     )
 
 
+def _decide_requeue(task: Task, command: RequeueTask) -> Decision:
+    if task.state != "queued" or task.ready_sequence != command.ready_sequence:
+        return ()
+    return (TaskQueued(task_id=task.id, attempt=task.attempt + 1, reason="stranded"),)
+
+
 def _expired(task: Task, now: datetime) -> bool:
     """Whether the task's time to start has passed before its first attempt."""
     expires_at = task.submitted.expires_at
@@ -302,9 +318,8 @@ def _decide_assign(task: Task, command: AssignAttempt) -> Decision:
 
 def _take_over(task: Task, command: AssignAttempt) -> Decision:
     """The message of a running attempt came back: its lease has ended."""
-    lost = Failure(kind="lost_lease", message="The worker gave no sign of life until its lease ended.", retryable=True)
     assert task.worker_id is not None
-    failed = _fail(task, task.worker_id, lost, run_ms=0.0, now=command.now, jitter=0.0)
+    failed = _fail(task, task.worker_id, LOST_LEASE, run_ms=0.0, now=command.now, jitter=0.0)
     if is_terminal(failed):
         return (failed,)
     return (failed, _assigned(task, command))

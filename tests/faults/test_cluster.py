@@ -14,6 +14,7 @@ import pytest
 
 from bitinglip.errors import Conflict
 from bitinglip.events.log import EventLog
+from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, MODELS, QUEUE, TASKS, WORKERS
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import TaskId
@@ -111,6 +112,8 @@ async def test_the_leader_is_killed_while_tasks_are_submitted(
 
         await eventually(once, within_s=60)
 
+    sourcing = Sourcing(log.connection)
+    await sourcing.start()
     leader = await leader_of(log, TASKS)
     for number in range(COUNT):
         if number == COUNT // 3:
@@ -128,6 +131,7 @@ async def test_the_leader_is_killed_while_tasks_are_submitted(
     with capsys.disabled():
         queued_s = time.monotonic() - started
         print(f"\nleader killed: publishing paused {pause_s:.1f} s; the queue was whole {queued_s:.1f} s later")
+    await sourcing.close()
     assert (await log.connection.js.stream_info(TASKS)).state.messages == COUNT
     await servers.start()
     for task_id in acked:

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 
 from bitinglip.events.log import EventLog
-from bitinglip.events.queue import WorkQueue
-from bitinglip.events.stranded import StrandedWork
+from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.streams import QUEUE, Route, consumer
-from bitinglip.events.subjects import encode_token
-from bitinglip.tasks.commands import SubmitTask
+from bitinglip.events.subjects import encode_token, worker_subject
+from bitinglip.events.task import TaskEvent, TaskFailed, TaskQueued
+from bitinglip.events.worker import WorkerStarted, WorkerStopped
+from bitinglip.ids import TaskId
+from bitinglip.tasks.commands import AssignAttempt, SubmitTask
 from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.state import State, Task, decide, evolve, fold
+from bitinglip.tasks.stranded import StrandedWork
 
 ROUTE = Route("normal", encode_token("echo"))
+WORKER = "w-0"
 
 
 @pytest.fixture
@@ -25,44 +30,190 @@ async def forgetful(log: EventLog) -> None:
     await log.connection.js.add_consumer(QUEUE, config=declared)
 
 
-async def hand_out(log: EventLog, count: int) -> list[str]:
-    """Submit tasks, and take them as a worker that says nothing more."""
+@pytest.fixture
+async def stranded(log: EventLog) -> StrandedWork:
+    return StrandedWork(log, Inbox(log, 65_536), silent_s=60)
+
+
+async def submit(log: EventLog, count: int) -> list[TaskId]:
     inbox = Inbox(log, 65_536)
-    ids = [(await inbox.submit(SubmitTask(kind="echo", model="echo"))).task_id for _ in range(count)]
+    return [(await inbox.submit(SubmitTask(kind="echo", model="echo"))).task_id for _ in range(count)]
+
+
+async def hand_out(log: EventLog, count: int) -> list[TaskId]:
+    """Submit tasks, and take them as a worker that says nothing more."""
+    ids = await submit(log, count)
     subscription = await log.connection.js.pull_subscribe_bind(ROUTE.consumer, QUEUE)
     taken = 0
     while taken < count:
         taken += len(await subscription.fetch(count - taken, timeout=10))
     await subscription.unsubscribe()
-    return [str(task_id) for task_id in ids]
+    return ids
 
 
-async def test_stranded_work_is_handed_out_again(log: EventLog, forgetful: None, eventually: Any) -> None:
-    ids = await hand_out(log, 3)
+async def forgotten(log: EventLog) -> bool:
+    info = await log.connection.js.consumer_info(QUEUE, ROUTE.consumer)
+    return (info.num_pending, info.num_ack_pending) == (0, 0)
 
-    async def forgotten() -> bool:
-        info = await log.connection.js.consumer_info(QUEUE, ROUTE.consumer)
-        return (info.num_pending, info.num_ack_pending) == (0, 0)
 
-    await eventually(forgotten)
-    stranded = StrandedWork(log.connection)
+async def strand(log: EventLog, count: int, eventually: Any) -> list[TaskId]:
+    """Submit tasks whose messages a consumer gave to nobody that is there; from then on it is an honest one."""
+    ids = await hand_out(log, count)
+    await eventually(lambda: forgotten(log))
+    await log.connection.js.add_consumer(QUEUE, config=consumer(ROUTE, 30))
+    return ids
+
+
+async def assign(log: EventLog, task_id: TaskId) -> Task:
+    """Let a worker take a task."""
+    task = await read(log, task_id)
+    command = AssignAttempt(
+        ready_sequence=task.ready_sequence,
+        worker_id=WORKER,
+        node_id="n",
+        device="cpu",
+        revision=None,
+        batch_size=1,
+        now=log.clock(),
+    )
+    decided = decide(task, command)
+    assert isinstance(decided, tuple)
+    sequence = await log.append(log.task_append(decided[0], task.sequence))
+    after = evolve(task, decided[0], sequence, log.clock())
+    assert after is not None
+    return after
+
+
+async def read(log: EventLog, task_id: TaskId) -> Task:
+    task = fold(await log.read_task(task_id))
+    assert task is not None
+    return task
+
+
+async def states(log: EventLog, ids: list[TaskId]) -> set[State]:
+    return {(await read(log, task_id)).state for task_id in ids}
+
+
+async def take(queue: WorkQueue, count: int, eventually: Any) -> list[Delivery]:
+    taken: list[Delivery] = []
+
+    async def all_there() -> bool:
+        taken.extend(await queue.pull(ROUTE, count))
+        return len(taken) >= count
+
+    await eventually(all_there)
+    return taken
+
+
+def tasks_of(deliveries: list[Delivery]) -> list[TaskId]:
+    events = [delivery.event.event for delivery in deliveries]
+    return [event.task_id for event in events if isinstance(event, TaskEvent)]
+
+
+async def left_in_queue(log: EventLog) -> int:
+    return (await log.connection.js.stream_info(QUEUE)).state.messages
+
+
+async def test_stranded_work_is_handed_out_again(
+    log: EventLog, forgetful: None, stranded: StrandedWork, eventually: Any
+) -> None:
+    ids = await strand(log, 3, eventually)
     assert await stranded.look() == []  # once is chance
-    assert await stranded.look() == [ROUTE]
-    queue = WorkQueue(log.connection, 10)
-    found = [str(delivery.event.event.task_id) for delivery in await queue.pull(ROUTE, 10)]  # type: ignore[attr-defined]
-    assert sorted(found) == sorted(ids)
-    assert await stranded.look() == []
+    assert await stranded.look() == ids
+    queue = WorkQueue(log.connection, 30)
+    found = await take(queue, 3, eventually)
+    assert tasks_of(found) == ids
+    assert all(isinstance(each.event.event, TaskQueued) for each in found)
+    for _ in range(3):
+        assert await stranded.look() == []
+    assert await left_in_queue(log) == 3
     await queue.close()
 
 
-async def test_work_that_waits_or_runs_is_left_alone(log: EventLog) -> None:
+async def test_it_is_mended_in_a_queue_that_is_never_quiet(
+    log: EventLog, forgetful: None, stranded: StrandedWork, eventually: Any
+) -> None:
+    (lost,) = await strand(log, 1, eventually)
+    queue = WorkQueue(log.connection, 30)
+    await submit(log, 1)
+    (ended,) = await take(queue, 1, eventually)
+    await ended.ack()
+    await eventually(lambda: forgotten(log))
+    (runs,) = await submit(log, 1)
+    assert tasks_of(await take(queue, 1, eventually)) == [runs]
+    assert await stranded.look() == []
+    assert await stranded.look() == [lost]
+    assert tasks_of(await take(queue, 1, eventually)) == [lost]  # and what runs is given to nobody else
+    assert await queue.pull(ROUTE, 1) == []
+    await queue.close()
+
+
+async def test_two_gateways_mend_a_task_once(
+    log: EventLog, forgetful: None, stranded: StrandedWork, eventually: Any
+) -> None:
+    ids = await strand(log, 5, eventually)
+    other = StrandedWork(log, Inbox(log, 65_536))
+    for one in (stranded, other, stranded, other):
+        await one.look()
+    queue = WorkQueue(log.connection, 30)
+    assert tasks_of(await take(queue, 5, eventually)) == ids
+    assert await queue.pull(ROUTE, 5) == []
+    assert [len(await log.read_task(task_id)) for task_id in ids] == [2] * 5
+    await queue.close()
+
+
+async def test_a_message_that_its_task_needs_no_more_is_taken_out(
+    log: EventLog, forgetful: None, stranded: StrandedWork, eventually: Any
+) -> None:
+    (task_id,) = await strand(log, 1, eventually)
+    task = await assign(log, task_id)
+    failed = TaskFailed.model_validate(TaskFailed.example | {"task_id": task_id, "attempt": 1, "worker_id": WORKER})
+    await log.append(log.task_append(failed.model_copy(update={"retry_at": None}), task.sequence))
+    await stranded.look()
+    assert await stranded.look() == [task_id]
+    assert (await states(log, [task_id]), await left_in_queue(log)) == ({"failed"}, 0)
+
+
+async def test_a_task_that_runs_is_left_to_its_worker_until_that_is_gone(
+    log: EventLog, forgetful: None, stranded: StrandedWork, eventually: Any
+) -> None:
+    (task_id,) = await strand(log, 1, eventually)
+    started = WorkerStarted.model_validate(WorkerStarted.example | {"worker_id": WORKER})
+    await log.append(log.fact_append(started, worker_subject(WORKER, "started"), WORKER))
+    await assign(log, task_id)
+    for _ in range(3):
+        assert await stranded.look() == []
+    assert await states(log, [task_id]) == {"running"}
+    stopped = WorkerStopped(worker_id=WORKER, node_id="n", reason="error")
+    await log.append(log.fact_append(stopped, worker_subject(WORKER, "stopped"), WORKER))
+    assert await stranded.look() == [task_id]
+    queue = WorkQueue(log.connection, 30)
+    assert tasks_of(await take(queue, 1, eventually)) == [task_id]
+    assert [each.event.type for each in await log.read_task(task_id)][1:] == [
+        "task.assigned",
+        "task.failed",
+        "task.queued",
+    ]
+    await queue.close()
+
+
+async def test_a_worker_that_says_nothing_for_long_is_gone(log: EventLog, forgetful: None, eventually: Any) -> None:
+    (task_id,) = await strand(log, 1, eventually)
+    await assign(log, task_id)
+    stranded = StrandedWork(log, Inbox(log, 65_536), silent_s=0.2)
+
+    async def mended() -> bool:
+        return await stranded.look() == [task_id]
+
+    await eventually(mended)
+    assert (await read(log, task_id)).failures == 1
+
+
+async def test_work_that_waits_or_runs_is_left_alone(log: EventLog, stranded: StrandedWork) -> None:
     queue = WorkQueue(log.connection, 10)
     await queue.ensure([ROUTE])
-    inbox = Inbox(log, 65_536)
-    for _ in range(3):
-        await inbox.submit(SubmitTask(kind="echo", model="echo"))
+    await submit(log, 3)
     (running,) = await queue.wait([ROUTE], 1)
-    stranded = StrandedWork(log.connection)
     for _ in range(3):
         assert await stranded.look() == []
     await running.nak()

@@ -35,6 +35,7 @@ from bitinglip.tasks.commands import (
     CancelTask,
     FailAttempt,
     ProgressAttempt,
+    RequeueTask,
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
@@ -45,7 +46,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
 TABLES = ("events", "tasks", "batches", "workers", "models")
-ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "unknown")
+ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "requeue", "unknown")
 KINDS = ("engine_crashed", "lost_lease", "worker_stopped", "bad_input")
 
 
@@ -129,6 +130,8 @@ class Story:
                 kind = self._draw(st.sampled_from(KINDS))
                 failure = Failure(kind=kind, message="it broke", retryable=kind != "bad_input")
                 return FailAttempt(**attempt, failure=failure, run_ms=2.5, now=now, jitter=0.5)
+            case "requeue":
+                return RequeueTask(ready_sequence=task.ready_sequence)
             case "cancel":
                 return CancelTask(reason="enough")
             case _:

@@ -35,6 +35,7 @@ from bitinglip.tasks.commands import (
     FailAttempt,
     ProgressAttempt,
     ReleaseTask,
+    RequeueTask,
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
@@ -208,6 +209,32 @@ def test_a_stale_timer_changes_nothing_but_the_sequence(history: list[TaskEvent]
     before, after = given_events(*history[:-1]), given_events(*history)
     assert after.sequence == before.sequence + 1
     assert (after.state, after.attempt, after.ready_sequence) == (before.state, before.attempt, before.ready_sequence)
+
+
+def test_a_task_whose_work_message_is_lost_gets_another_one_and_the_lost_one_is_stale() -> None:
+    task = given_events(submitted())
+    (event,) = events_of(decide(task, RequeueTask(ready_sequence=1)))
+    after = evolve(task, event, 2, T0)
+    assert after is not None
+    assert after == task._replace(sequence=2, ready_sequence=2)
+    assert decide(after, assign(ready_sequence=1)) == Stale()
+    assert types(decide(after, assign(ready_sequence=2))) == ["task.assigned"]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [submitted(), assigned()],
+        [submitted(), assigned(), failed()],
+        [submitted(), TaskCancelled(task_id=ID)],
+        [submitted(), assigned(), failed(), queued(2)],
+    ],
+)
+def test_no_other_task_is_queued_by_that(history: list[TaskEvent]) -> None:
+    task = given_events(*history)
+    assert decide(task, RequeueTask(ready_sequence=1)) == ()
+    late = TaskQueued(task_id=ID, attempt=max(1, task.attempt), reason="stranded")
+    assert evolve(task, late, task.sequence + 1, T0) == task._replace(sequence=task.sequence + 1)
 
 
 def test_cancelling_a_waiting_task_ends_it() -> None:

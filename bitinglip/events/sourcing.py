@@ -1,0 +1,99 @@
+"""Sees to it that QUEUE is sourced again soon after the log has moved to another server of the cluster.
+
+nats-server (2.15) looks only every 10 s whether a source has fallen silent, and so took up to 40 s. A new leader of
+QUEUE asks the log's new leader at once: so the leader is asked to step down, and again if that came too early.
+"""
+
+# nats-py leaves much of itself untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import suppress
+from typing import Any
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from bitinglip.errors import NoServer
+from bitinglip.events import subjects
+from bitinglip.events.connection import Connection
+from bitinglip.events.consumers import ask
+from bitinglip.events.streams import QUEUE
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+"""Seconds between two looks, about: gateways do not all look at the same time."""
+LOOKS = 40
+SILENT_NS = 2.5e9
+"""A source that works gives a sign of life each second."""
+SETTLE_S = 3.0
+"""How long a new leader may take to hear of its source."""
+
+
+class Sourcing:
+    """Watches for a new leader of TASKS."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._subscription: Subscription | None = None
+        self._moved = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._forget = connection.on_reconnect(self._moved.set)
+
+    async def start(self) -> None:
+        """Begin.
+
+        Raises:
+            NoServer: the connection is away.
+        """
+        self._subscription = await self._connection.subscribe(subjects.LOG_LEADER_ELECTED, self._elected)
+        self._task = asyncio.create_task(self._run(), name="sourcing")
+
+    async def close(self) -> None:
+        """End."""
+        self._forget()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._subscription is not None:
+            await self._connection.unsubscribe(self._subscription)
+
+    async def _elected(self, _: Msg) -> None:
+        self._moved.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            await self._follow()
+
+    async def _follow(self) -> None:
+        """Look for a while: a source may seem well until it is missed. A server on its own has no other leader."""
+        leader, since = None, 0.0
+        for _ in range(LOOKS):
+            await asyncio.sleep(random.uniform(0.5, 1.5) * LOOK_S)  # noqa: S311  (no secret)
+            try:
+                told = await ask(self._connection, f"STREAM.INFO.{QUEUE}", {})
+                if not told.get("cluster", {}).get("replicas"):
+                    return
+                if leader != told["cluster"].get("leader"):
+                    leader, since = told["cluster"].get("leader"), time.monotonic()
+                if leader is None or not is_silent(told, time.monotonic() - since):
+                    continue
+                log.info("QUEUE has not heard of the log since that moved; its leader steps down")
+                await ask(self._connection, f"STREAM.LEADER.STEPDOWN.{QUEUE}", {})
+            except NoServer as error:
+                log.debug("no look at the queue's source: %s", error)
+
+
+def is_silent(told: dict[str, Any], led_s: float) -> bool:
+    """Whether a source is silent; a leader that never heard of it (an age below 0) may be too new for that."""
+    ages = [source.get("active", -1) for source in told.get("sources") or ()]
+    return any(age > SILENT_NS or (age < 0 and led_s > SETTLE_S) for age in ages)

@@ -1,0 +1,127 @@
+"""Stranded work is mended in the log: the task is queued once more, and the message that nobody has is taken out.
+
+Every gateway looks. What it appends expects that the task has not changed since, so a task that somebody holds after
+all is left alone, and of two gateways one gets in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from bitinglip.errors import BitingLipError
+from bitinglip.events import subjects
+from bitinglip.events.envelope import Recorded
+from bitinglip.events.log import EventLog
+from bitinglip.events.stranded import Stray, find_strays, remove_stray
+from bitinglip.events.streams import WORKERS
+from bitinglip.events.task import TaskAssigned
+from bitinglip.events.worker import WorkerStarted, WorkerStopped
+from bitinglip.ids import TaskId
+from bitinglip.tasks.commands import FailAttempt, RequeueTask
+from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.state import LOST_LEASE, AwaitTimer, Task, fold
+from bitinglip.tasks.timers import ensure_timer
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""Seconds between two looks; what is seen in both is stranded."""
+SILENT_S = 60.0
+"""A worker that has said nothing for so long runs nothing any more."""
+
+
+class StrandedWork:
+    """Looks for stranded work, and mends it."""
+
+    def __init__(self, event_log: EventLog, inbox: Inbox, look_s: float = LOOK_S, silent_s: float = SILENT_S) -> None:
+        self._log = event_log
+        self._inbox = inbox
+        self._look_s = look_s
+        self._silent_s = silent_s
+        self._seen: set[Stray] = set()
+        self._heard: dict[TaskId, tuple[int, float]] = {}
+        """For each stranded task that runs: its worker's last event, and since when (by our clock) it is the last."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._run(), name="stranded work")
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def look(self) -> list[TaskId]:
+        """Look once; returns the tasks whose stranded messages were mended.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        found = await find_strays(self._log.connection)
+        again = [stray for stray in found if stray in self._seen]
+        self._seen = set(found)
+        tasks = {stray.task_id for stray in again}
+        self._heard = {task_id: heard for task_id, heard in self._heard.items() if task_id in tasks}
+        return [stray.task_id for stray in again if await self._mend(stray)]
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_s)
+            try:
+                await self.look()
+            except BitingLipError as error:
+                log.debug("no look for stranded work: %s", error)
+
+    async def _mend(self, stray: Stray) -> bool:
+        """Make sure that the task needs the message no more, and take it out; false if somebody may have it."""
+        history = await self._log.read_task(stray.task_id)
+        task = fold(history)
+        origin = next((recorded.sequence for recorded in history if recorded.id == stray.event_id), 0)
+        if task is not None and not task.ended and origin == task.ready_sequence:
+            if not await self._hand_on(task, history):
+                return False
+            log.warning("task %s: its work in %s is with nobody; it goes on", task.id, stray.route.consumer)
+        await remove_stray(self._log.connection, stray)
+        return True
+
+    async def _hand_on(self, task: Task, history: list[Recorded]) -> bool:
+        if task.state == "running":
+            if not await self._is_gone(task, history):
+                return False
+            task = await self._take_from(task)
+            if task.state == "running":
+                return False
+        if task.state == "queued":
+            await self._inbox.settle(task, RequeueTask(ready_sequence=task.ready_sequence))
+        elif task.state == "scheduled" and task.retry_at is not None:
+            await ensure_timer(self._log, task, AwaitTimer(task.attempt + 1, task.retry_at))
+        return True
+
+    async def _is_gone(self, task: Task, history: list[Recorded]) -> bool:
+        """Whether the worker that runs a task has ended since, or has been silent for long."""
+        assert task.worker_id is not None
+        assigned = next(recorded for recorded in reversed(history) if isinstance(recorded.event, TaskAssigned))
+        said = await self._log.read_latest(WORKERS, subjects.worker_subject(task.worker_id, "*"))
+        ends = [each for each in said if isinstance(each.event, WorkerStarted | WorkerStopped)]
+        if any(each.recorded_at > assigned.recorded_at for each in ends):
+            return True
+        last = max((each.sequence for each in said), default=0)
+        heard = self._heard.get(task.id)
+        if heard is None or heard[0] != last:
+            heard = self._heard[task.id] = (last, time.monotonic())
+        return time.monotonic() - heard[1] >= self._silent_s
+
+    async def _take_from(self, task: Task) -> Task:
+        """End the attempt of a worker that is gone, as the next one would whom its message came to."""
+        assert task.worker_id is not None
+        now = self._log.clock()
+        lost = FailAttempt(
+            attempt=task.attempt, worker_id=task.worker_id, failure=LOST_LEASE, run_ms=0.0, now=now, jitter=0.0
+        )
+        return await self._inbox.settle(task, lost)
