@@ -14,6 +14,9 @@ IMMEDIATE = frozenset({"lost_lease", "worker_stopped"})
 UNCOUNTED = frozenset({"worker_stopped"})
 """An operator's doing: it uses up no attempt."""
 
+CRASHES = frozenset({"engine_crashed", "worker_crashed"})
+"""The process that ran the attempt ended: by the doing of one of the tasks that it ran, or of something else."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:

@@ -45,7 +45,7 @@ from bitinglip.tasks.commands import (
     SucceedAttempt,
     TaskCommand,
 )
-from bitinglip.tasks.retry import UNCOUNTED, DeadLetter, GiveUp, RetryAt, decide_retry
+from bitinglip.tasks.retry import CRASHES, UNCOUNTED, DeadLetter, GiveUp, RetryAt, decide_retry
 
 State = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled", "expired", "dead_lettered"]
 TERMINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", "expired", "dead_lettered"})
@@ -76,6 +76,8 @@ class Task(NamedTuple):
     """Number of the latest attempt; 0 before the first."""
     failures: int = 0
     """Failed attempts that count against the retry policy."""
+    crashes: int = 0
+    """Those of them that ended with the process that ran them, which may be the task's own doing."""
     worker_id: str | None = None
     retry_at: datetime | None = None
     cancel: TaskCancelRequested | None = None
@@ -248,12 +250,14 @@ def _apply_queued(task: Task, event: TaskQueued, sequence: int, at: datetime) ->
 
 
 def _apply_failed(task: Task, event: TaskFailed, sequence: int) -> Task:
-    failures = task.failures + (event.failure.kind not in UNCOUNTED)
-    if event.retry_at is None:
-        return task._replace(sequence=sequence, state="failed", failures=failures)
-    return task._replace(
-        sequence=sequence, state="scheduled", failures=failures, retry_at=event.retry_at, ready_at=event.retry_at
+    task = task._replace(
+        sequence=sequence,
+        failures=task.failures + (event.failure.kind not in UNCOUNTED),
+        crashes=task.crashes + (event.failure.kind in CRASHES),
     )
+    if event.retry_at is None:
+        return task._replace(state="failed")
+    return task._replace(state="scheduled", retry_at=event.retry_at, ready_at=event.retry_at)
 
 
 # --- decide -----------------------------------------------------------------------------------------------------------

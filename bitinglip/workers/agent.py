@@ -79,7 +79,9 @@ class Agent:
         scribe = Scribe(event_log, settings.log.tick_ttl_s, lambda: self._stopping)
         folder = settings.data_dir / "scratch" / identity.worker_id
         self._files = Files(event_log.connection, folder, lambda: self._stopping)
-        self.runner = BatchRunner(event_log, scribe, self._leases, settings, identity, models, self._files)
+        self.runner = BatchRunner(
+            event_log, scribe, self._leases, settings, identity, models, self._files, lambda: self._leaving
+        )
         self.noteworthy = asyncio.Event()
         """Set whenever there is something to tell early: an attempt has failed, which may be the fault of a device, or
         the memory of one that serves several models has changed."""
@@ -208,7 +210,7 @@ class Agent:
 
     async def _let_join(self, reference: str, running: set[asyncio.Task[None]], until: float) -> None:
         while not self._leaving and time.monotonic() < until and not all(task.done() for task in running):
-            room = self._settings.worker.max_batch - self.runner.counts.running
+            room = self._settings.worker.max_batch - self.runner.held
             if room <= 0:
                 self.runner.freed.clear()
                 await self.runner.freed.wait()

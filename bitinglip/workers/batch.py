@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from typing import Any
 
-import orjson
-
 from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer
-from bitinglip.events import artifacts, subjects
+from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
-from bitinglip.events.task import ArtifactRef, Failure
+from bitinglip.events.task import Failure
 from bitinglip.events.worker import WorkerEngineExited, WorkerEvent, WorkerModelLoaded
 from bitinglip.settings import Settings
-from bitinglip.tasks.commands import (
-    AssignAttempt,
-    FailAttempt,
-    ProgressAttempt,
-    StopAttempt,
-    SucceedAttempt,
-    TaskCommand,
-)
+from bitinglip.tasks.commands import TaskCommand
 from bitinglip.workers.attempt import Attempt, Scribe
 from bitinglip.workers.batcher import group
+from bitinglip.workers.company import Rooms, apart, company
 from bitinglip.workers.engine import (
     JOINING_KINDS,
     JobAnswer,
@@ -48,6 +40,8 @@ from bitinglip.workers.enginekeeper import EngineKeeper
 from bitinglip.workers.files import Files
 from bitinglip.workers.identity import Counts, Identity
 from bitinglip.workers.lease import LeaseKeeper
+from bitinglip.workers.payload import read_params, store_result
+from bitinglip.workers.words import Words
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +63,13 @@ class BatchRunner:
         identity: Identity,
         models: list[ModelSpec],
         files: Files,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`leaving` tells whether what has not begun is to be handed back."""
+        self._leaving = leaving
+        self._rooms = Rooms()
+        self._words = Words(identity, event_log.clock)
+        self._waiting = 0
         self._log = event_log
         self._files = files
         self._scribe = scribe
@@ -92,6 +92,11 @@ class BatchRunner:
         """References of the models in memory."""
         return self.engine.loaded
 
+    @property
+    def held(self) -> int:
+        """Tasks in hand: those that run, and those that wait to be run by themselves."""
+        return len(self._running) + self._waiting
+
     def joins(self, reference: str) -> bool:
         """Tell whether new tasks may join a running batch of this model."""
         return any(kind in JOINING_KINDS for kind, name in self._models if name == reference)
@@ -109,13 +114,31 @@ class BatchRunner:
         Raises:
             NoServer: the server went away while the worker is being stopped; the leases settle it.
         """
-        attempts = [attempt for attempt in await self._open(deliveries) if attempt is not None]
+        self._waiting += len(deliveries)
+        waiting = len(deliveries)
+        try:
+            attempts = [attempt for attempt in await self._open(deliveries) if attempt is not None]
+            parts = apart(attempts, lambda attempt: company(attempt.task, self._settings.worker.max_batch))
+            for part in parts:
+                async with self._rooms.enter(alone=part[0].task.crashes > 0):
+                    self._waiting -= len(part)
+                    waiting -= len(part)
+                    await (self._hand_back(part) if self._leaving() else self._run_together(part))
+        finally:
+            self._waiting -= waiting
+
+    async def _hand_back(self, attempts: list[Attempt]) -> None:
+        for attempt in attempts:
+            attempt.settled = True
+            await attempt.delivery.nak()
+
+    async def _run_together(self, attempts: list[Attempt]) -> None:
         assigned = await self._assign(attempts)
         self._running |= {attempt.id: attempt for attempt in assigned}
         self.counts.running = len(self._running)
         try:
-            for (kind, model), batch in group(assigned, _kind_and_model).items():
-                await self._run_on(self._models.get((kind, model)), batch)
+            for batch in group(assigned, _kind_and_model).values():
+                await self._run_on(self._model(batch[0]), batch)
         finally:
             for attempt in assigned:
                 self._leave(attempt)
@@ -126,7 +149,7 @@ class BatchRunner:
         return [await self._scribe.open(delivery) for delivery in deliveries]
 
     async def _assign(self, attempts: list[Attempt]) -> list[Attempt]:
-        commands = [(attempt, self._assignment(attempt, len(attempts))) for attempt in attempts]
+        commands = [(each, self._words.assignment(each, self._model(each), len(attempts))) for each in attempts]
         outcomes = await self._scribe.write(commands)
         ours: list[Attempt] = []
         for attempt, outcome in zip(attempts, outcomes, strict=True):
@@ -136,6 +159,9 @@ class BatchRunner:
             else:
                 await self._settle(attempt, outcome)
         return ours
+
+    def _model(self, attempt: Attempt) -> ModelSpec | None:
+        return self._models.get(_kind_and_model(attempt))
 
     async def _run_on(self, model: ModelSpec | None, batch: list[Attempt]) -> None:
         if model is None:
@@ -183,7 +209,7 @@ class BatchRunner:
             if attempt is None or attempt.settled:
                 continue
             if isinstance(message, JobProgressed):
-                ticks.append((attempt, self._tick(attempt, message)))
+                ticks.append((attempt, self._words.progress(attempt, message)))
             else:
                 ends.append((attempt, await self._end(attempt, message, loaded)))
         await self._write_ticks(ticks)
@@ -237,61 +263,39 @@ class BatchRunner:
                     await loaded.wait()
             for attempt in [attempt for attempt in batch if attempt.cancelled and not attempt.settled]:
                 await self._scribe.refresh(attempt)
-                await self._write_ends([(attempt, self._stopped_command(attempt))])
+                await self._write_ends([(attempt, self._words.stopped(attempt))])
             waiting = [attempt for attempt in batch if not attempt.settled]
             if latest and waiting and not loaded.is_set():
                 message = latest.pop()
                 tick = JobProgressed(task_id="", step=message.done, total=message.total, unit="load")
-                await self._write_ticks([(attempt, self._tick(attempt, tick)) for attempt in waiting])
+                await self._write_ticks([(attempt, self._words.progress(attempt, tick)) for attempt in waiting])
 
     async def _jobs(self, batch: list[Attempt]) -> list[JobSpec]:
         jobs: list[JobSpec] = []
         for attempt in [attempt for attempt in batch if not attempt.settled]:
             if attempt.cancelled or attempt.task.cancel is not None:
                 await self._scribe.refresh(attempt)
-                await self._write_ends([(attempt, self._stopped_command(attempt))])
+                await self._write_ends([(attempt, self._words.stopped(attempt))])
                 continue
             try:
-                params = await self._params(attempt)
+                params = await read_params(self._log.connection, attempt.task)
                 files = await self._files.fetch(attempt.task.submitted.kind, params)
                 jobs.append(JobSpec(task_id=attempt.id, params=params, files=files))
             except (ArtifactNotFound, ArtifactExpired) as error:
                 await self._fail([attempt], Failure(kind="bad_input", message=str(error), retryable=False))
         return jobs
 
-    async def _params(self, attempt: Attempt) -> dict[str, Any]:
-        task = attempt.task
-        if task.params_ref is None:
-            return task.params or {}
-        body, _ = await artifacts.get(self._log.connection, task.params_ref.sha256)
-        return orjson.loads(body)
-
     async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:
         match answer:
             case JobSucceeded():
-                result, reference = await self._inline_or_artifact(await self._files.store(answer.result))
-                return SucceedAttempt(
-                    attempt=attempt.task.attempt,
-                    worker_id=self._identity.worker_id,
-                    result=result,
-                    result_ref=reference,
-                    usage=answer.usage,
-                    run_ms=round(answer.run_ms, 3),
-                    load_ms=round(attempt.load_ms, 3),
-                    device=loaded.device,
-                    dtype=loaded.dtype,
-                    versions=loaded.versions,
-                )
+                stored = await self._files.store(answer.result)
+                most = self._settings.log.inline_max_bytes
+                result, reference = await store_result(self._log.connection, stored, most)
+                return self._words.success(attempt, answer, loaded, result, reference)
             case JobFailed():
-                return self._failure(attempt, answer.failure)
+                return self._words.failure(attempt, answer.failure)
             case JobCancelled():
-                return self._stopped_command(attempt)
-
-    async def _inline_or_artifact(self, result: dict[str, Any]) -> tuple[dict[str, Any] | None, ArtifactRef | None]:
-        body = orjson.dumps(result)
-        if len(body) <= self._settings.log.inline_max_bytes:
-            return result, None
-        return None, await artifacts.put(self._log.connection, body, "application/json")
+                return self._words.stopped(attempt)
 
     async def _write_ticks(self, ticks: list[tuple[Attempt, TaskCommand]]) -> None:
         """Ticks of one attempt follow one another; those of different attempts travel together."""
@@ -338,7 +342,9 @@ class BatchRunner:
             await self._settle(attempt, outcome)
 
     async def _fail(self, batch: Seq[Attempt], failure: Failure) -> None:
-        await self._write_ends([(attempt, self._failure(attempt, failure)) for attempt in batch if not attempt.settled])
+        await self._write_ends(
+            [(attempt, self._words.failure(attempt, failure)) for attempt in batch if not attempt.settled]
+        )
 
     async def _engine_died(self, host: EngineHost | None, died: EngineDied, batch: list[Attempt]) -> None:
         first = self.engine.forget(host)
@@ -359,50 +365,7 @@ class BatchRunner:
         await self._fail([attempt for attempt in batch if attempt.timed_out], timed_out)
         await self._fail([attempt for attempt in batch if not attempt.timed_out], failure)
 
-    # --- commands -----------------------------------------------------------------------------------------------------
-
-    def _assignment(self, attempt: Attempt, batch_size: int) -> AssignAttempt:
-        submitted = attempt.task.submitted
-        model = self._models.get((submitted.kind, submitted.model))
-        return AssignAttempt(
-            ready_sequence=attempt.delivery.event.sequence,
-            worker_id=self._identity.worker_id,
-            node_id=self._identity.node_id,
-            device=self._identity.device,
-            revision=model.revision if model else None,
-            batch_size=batch_size,
-            now=self._log.clock(),
-        )
-
-    def _tick(self, attempt: Attempt, message: JobProgressed) -> ProgressAttempt:
-        return ProgressAttempt(
-            attempt=attempt.task.attempt,
-            worker_id=self._identity.worker_id,
-            step=message.step,
-            total=message.total,
-            unit=message.unit,
-            text=message.text,
-            reasoning=message.reasoning,
-            left_ms=message.left_ms,
-            preview=message.preview,
-        )
-
-    def _failure(self, attempt: Attempt, failure: Failure) -> FailAttempt:
-        return FailAttempt(
-            attempt=attempt.task.attempt,
-            worker_id=self._identity.worker_id,
-            failure=failure,
-            run_ms=round(attempt.run_ms, 3),
-            now=self._log.clock(),
-            jitter=random.random(),  # noqa: S311
-        )
-
-    def _stopped_command(self, attempt: Attempt) -> TaskCommand:
-        """Answer for a job that stopped before its end: its time was up, or its task was cancelled."""
-        if attempt.timed_out:
-            limit = attempt.task.submitted.timeout_ms
-            return self._failure(attempt, Failure(kind="timed_out", message=f"Ran over {limit} ms.", retryable=True))
-        return StopAttempt(attempt=attempt.task.attempt, worker_id=self._identity.worker_id)
+    # --- models, by hand ----------------------------------------------------------------------------------------------
 
     async def load(self, reference: str) -> str | None:
         """Load a model that this worker serves; returns what went wrong, if anything."""

@@ -195,6 +195,35 @@ async def test_a_poison_task_is_dead_lettered_and_its_neighbours_live(
     assert exits is not None
 
 
+async def test_poison_tasks_take_no_neighbour_s_last_attempt(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
+    twice = {"retry": Retry(max_attempts=2, base_ms=50, max_ms=100)}
+    poison = [await submit(inbox, echo(fail="crash").model_copy(update=twice)) for _ in range(3)]
+    others = [await submit(inbox, echo(message=n).model_copy(update=twice)) for n in range(60)]
+    await cluster.worker(BITINGLIP_WORKER_MAX_BATCH=256)
+    histories = [await outcome(log, task_id) for task_id in poison + others]
+    assert [types(history)[-1] for history in histories] == ["dead_lettered"] * 3 + ["succeeded"] * 60
+    assigned = [recorded.event for history in histories for recorded in history]
+    sizes = {event.batch_size for event in assigned if isinstance(event, TaskAssigned) and event.attempt == 2}
+    assert sizes == {1}
+
+
+async def test_one_that_waits_to_run_alone_is_handed_back_by_a_worker_that_stops(
+    log: EventLog, inbox: Inbox, cluster: Cluster
+) -> None:
+    twice = {"retry": Retry(max_attempts=2, base_ms=50, max_ms=100)}
+    poison = await submit(inbox, echo(fail="crash").model_copy(update=twice))
+    slow = [await submit(inbox, echo(steps=10, step_ms=50).model_copy(update=twice)) for _ in range(12)]
+    worker = await cluster.worker(BITINGLIP_WORKER_MAX_BATCH=256)
+    await until(log, poison, "task.dead_lettered")
+    assert await worker.stop() == 0
+    assert [is_terminal((await log.read_task(task_id))[-1].event) for task_id in slow].count(False) > 5
+    await cluster.worker(BITINGLIP_WORKER_MAX_BATCH=256)
+    for task_id in slow:
+        history = await outcome(log, task_id)
+        assert types(history)[-1] == "succeeded"
+        assert attempt_of(history[-1]) == 2
+
+
 async def test_out_of_memory_is_tried_again(log: EventLog, inbox: Inbox, cluster: Cluster) -> None:
     await cluster.worker()
     history = await outcome(log, await submit(inbox, echo(fail="out_of_memory")))
