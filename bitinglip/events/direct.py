@@ -28,6 +28,16 @@ async def get_last(connection: Connection, stream: str, subject: str) -> RawMess
     return found[0] if found else None
 
 
+async def get_at(connection: Connection, stream: str, sequence: int) -> RawMessage | None:
+    """Return the message of a sequence; none if it is not there any more.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    found, _ = await _request(connection, stream, {"seq": sequence}, batched=False)
+    return found[0] if found else None
+
+
 async def get_after(connection: Connection, stream: str, subject: str, after: int) -> list[RawMessage]:
     """Return all messages on a subject (wildcards allowed) after a sequence, in order.
 

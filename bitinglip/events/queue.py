@@ -27,6 +27,7 @@ from nats.errors import Error as NatsError
 from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
+from bitinglip.events.direct import get_at
 from bitinglip.events.envelope import RawMessage, Recorded, decode
 from bitinglip.events.streams import QUEUE, TASKS, Route, ensure_consumer
 
@@ -255,6 +256,32 @@ async def hand_back(connection: Connection, replies: Iterable[str]) -> None:
     """
     for reply in replies:
         await connection.publish(reply, _NAK)
+
+
+async def read_held(connection: Connection, replies: Iterable[str]) -> list[Delivery]:
+    """Return the work messages that such a process held, as redeliveries; those that are gone are left out.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    found = await asyncio.gather(*[_read_held(connection, reply) for reply in replies])
+    return [delivery for delivery in found if delivery is not None]
+
+
+async def _read_held(connection: Connection, reply: str) -> Delivery | None:
+    consumer, delivered, sequence = _place(reply)
+    raw = await get_at(connection, QUEUE, sequence)
+    if raw is None:
+        return None
+    lane, _, queue = consumer.partition("-")
+    return Delivery(connection, Route(lane, queue), decode(raw, QUEUE), delivered + 1, reply)
+
+
+def _place(reply: str) -> tuple[str, int, int]:
+    """Return the consumer, the number of deliveries and the sequence in QUEUE that an ack's subject names."""
+    parts = reply.split(".")
+    base = 4 if len(parts) == 9 else 6
+    return parts[base - 1], int(parts[base]), int(parts[base + 1])
 
 
 async def _hand_back(delivery: Delivery) -> None:

@@ -21,6 +21,7 @@ FailureKind = Literal[
     "engine_error",
     "timed_out",
     "lost_lease",
+    "worker_crashed",
     "worker_stopped",
 ]
 OnFailure = Literal["cancel", "run"]
@@ -65,7 +66,7 @@ class RetryPolicy(_Value):
         default=60_000, ge=0, le=86_400_000, description="Longest wait between two attempts, in milliseconds."
     )
     not_on: tuple[FailureKind, ...] = Field(
-        default=(), max_length=8, description="Kinds of failures that end the task at once, as `timed_out`."
+        default=(), max_length=16, description="Kinds of failures that end the task at once, as `timed_out`."
     )
 
 

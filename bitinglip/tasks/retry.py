@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from bitinglip.events.task import Failure, RetryPolicy
 
-IMMEDIATE = frozenset({"lost_lease", "worker_stopped"})
+IMMEDIATE = frozenset({"lost_lease", "worker_crashed", "worker_stopped"})
 """Not the task's own doing, and known late already: no back-off."""
 
 UNCOUNTED = frozenset({"worker_stopped"})

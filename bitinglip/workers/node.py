@@ -32,8 +32,8 @@ from bitinglip.events.node import (
     NodeStopped,
     NodeWorkerExited,
 )
-from bitinglip.events.queue import hand_back
 from bitinglip.events.streams import WORKERS
+from bitinglip.events.task import Failure, FailureKind
 from bitinglip.logs import configure_logging
 from bitinglip.processes import how_it_ended
 from bitinglip.settings import Settings, load
@@ -41,6 +41,7 @@ from bitinglip.workers.device import identify
 from bitinglip.workers.logfile import LogFile
 from bitinglip.workers.nodecontrol import Fleet, NodeControl, refuse_a_second
 from bitinglip.workers.nodefacts import NodeDevices, disk_of, labels_of, open_node_devices, plan, system
+from bitinglip.workers.release import release
 from bitinglip.workers.slot import Exit, Slot
 
 log = logging.getLogger("bitinglip.node")
@@ -233,24 +234,27 @@ class NodeAgent:
 
     async def _exited(self, slot: Slot, end: Exit) -> None:
         """Hand back what the worker held, and tell of its end if nobody had asked for it."""
-        released = await self._hand_back(slot.worker_id, end.held)
-        if end.restart_in_s is None:
-            return
         reason = how_it_ended(end.status)
+        asked_to_stop = end.restart_in_s is None
+        kind: FailureKind = "worker_stopped" if asked_to_stop else "worker_crashed"
+        failure = Failure(kind=kind, message=f"The worker {reason}.", retryable=True)
+        released = await self._hand_back(slot.worker_id, end.held, failure)
+        if asked_to_stop:
+            return
         log.warning(
             "%s %s; starting it again in %g s (log: %s)", slot.worker_id, reason, end.restart_in_s, slot.log.path
         )
         self._notice(f"{slot.worker_id} {reason}; starting it again in {end.restart_in_s:g} s")
         self._do(self._try_to_tell(self._exit_event(slot, end, reason, released)))
 
-    async def _hand_back(self, worker_id: str, held: frozenset[str]) -> int:
+    async def _hand_back(self, worker_id: str, held: frozenset[str], failure: Failure) -> int:
         """Hand back the work messages while their leases may still be the dead worker's; returns how many they were."""
         if not held:
             return 0
         deadline = asyncio.get_running_loop().time() + self._settings.worker.lease_s / 2
         while asyncio.get_running_loop().time() < deadline:
             try:
-                await hand_back(self._log.connection, held)
+                await release(self._log, worker_id, held, failure)
             except NoServer as error:
                 log.debug("not handed back yet: %s", error)
                 await asyncio.sleep(RETRY_S)

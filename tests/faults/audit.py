@@ -20,7 +20,7 @@ from bitinglip.events.task import (
 from bitinglip.tasks.state import evolve, is_terminal
 
 ENDS = (TaskSucceeded, TaskFailed, TaskDeadLettered)
-LOST = frozenset({"lost_lease", "engine_crashed", "worker_stopped"})
+LOST = frozenset({"lost_lease", "engine_crashed", "worker_crashed", "worker_stopped"})
 """Failures of an attempt that are not its own doing."""
 
 

@@ -23,12 +23,12 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.node import NodeHeartbeat, NodeStarted, NodeStopped, NodeWorkerExited
 from bitinglip.events.service import command
 from bitinglip.events.streams import WORKERS
-from bitinglip.events.task import TaskAssigned, TaskFailed
+from bitinglip.events.task import TaskAssigned, TaskDeadLettered, TaskFailed
 from bitinglip.events.worker import WorkerDrained
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
-from bitinglip.tasks.commands import Demand
+from bitinglip.tasks.commands import Demand, Retry
 from bitinglip.tasks.inbox import Inbox
 from tests.integration.test_worker import echo, outcome, submit, types, until
 from tests.support.cluster import Cluster, Process
@@ -86,7 +86,8 @@ async def test_a_killed_workers_task_runs_again_at_once(
     failed, again = [recorded for recorded in history if recorded.time > killed and recorded.type in AGAIN]
     assert isinstance(failed.event, TaskFailed)
     assert isinstance(again.event, TaskAssigned)
-    assert (failed.event.failure.kind, again.event.attempt) == ("lost_lease", 2)
+    assert (failed.event.failure.kind, again.event.attempt) == ("worker_crashed", 2)
+    assert failed.event.failure.message == "The worker was killed by signal 9."
     took_s = (again.time - killed).total_seconds()
     sys.stdout.write(f"worker killed → attempt 2 assigned: {took_s:.2f} s\n")
     assert took_s < MOST_RELEASE_S
@@ -107,6 +108,21 @@ async def test_another_worker_takes_over_what_a_killed_one_held(log: EventLog, i
         history = await outcome(log, task_id)
         assert types(history)[-1] == "succeeded"
         assert seconds_between(history[0], history[-1]) < 2 * MOST_RELEASE_S
+
+
+async def test_a_task_whose_last_attempt_goes_with_its_worker_is_a_dead_letter(
+    log: EventLog, inbox: Inbox, cluster: Cluster
+) -> None:
+    node = await cluster.node(workers=1, **LONG_LEASE)
+    once = echo(steps=10_000, step_ms=20).model_copy(update={"retry": Retry(max_attempts=1)})
+    task_id = await submit(inbox, once)
+    await until(log, task_id, "task.progressed")
+    [pid] = worker_pids(node)
+    os.kill(pid, signal.SIGKILL)
+    last = (await outcome(log, task_id))[-1].event
+    assert isinstance(last, TaskDeadLettered)
+    assert (last.attempt, last.failure.kind) == (1, "worker_crashed")
+    assert types(await outcome(log, await submit(inbox, echo())))[-1] == "succeeded"
 
 
 async def test_a_node_tells_of_itself_and_says_goodbye(cluster: Cluster, last: Any, eventually: Any) -> None:

@@ -47,7 +47,7 @@ SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
 TABLES = ("events", "tasks", "batches", "workers", "models")
 ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "requeue", "unknown")
-KINDS = ("engine_crashed", "lost_lease", "worker_stopped", "bad_input")
+KINDS = ("engine_crashed", "lost_lease", "worker_crashed", "worker_stopped", "bad_input")
 
 
 def message(event: Event, sequence: int, *, about: str, **changes: Any) -> RawMessage:

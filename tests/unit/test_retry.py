@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,7 +60,8 @@ def test_a_stopped_worker_hands_back_at_once_for_ever(policy: RetryPolicy, failu
     assert decide_retry(policy, stopped, failures, NOW, 0.5) == RetryAt(NOW)
 
 
-def test_a_lost_lease_is_taken_over_at_once_and_counts() -> None:
-    lost = Failure(kind="lost_lease", message="", retryable=True)
+@pytest.mark.parametrize("kind", ["lost_lease", "worker_crashed"])
+def test_what_a_dead_worker_ran_is_taken_over_at_once_and_counts(kind: Literal["lost_lease", "worker_crashed"]) -> None:
+    lost = Failure(kind=kind, message="", retryable=True)
     assert decide_retry(RetryPolicy(max_attempts=2), lost, 1, NOW, 0.5) == RetryAt(NOW)
     assert decide_retry(RetryPolicy(max_attempts=2), lost, 2, NOW, 0.5) == DeadLetter()
