@@ -29,14 +29,17 @@ def blocks(name: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def applied(stream: str, types: frozenset[str]) -> str:
-    """Return the SQL that applies a staged batch, of events of these types, to every projection of a stream."""
+def applied(stream: str, types: frozenset[str | None]) -> str:
+    """Return the SQL that applies a staged batch, of events of these types, to every projection of a stream.
+
+    What is no event has none.
+    """
     return "\n".join(blocks(name)[step] for name in PROJECTIONS[stream] for step in _steps(name, types))
 
 
-def _steps(name: str, types: frozenset[str]) -> tuple[str, ...]:
+def _steps(name: str, types: frozenset[str | None]) -> tuple[str, ...]:
     if name == "batches":
-        return ("apply",) if any(each.startswith("batch.") for each in types) else ()
+        return ("apply",) if any(each is not None and each.startswith("batch.") for each in types) else ()
     if name != "tasks":
         return ("apply",)
     if types == PROGRESS:
