@@ -1,32 +1,34 @@
 """Who runs beside whom. A task whose engine has died may be the reason, and would take its next company along.
 
-So whoever was in a crash runs in smaller company, and then alone: one task that crashes whatever runs it costs the
-others one attempt, or two, and never their last.
+So whoever was in a crash runs in smaller company, by itself at its last attempt: one task that crashes whatever runs it
+costs the others some of their attempts, and never the last one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from math import isqrt
 from typing import TypeVar
 
 from bitinglip.tasks.state import Task
 
 _T = TypeVar("_T")
+ROUNDING = 1e-9
+"""The square root of 256 is 16."""
 
 
 def company(task: Task, most: int) -> int:
     """Return how many tasks, itself included, a task may run with, of at most so many.
 
-    After a crash that is the square root of the most, so that as many passes as each of them has tasks find the one
-    that is the reason; after another one, and at a last attempt, it is alone.
+    With `n` attempts left a batch is to be narrowed down to one task in `n` steps. Steps that each divide it alike need
+    the fewest passes in all, so after a crash it is divided by the `n`th root of its size.
     """
     if task.crashes == 0:
         return most
-    last = task.failures + 1 >= task.submitted.retry.max_attempts
-    return 1 if last or task.crashes > 1 else max(1, isqrt(most))
+    left = max(1, task.submitted.retry.max_attempts - task.failures)
+    return max(1, math.floor(most ** (1 - 1 / left) + ROUNDING))
 
 
 def apart(items: Iterable[_T], company: Callable[[_T], int]) -> list[list[_T]]:

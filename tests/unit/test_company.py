@@ -14,9 +14,11 @@ from bitinglip.tasks.state import Task
 from bitinglip.workers.company import Rooms, apart, company
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SUBMITTED = TaskSubmitted.model_validate(TaskSubmitted.example | {"retry": RetryPolicy(max_attempts=3).model_dump()})
+ID = SUBMITTED.task_id
 tasks = st.builds(
     lambda crashes, failures, attempts: Task(
-        id=TaskSubmitted.model_validate(TaskSubmitted.example).task_id,
+        id=ID,
         submitted=TaskSubmitted.model_validate(
             TaskSubmitted.example | {"retry": RetryPolicy(max_attempts=attempts).model_dump()}
         ),
@@ -34,14 +36,19 @@ tasks = st.builds(
 
 
 @given(tasks, st.integers(1, 1000))
-def test_company_shrinks_with_each_crash_and_nobody_has_any_at_the_last_attempt(task: Task, most: int) -> None:
-    before = company(task._replace(crashes=0), most)
-    sizes = [before, *[company(task._replace(crashes=n), most) for n in range(1, 4)]]
-    assert before == most
+def test_company_shrinks_with_the_attempts_that_are_left_after_a_crash(task: Task, most: int) -> None:
+    assert company(task._replace(crashes=0), most) == most
+    suspect = task._replace(crashes=1)
+    sizes = [company(suspect._replace(failures=n), most) for n in range(task.submitted.retry.max_attempts)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[2] == sizes[3] == 1
-    if task.crashes and task.failures + 1 >= task.submitted.retry.max_attempts:
-        assert company(task, most) == 1
+    assert all(1 <= size <= most for size in sizes)
+    assert sizes[-1] == 1
+
+
+def test_three_attempts_find_the_one_of_256_in_16_passes_and_16() -> None:
+    first = Task(ID, SUBMITTED, "queued", 1, 1, NOW)
+    assert [company(first._replace(failures=n, crashes=n), 256) for n in range(3)] == [256, 16, 1]
+    assert company(first._replace(failures=3, crashes=3), 256) == 1  # retried by an operator's doing
 
 
 @given(st.lists(st.sampled_from([1, 2, 5, 16])))
