@@ -20,7 +20,7 @@ from bitinglip.events import subjects
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.direct import get_first_after
-from bitinglip.events.envelope import decode
+from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.streams import QUEUE, TASKS, Route
 from bitinglip.ids import TaskId
 
@@ -60,6 +60,17 @@ async def find_strays(connection: Connection) -> list[Stray]:
     return [stray for state in doubtful for stray in await _strays(connection, state)]
 
 
+async def first_waiting(connection: Connection, state: QueueState) -> Stray | None:
+    """Return the first message of a queue that was not handed out yet; none if there is none that can be read.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    waits = subjects.queue_filter(state.route.lane, state.route.queue)
+    message = await get_first_after(connection, QUEUE, waits, state.handed_out)
+    return None if message is None else _stray(state.route, message)
+
+
 async def remove_stray(connection: Connection, stray: Stray) -> None:
     """Take a stranded message out of its queue; one that is gone is fine.
 
@@ -87,7 +98,14 @@ async def _strays(connection: Connection, state: QueueState) -> list[Stray]:
         if message is None or message.sequence > _done_with(state):
             break
         after = message.sequence
-        with suppress(CorruptEvent):  # nobody can read it: it stays
-            event_id = decode(message, TASKS).id
-            found.append(Stray(state.route, after, TaskId(message.subject.rpartition(".")[2]), event_id))
+        if (stray := _stray(state.route, message)) is not None:
+            found.append(stray)
     return found
+
+
+def _stray(route: Route, message: RawMessage) -> Stray | None:
+    try:
+        event_id = decode(message, TASKS).id
+    except CorruptEvent:
+        return None  # nobody can read it: it stays
+    return Stray(route, message.sequence, TaskId(message.subject.rpartition(".")[2]), event_id)

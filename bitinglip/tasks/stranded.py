@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from contextlib import suppress
 
@@ -15,8 +16,8 @@ from bitinglip.errors import BitingLipError
 from bitinglip.events import subjects
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
-from bitinglip.events.stranded import Stray, find_strays, remove_stray
-from bitinglip.events.streams import WORKERS
+from bitinglip.events.stranded import Stray, find_strays, first_waiting, remove_stray
+from bitinglip.events.streams import WORKERS, Route
 from bitinglip.events.task import TaskAssigned
 from bitinglip.events.worker import WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
@@ -33,6 +34,10 @@ SILENT_S = 60.0
 """A worker that has said nothing for so long runs nothing any more."""
 
 
+QUEUES_A_LOOK, ENDED_A_LOOK = 20, 100
+"""Queues that stand still of which the first messages are looked at, chosen by chance; and how many of each."""
+
+
 class StrandedWork:
     """Looks for stranded work, and mends it."""
 
@@ -44,6 +49,8 @@ class StrandedWork:
         self._seen: set[Stray] = set()
         self._heard: dict[TaskId, tuple[int, float]] = {}
         """For each stranded task that runs: its worker's last event, and since when (by our clock) it is the last."""
+        self._handed_out: dict[Route, int] = {}
+        """What each queue had handed out at the last look."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -58,7 +65,7 @@ class StrandedWork:
                 await self._task
 
     async def look(self) -> list[TaskId]:
-        """Look once; returns the tasks whose stranded messages were mended.
+        """Look once; returns the tasks whose messages were mended, or taken out.
 
         Raises:
             NoServer: the server does not answer.
@@ -68,7 +75,7 @@ class StrandedWork:
         self._seen = set(found)
         tasks = {stray.task_id for stray in again}
         self._heard = {task_id: heard for task_id, heard in self._heard.items() if task_id in tasks}
-        return [stray.task_id for stray in again if await self._mend(stray)]
+        return [stray.task_id for stray in again if await self._mend(stray)] + await self._clear_ended()
 
     async def _run(self) -> None:
         while True:
@@ -77,6 +84,25 @@ class StrandedWork:
                 await self.look()
             except BitingLipError as error:
                 log.debug("no look for stranded work: %s", error)
+
+    async def _clear_ended(self) -> list[TaskId]:
+        """Take ended tasks' messages out of queues that stand still, as far as they are the first ones."""
+        states = await self._log.queue_states()
+        before, self._handed_out = self._handed_out, {state.route: state.handed_out for state in states}
+        still = [state for state in states if state.waiting and before.get(state.route) == state.handed_out]
+        cleared: list[TaskId] = []
+        for state in random.sample(still, min(len(still), QUEUES_A_LOOK)):
+            for _ in range(ENDED_A_LOOK):
+                first = await first_waiting(self._log.connection, state)
+                if first is None or not await self._has_ended(first.task_id):
+                    break
+                await remove_stray(self._log.connection, first)
+                cleared.append(first.task_id)
+        return cleared
+
+    async def _has_ended(self, task_id: TaskId) -> bool:
+        task = fold(await self._log.read_task(task_id))
+        return task is not None and task.ended
 
     async def _mend(self, stray: Stray) -> bool:
         """Make sure that the task needs the message no more, and take it out; false if somebody may have it."""

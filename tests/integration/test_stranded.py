@@ -10,7 +10,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.streams import QUEUE, Route, consumer
 from bitinglip.events.subjects import encode_token, worker_subject
-from bitinglip.events.task import TaskEvent, TaskFailed, TaskQueued
+from bitinglip.events.task import TaskCancelled, TaskEvent, TaskFailed, TaskQueued
 from bitinglip.events.worker import WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import AssignAttempt, SubmitTask
@@ -220,3 +220,28 @@ async def test_work_that_waits_or_runs_is_left_alone(log: EventLog, stranded: St
     for _ in range(3):
         assert await stranded.look() == []
     await queue.close()
+
+
+async def test_what_ended_tasks_left_in_a_queue_without_workers_is_taken_out(
+    log: EventLog, stranded: StrandedWork, eventually: Any
+) -> None:
+    await log.connection.js.add_consumer(QUEUE, config=consumer(ROUTE, 30))
+    ended, alive = await submit(log, 150), await submit(log, 2)
+
+    async def messages() -> int:
+        return (await log.connection.js.stream_info(QUEUE)).state.messages
+
+    async def all_there() -> bool:
+        return await messages() == 152
+
+    await eventually(all_there)
+    for task_id in ended:
+        task = await read(log, task_id)
+        cancelled = TaskCancelled.model_validate(TaskCancelled.example | {"task_id": task_id})
+        await log.append(log.task_append(cancelled, task.sequence))  # and whoever did it is gone
+    assert await stranded.look() == []  # the queue may move
+    assert await stranded.look() == ended[:100]
+    assert await stranded.look() == ended[100:]
+    assert await stranded.look() == []
+    assert await messages() == 2
+    assert await states(log, alive) == {"queued"}
