@@ -49,6 +49,8 @@ ROUTES = [
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
     Route("/v1/batches", Resource(POST=batches.create, GET=batches.list_batches)),
+    Route("/v1/batches/{batch_id}:close", Resource(POST=batches.close)),
+    Route("/v1/batches/{batch_id}/tasks", Resource(POST=batches.add)),
     Route("/v1/batches/{batch_id}", Resource(GET=batches.get_batch)),
     Route("/v1/schedules", Resource(POST=schedules.create, GET=schedules.list_schedules)),
     Route("/v1/schedules/{schedule_id}", Resource(GET=schedules.get_schedule, DELETE=schedules.delete)),

@@ -138,6 +138,7 @@ def _schemas() -> Schema:
                 "mapping": {kind: ref(_submit_name(kind))["$ref"] for kind in PARAMETERS},
             },
         },
+        "BatchTasks": array_of(ref("SubmitTask")),
         "Accepted": ACCEPTED,
         "Artifact": ARTIFACT,
         "Ending": ENDING,
