@@ -1,11 +1,12 @@
-"""Batches: make, add to, close, list, look at."""
+"""Batches: make, add to, close, cancel, list, look at."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Annotated, Any, Self, cast
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,11 +14,12 @@ from bitinglip.errors import BatchNotFound, InvalidInput, MalformedBody
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import requests
+from bitinglip.gateway import bulk, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.gateway.tasks import idempotency_key
 from bitinglip.ids import is_ulid
+from bitinglip.projections.query import TaskFilter
 from bitinglip.tasks import media
 from bitinglip.tasks.batches import (
     FIRST,
@@ -31,7 +33,7 @@ from bitinglip.tasks.batches import (
     member_id,
     part_for,
 )
-from bitinglip.tasks.commands import SubmitTask
+from bitinglip.tasks.commands import SubmitTask, invalid_input
 
 LIMIT, LIMIT_MOST = 50, 1000
 LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
@@ -80,6 +82,44 @@ async def close(request: Request) -> Response:
     return json(_shown(gateway, batch))
 
 
+class BatchCancel(BaseModel):
+    """Which page, and why: the body of `POST /v1/batches/{batch_id}:cancel`, which may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dry_run: bool = Field(default=False, description="Only say which tasks are meant, and close nothing.")
+    reason: Annotated[str, Field(max_length=512)] | None = Field(default=None, description="Why; kept with the tasks.")
+    limit: int = Field(default=1000, ge=1, le=bulk.PAGE_MOST, description="Most tasks that this request is about.")
+    cursor: str | None = Field(default=None, description="`next_cursor` of the request before.")
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Self:
+        """Read a request's body.
+
+        Raises:
+            MalformedBody: it is not JSON in UTF-8.
+            InvalidInput: a field is refused.
+        """
+        try:
+            return cls.model_validate(_parsed(body, "the body"))
+        except ValidationError as error:
+            raise invalid_input(error) from error
+
+
+async def cancel(request: Request) -> Response:
+    """Answer `POST /v1/batches/{batch_id}:cancel`: close it, and cancel a page of its tasks that have not ended."""
+    gateway, batch_id = _asked(request)
+    asked = BatchCancel()
+    if requests.header(request, b"content-type"):
+        asked = BatchCancel.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    batch = await gateway.batches.read(batch_id)
+    if not asked.dry_run:
+        batch, _ = await gateway.batches.close(batch)
+        gateway.recent.note(batch_id, batch.sequence)
+    chosen = TaskFilter(states=tuple(sorted(bulk.UNENDED)), batch_id=batch_id, limit=asked.limit, cursor=asked.cursor)
+    return json(await bulk.cancel_page(gateway, chosen, asked.reason, dry_run=asked.dry_run))
+
+
 async def list_batches(request: Request) -> Response:
     """Answer `GET /v1/batches`: the newest first, a page at a time."""
     requests.only(request, ("limit", "cursor"))
@@ -100,12 +140,21 @@ async def get_batch(request: Request) -> Response:
     return json(rows[0])
 
 
-def _asked(request: Request) -> tuple[Gateway, str]:
-    requests.only(request)
+def batch_id_of(request: Request) -> str:
+    """Return the batch id in the path.
+
+    Raises:
+        InvalidInput: it is not an id.
+    """
     batch_id = request.path_params["batch_id"]
     if not is_ulid(batch_id):
         raise InvalidInput(field="batch_id", problem="must be a ULID: 26 characters, as in 01JZ0000000000000000000000")
-    return gateway_of(request), batch_id
+    return batch_id
+
+
+def _asked(request: Request) -> tuple[Gateway, str]:
+    requests.only(request)
+    return gateway_of(request), batch_id_of(request)
 
 
 async def _read_commands(request: Request, limit_bytes: int) -> list[SubmitTask]:

@@ -248,6 +248,18 @@ OPERATIONS = (
         (errors.BatchNotFound, errors.InvalidInput, errors.NoServer, errors.StreamFull), (BATCH_ID,),
     ),
     Operation(
+        "post", "/v1/batches/{batch_id}:cancel", "Close a batch, and cancel those of its tasks that have not ended.",
+        {200: BULK}, (*ON_MANY, errors.BatchNotFound, errors.StreamFull), (BATCH_ID,), body="BatchCancel",
+        notes="The body may be left out.",
+    ),
+    Operation(
+        "get", "/v1/batches/{batch_id}/events", "Watch a batch: how far it is, up to its completion.",
+        {200: {}, 204: {}},
+        (errors.BatchNotFound, errors.InvalidInput, errors.ProjectionBehind, errors.NoServer),
+        (BATCH_ID, AFTER, LAST_EVENT_ID), media_types=("text/event-stream",),
+        notes="`progress` at most twice a second, then `batch.completed`. 204: that was at `Last-Event-ID`.",
+    ),
+    Operation(
         "get", "/v1/batches", "List the batches, the newest first.",
         {200: object_of(batches=array_of(ref("Batch")), next_cursor=OPTIONAL)}, (errors.InvalidInput,),
         (in_query("limit", "Most batches in the answer; 50 if not given.",
