@@ -187,6 +187,17 @@ class BatchNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class BatchIsClosed(Rejected):
+    """A batch that is closed was to get more tasks."""
+
+    code, status = "batch_is_closed", 409
+    template = "The batch {batch_id} is closed and takes no more tasks; {taken} of this request's were taken before."
+    remedy = "Put the other tasks into a new batch."
+    batch_id: str
+    taken: int
+
+
+@dataclass(eq=False, kw_only=True)
 class ScheduleNotFound(Rejected):
     """No schedule of this id is in the log, or it was deleted."""
 
@@ -243,10 +254,11 @@ class IdempotencyMismatch(Rejected):
     """An idempotency key was used again with another request."""
 
     code, status = "idempotency_mismatch", 422
-    template = "Idempotency-Key: {key!r} was already used for another request (task {task_id})."
+    template = "Idempotency-Key: {key!r} was already used for another request ({made})."
     remedy = "Use a new key for a new request; a key repeats only the very same one."
     key: str
-    task_id: str
+    made: str
+    """What that request made, as `task 01JZ…`."""
 
 
 @dataclass(eq=False, kw_only=True)

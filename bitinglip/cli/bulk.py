@@ -9,7 +9,7 @@ from bitinglip.cli.client import Client
 from bitinglip.errors import InvalidInput
 
 METADATA = "metadata."
-CONDITIONS = ("state", "kind", "model", "lane", "failure", "before", "after")
+CONDITIONS = ("state", "kind", "model", "lane", "batch", "failure", "before", "after")
 
 
 def conditions(where: list[str]) -> dict[str, Any]:

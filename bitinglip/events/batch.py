@@ -28,6 +28,23 @@ class BatchOpened(BatchEvent):
 
 
 @event
+class BatchExtended(BatchEvent):
+    """Tasks were added to it: they are in the log just before this event, stored together with it or not at all."""
+
+    type = "batch.extended"
+    example = {"batch_id": _ID, "part": "first", "added": 3, "tasks": 3, "request_sha256": "0" * 64}
+
+    part: str
+    """Request that adds them; a large one adds piece by piece, each with such an event."""
+    added: int
+    """How many of the part's tasks are in the log by now."""
+    tasks: int
+    """How many the batch has by now."""
+    request_sha256: str
+    """Digest of the request."""
+
+
+@event
 class BatchClosed(BatchEvent):
     """All of its tasks are in the log; none follows."""
 

@@ -20,7 +20,7 @@ from nats.js.errors import NotFoundError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
-from bitinglip.events.batch import BatchEvent
+from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, system_clock
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
@@ -29,15 +29,7 @@ from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
-from bitinglip.events.streams import (
-    MODELS,
-    QUEUE,
-    SCHEDULES,
-    TASKS,
-    WORKERS,
-    Route,
-    ensure_streams,
-)
+from bitinglip.events.streams import MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, Route, ensure_streams
 from bitinglip.events.tail import tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
@@ -271,7 +263,8 @@ class EventLog:
         """Prepare an event of a batch, to be stored only if `expected` is the sequence of its last one."""
         scope = subjects.batch_events(event.batch_id)
         headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope}
-        subject = f"bl.{event.type.replace('.', f'.{event.batch_id}.')}"
+        part = event.part if isinstance(event, BatchExtended) else None
+        subject = subjects.batch_subject(event.batch_id, event.type, part)
         return self._append(event, subject, event.batch_id, headers, scope, expected, None)
 
     def alarm_append(self, schedule_id: str, at: datetime) -> Append:
@@ -442,7 +435,6 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
 }
 """The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
 
-
 _STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "node": WORKERS, "model": MODELS} | {
     "batch": TASKS,
     "schedule": SCHEDULES,
@@ -481,10 +473,11 @@ def _read_ack(msg: Msg, append: Append, acked: asyncio.Future[Sequence]) -> None
     if error is None:
         acked.set_result(Sequence(answer["seq"]))
     else:
-        acked.set_exception(_refusal(error, append))
+        acked.set_exception(refusal(error, append))
 
 
-def _refusal(error: dict[str, Any], append: Append) -> BitingLipError:
+def refusal(error: dict[str, Any], append: Append) -> BitingLipError:
+    """Return what an ack that is an error means."""
     code, text = error.get("err_code", 0), str(error.get("description", error))
     if code in CONFLICT_CODES:
         return append.conflict

@@ -6,7 +6,7 @@
     bl.timer.<task_id>.expiry                       stream TASKS: schedules, each the `due` of a task's expiry
     bl.timer.<task_id>.after                        stream TASKS: schedules, each the `due` of a task that waits
     bl.due.<task_id>.expiry | after                 stream TASKS: no event; what the reactor is to look at
-    bl.batch.<batch_id>.<event>                     stream TASKS
+    bl.batch.<batch_id>.<event>[.<part>]            stream TASKS; `<part>` for `extended`
     bl.worker.<worker_id>.<event>                   stream WORKERS
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
@@ -150,6 +150,21 @@ def look_due(task_id: TaskId) -> str:
 def batch_events(batch_id: str) -> str:
     """Return the filter of all events of one batch; those of its tasks are not among them."""
     return f"bl.batch.{batch_id}.>"
+
+
+def batch_subject(batch_id: str, event_type: str, part: str | None) -> str:
+    """Return the subject of a batch's event; each part that is added has one of its own."""
+    return f"bl.batch.{batch_id}.{event_type.removeprefix('batch.')}" + (f".{part}" if part else "")
+
+
+def batch_states(batch_id: str) -> str:
+    """Return the filter of a batch's events but for what was added to it."""
+    return f"bl.batch.{batch_id}.*"
+
+
+def batch_parts(batch_id: str, part: str = "*") -> str:
+    """Return the filter of what was added to a batch; or the subject of one part of it."""
+    return f"bl.batch.{batch_id}.extended.{part}"
 
 
 def schedule_events(schedule_id: str) -> str:

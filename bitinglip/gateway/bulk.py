@@ -44,6 +44,7 @@ class Selection(BaseModel):
     kind: str | None = Field(default=None, max_length=100, description="Kind of task.")
     model: str | None = Field(default=None, max_length=200, description="Model reference.")
     lane: Lane | None = Field(default=None, description="Lane.")
+    batch: Annotated[str, Field(max_length=26)] | None = Field(default=None, description="Batch that they are in.")
     failure: FailureKind | None = Field(default=None, description="Kind of the latest failure.")
     metadata: dict[str, str] = Field(default_factory=dict, max_length=32, description="Labels that they all have.")
     after: AwareDatetime | None = Field(
@@ -87,6 +88,7 @@ class Selection(BaseModel):
             kind=self.kind,
             model=self.model,
             lane=self.lane,
+            batch_id=self.batch,
             failure=self.failure,
             metadata=self.metadata,
             after=self.after,
@@ -129,7 +131,7 @@ async def cancel_page(gateway: Gateway, chosen: TaskFilter, reason: str | None, 
 
     async def end(task_id: TaskId) -> str:
         task = await gateway.inbox.cancel(task_id, command)
-        gateway.recent.note(task_id, task.sequence)
+        gateway.recent.note_task(task_id, task.sequence, task.submitted.batch_id)
         return "cancelled" if task.ended else "cancel_requested"
 
     return await _page(gateway, chosen, dry_run, end)

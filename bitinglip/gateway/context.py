@@ -36,7 +36,7 @@ RECENT_MOST = 20_000
 
 
 class Recent:
-    """The last sequence that this gateway published or showed for each of the latest tasks; bounded."""
+    """The last sequence that this gateway published or showed for each of the latest tasks and batches; bounded."""
 
     def __init__(self, most: int = RECENT_MOST) -> None:
         self._most = most
@@ -47,6 +47,12 @@ class Recent:
         self._sequences[task_id] = max(sequence, self._sequences.pop(task_id, 0))
         if len(self._sequences) > self._most:
             self._sequences.popitem(last=False)
+
+    def note_task(self, task_id: str, sequence: int, batch_id: str | None) -> None:
+        """Remember it of the task, and of its batch, which tells of it as well."""
+        for each in (task_id, batch_id):
+            if each is not None:
+                self.note(each, sequence)
 
     def of(self, task_id: str) -> int:
         """Return the sequence that an answer about the task must contain; 0 if any answer will do."""

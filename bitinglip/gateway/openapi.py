@@ -16,6 +16,7 @@ from bitinglip import errors
 from bitinglip.events.node import NodeWorker
 from bitinglip.gateway import problems
 from bitinglip.gateway.analytics import Answer, Query
+from bitinglip.gateway.batches import BatchCancel
 from bitinglip.gateway.bulk import Selection
 from bitinglip.gateway.nodes import Labels
 from bitinglip.gateway.operations import (
@@ -42,7 +43,7 @@ from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 from bitinglip.tasks.schedules import CreateSchedule
 
-TIMES: tuple[type[BaseModel], ...] = (CreateBatch, CreateSchedule, Selection, ScheduleShown)
+TIMES: tuple[type[BaseModel], ...] = (CreateBatch, BatchCancel, CreateSchedule, Selection, ScheduleShown)
 BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker, QueueChange, QueuePurge, *TIMES)
 MODELS = (*BODIES, *PARAMETERS.values(), *RESULTS.values())
 
@@ -138,6 +139,7 @@ def _schemas() -> Schema:
                 "mapping": {kind: ref(_submit_name(kind))["$ref"] for kind in PARAMETERS},
             },
         },
+        "BatchTasks": array_of(ref("SubmitTask")),
         "Accepted": ACCEPTED,
         "Artifact": ARTIFACT,
         "Ending": ENDING,

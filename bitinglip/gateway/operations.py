@@ -131,6 +131,10 @@ LINES = in_query("lines", "How many; 100 if not given.", {"type": "integer", "mi
 LINKS = object_of(self=TEXT, events=TEXT)
 ARTIFACT = object_of(sha256=TEXT, size_bytes=WHOLE, media_type=TEXT, links=object_of(self=TEXT))
 ACCEPTED = object_of(task_id=TEXT, state=STATE, sequence=WHOLE, links=LINKS)
+BATCH = object_of(
+    batch_id=TEXT, state={"enum": ["open", "closed", "completed"]}, tasks=WHOLE, sequence=WHOLE,
+    links=object_of(self=TEXT, tasks=TEXT),
+)  # fmt: skip
 ENDING = object_of(task_id=TEXT, state=STATE, cancel_requested=FLAG, links=LINKS)
 
 
@@ -226,9 +230,34 @@ OPERATIONS = (
     ),
     Operation(
         "post", "/v1/batches", "Submit many tasks with one handle: all of them are taken, or none.",
-        {202: object_of(batch_id=TEXT, tasks=WHOLE, sequence=WHOLE, links=object_of(self=TEXT, tasks=TEXT))},
-        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
+        {202: BATCH},
+        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.BatchIsClosed, errors.NoServer,
+         errors.StreamFull),
         (KEY,), body="CreateBatch",
+    ),
+    Operation(
+        "post", "/v1/batches/{batch_id}/tasks", "Add tasks to an open batch: all of them, or none.",
+        {202: object_of(added=WHOLE, **BATCH["properties"])},
+        (*BODY, errors.BatchNotFound, errors.BatchIsClosed, errors.UnknownModel, errors.IdempotencyMismatch,
+         errors.NoServer, errors.StreamFull),
+        (BATCH_ID, KEY), body="BatchTasks",
+        notes="A JSON list of at most 10,000 tasks; or JSON lines (`application/x-ndjson`), each a task.",
+    ),
+    Operation(
+        "post", "/v1/batches/{batch_id}:close", "Let nothing more be added to a batch.", {200: BATCH},
+        (errors.BatchNotFound, errors.InvalidInput, errors.NoServer, errors.StreamFull), (BATCH_ID,),
+    ),
+    Operation(
+        "post", "/v1/batches/{batch_id}:cancel", "Close a batch, and cancel those of its tasks that have not ended.",
+        {200: BULK}, (*ON_MANY, errors.BatchNotFound, errors.StreamFull), (BATCH_ID,), body="BatchCancel",
+        notes="The body may be left out.",
+    ),
+    Operation(
+        "get", "/v1/batches/{batch_id}/events", "Watch a batch: how far it is, up to its completion.",
+        {200: {}, 204: {}},
+        (errors.BatchNotFound, errors.InvalidInput, errors.ProjectionBehind, errors.NoServer),
+        (BATCH_ID, AFTER, LAST_EVENT_ID), media_types=("text/event-stream",),
+        notes="`progress` at most twice a second, then `batch.completed`. 204: that was at `Last-Event-ID`.",
     ),
     Operation(
         "get", "/v1/batches", "List the batches, the newest first.",

@@ -33,6 +33,21 @@ async def read_json(request: Request, limit_bytes: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+async def read_lines(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body's lines as they come, without reading more than the limit.
+
+    Raises:
+        PayloadTooLarge: it has more bytes than the limit.
+        MalformedBody: the caller went away before its end.
+    """
+    rest = b""
+    async for chunk in _chunks(request, limit_bytes):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
+
+
 async def read_into(request: Request, path: Path, limit_bytes: int) -> int:
     """Write the body into a file as it comes; returns its size in bytes.
 

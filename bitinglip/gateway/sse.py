@@ -43,8 +43,19 @@ def stream(
 
     `ends` tells the event after which no other one comes.
     """
+    return frames_stream(gateway, _frames(batches, ends), headers, closed=closed)
+
+
+def frames_stream(
+    gateway: Gateway,
+    frames: AsyncGenerator[bytes],
+    headers: Mapping[str, str] | None = None,
+    *,
+    closed: Callable[[], Awaitable[None]] | None = None,
+) -> EventStream:
+    """Answer with events that are written already."""
     return EventStream(
-        _frames(gateway, batches, ends),
+        _while_reached(gateway, frames),
         closed,
         headers=headers,
         ping=gateway.settings.gateway.sse_heartbeat_s,
@@ -80,6 +91,11 @@ def frame(message: RawMessage) -> bytes:
     """Write one event."""
     head = f"id: {message.sequence}\nevent: {type_of(message)}\ndata: ".encode()
     return head + one_line(message.payload) + b"\n\n"
+
+
+def told(name: str, data: Any) -> bytes:
+    """Write an event that is none of the log's, and so has no sequence."""
+    return f"event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
 
 
 def json_list(messages: Iterable[RawMessage]) -> Response:
@@ -138,14 +154,20 @@ class _LastFrames(bytes):
 
 
 async def _frames(
-    gateway: Gateway, batches: AsyncGenerator[Seq[RawMessage]], ends: Callable[[RawMessage], bool]
+    batches: AsyncGenerator[Seq[RawMessage]], ends: Callable[[RawMessage], bool]
 ) -> AsyncGenerator[bytes]:
+    async with aclosing(batches):
+        async for batch in batches:
+            chunk = b"".join(map(frame, batch))
+            yield _LastFrames(chunk) if ends(batch[-1]) else chunk
+
+
+async def _while_reached(gateway: Gateway, frames: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     with gateway.metrics.sse_clients.track_inprogress():
-        async with aclosing(batches):
+        async with aclosing(frames):
             try:
-                async for batch in batches:
-                    chunk = b"".join(map(frame, batch))
-                    yield _LastFrames(chunk) if ends(batch[-1]) else chunk
+                async for chunk in frames:
+                    yield chunk
             except NoServer:
                 yield GONE
 

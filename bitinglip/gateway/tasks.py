@@ -67,7 +67,7 @@ async def cancel(request: Request) -> Response:
         raise InvalidInput(field="reason", problem=f"has more than {REASON_MOST} characters")
     task_id = requests.task_id_of(request)
     task = await gateway.inbox.cancel(task_id, CancelTask(by=gateway.key_id, reason=reason))
-    gateway.recent.note(task_id, task.sequence)
+    gateway.recent.note_task(task_id, task.sequence, task.submitted.batch_id)
     content = {"task_id": task_id, "state": task.state, "cancel_requested": not task.ended, "links": links(task_id)}
     return json(content, 200 if task.ended else 202)
 

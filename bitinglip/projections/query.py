@@ -156,7 +156,12 @@ class Queries:
         return found[:limit], str(found[limit - 1].opened_sequence) if len(found) > limit else None
 
     async def batches_over(self) -> list[tuple[str, int, int, dict[str, int]]]:
-        """Return what is to be completed: each batch's id, its last event's sequence, its tasks, how they ended."""
+        """Return what is to be completed: each batch's id, its last event's sequence, its tasks, how they ended.
+
+        The tasks are counted only if some batch waits for its completion.
+        """
+        if not await self._rows("batches_waiting"):
+            return []
         found = await self._rows("batches_over")
         return [(batch_id, last, tasks, orjson.loads(counts)) for batch_id, last, tasks, counts in found]
 

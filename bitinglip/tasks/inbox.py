@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -10,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from bitinglip.errors import Conflict, IdempotencyMismatch, IllegalTransition, TaskNotFound
+from bitinglip.errors import BitingLipError, Conflict, IdempotencyMismatch, IllegalTransition, TaskNotFound
 from bitinglip.events import artifacts, subjects
-from bitinglip.events.log import EventLog
+from bitinglip.events.log import Append, EventLog
 from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskQueued, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
 from bitinglip.tasks.commands import (
@@ -111,17 +112,27 @@ class Inbox:
 
     async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
         """Put a prepared task into the log; see `submit`."""
-        waits = _waits(event)
-        route = None if waits else route_of(event)
         orphaned = event.expires_at is not None and not await self._set_expiry(event)
         try:
-            append = self._log.task_append(event, 0, route=route, causation=request_id)
-            sequence = await self._log.append(append)
+            sequence = await self._log.append(self._submission(event, request_id))
         except Conflict:
             return await self._repeated(event)
         if orphaned:
             await self._set_expiry(event, replace=True)
-        return Accepted(event.task_id, sequence, True, event.run_at, waits)
+        return Accepted(event.task_id, sequence, True, event.run_at, _waits(event))
+
+    async def submissions(self, events: Seq[TaskSubmitted], request_id: str | None) -> list[Append]:
+        """Return what puts prepared tasks into the log; the timers of their expiries are set by then.
+
+        Raises:
+            NoServer, StreamFull: the log does not take the timers now.
+        """
+        ends = [(event.task_id, event.expires_at) for event in events if event.expires_at is not None]
+        timers = [self._log.expiry_append(task_id, at, replace=True) for task_id, at in ends]
+        for outcome in await self._log.append_all(timers):
+            if isinstance(outcome, BitingLipError):
+                raise outcome
+        return [self._submission(event, request_id) for event in events]
 
     async def expire(self, task_id: TaskId) -> None:
         """End a task that was not started in time; one that started, ended or has time left stays as it is.
@@ -196,6 +207,10 @@ class Inbox:
         assert after is not None
         return after
 
+    def _submission(self, event: TaskSubmitted, request_id: str | None) -> Append:
+        route = None if _waits(event) else route_of(event)
+        return self._log.task_append(event, 0, route=route, causation=request_id)
+
     async def _set_expiry(self, event: TaskSubmitted, *, replace: bool = False) -> bool:
         """Set the timer of a task's expiry; false if one is there, left by a request that did not come to its end."""
         assert event.expires_at is not None
@@ -260,7 +275,7 @@ class Inbox:
         if task is None:
             raise Conflict(subject=subjects.task_events(event.task_id), expected=0)
         if task.submitted.request_sha256 != event.request_sha256:
-            raise IdempotencyMismatch(key=event.idempotency_key or "", task_id=task.id)
+            raise IdempotencyMismatch(key=event.idempotency_key or "", made=f"task {task.id}")
         return Accepted(task.id, Sequence(task.sequence), False, task.submitted.run_at, _waits(task.submitted))
 
 

@@ -13,12 +13,14 @@ import httpx
 import pytest
 
 from bitinglip.errors import Conflict
+from bitinglip.events.batch import BatchOpened
 from bitinglip.events.log import EventLog
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, MODELS, QUEUE, TASKS, WORKERS
-from bitinglip.events.task import TaskEvent
+from bitinglip.events.task import TaskEvent, TaskSubmitted
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
+from bitinglip.tasks.batches import Batches, Part
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import decide, fold, is_terminal
@@ -154,6 +156,25 @@ async def test_of_many_writers_one_gets_in_and_the_others_hear_of_a_conflict(log
         flat = [outcome for some in outcomes for outcome in some]
         assert sum(isinstance(outcome, int) for outcome in flat) == 1
         assert sum(isinstance(outcome, Conflict) for outcome in flat) == len(flat) - 1, flat
+    for other in others:
+        await other.close()
+
+
+async def test_one_batch_is_added_to_by_many_at_once(log: EventLog) -> None:
+    """Lots of events that are stored together, or not at all, on a replicated stream."""
+    others = [await EventLog.connect(log.connection.settings, f"/test/{number}") for number in range(3)]
+    sides = [Batches(each, Inbox(each, 65_536)) for each in (log, *others)]
+    batch, _ = await sides[0].open(BatchOpened(batch_id=log.ids(), request_sha256="0"), None)
+    example = TaskSubmitted.example | {"batch_id": batch.id}
+    parts = [
+        Part(str(number), [TaskSubmitted.model_validate(example | {"task_id": log.ids()}) for _ in range(600)], "0")
+        for number in range(8)
+    ]
+    ways = [sides[number % 4].extend(batch, part, None) for number, part in enumerate(parts)]
+    await asyncio.gather(*ways)
+    closed, _ = await sides[1].close(batch)
+    assert closed.tasks == 8 * 600
+    assert len(await log.subjects_of(TASKS, "bl.task.>")) == 8 * 600
     for other in others:
         await other.close()
 

@@ -16,8 +16,7 @@ counted as (
 ),
 told as (
     select
-        batch_id, json_group_object(state, tasks) as counts, min(started_at) as started_at, sum(tasks) as known,
-        sum(ended) as done
+        batch_id, json_group_object(state, tasks) as counts, min(started_at) as started_at, sum(ended) as done
     from counted
     group by batch_id
 )
@@ -27,7 +26,7 @@ select
     case when completed_at is not null then 'completed' when closed_at is not null then 'closed' else 'open' end,
     metadata,
     key_id,
-    coalesce(tasks, known, 0)::bigint,
+    tasks,
     coalesce(done, 0)::bigint,
     coalesce(counts, '{}'),
     opened_at,

@@ -7,7 +7,7 @@ create table batches (
     name varchar,
     metadata json,
     key_id varchar,
-    tasks bigint,
+    tasks bigint not null,
     opened_at timestamp not null,
     closed_at timestamp,
     completed_at timestamp,
@@ -20,9 +20,9 @@ comment on column batches.batch_id is 'Identifier of the batch (ULID).';
 comment on column batches.name is 'The caller''s own name for it; null if none was given.';
 comment on column batches.metadata is 'The caller''s own labels.';
 comment on column batches.key_id is 'API key that asked for it; null without keys.';
-comment on column batches.tasks is 'How many tasks it has; null until it is closed.';
+comment on column batches.tasks is 'How many tasks it has.';
 comment on column batches.opened_at is 'When it was begun (UTC).';
-comment on column batches.closed_at is 'When the last of its tasks was accepted (UTC); null before.';
+comment on column batches.closed_at is 'When it was closed: nothing is added after that (UTC); null before.';
 comment on column batches.completed_at is 'When it was seen that all of its tasks had ended (UTC); null before.';
 comment on column batches.opened_sequence is 'Sequence of its batch.opened in TASKS.';
 comment on column batches.last_sequence is 'Sequence of its own last event in TASKS.';
@@ -31,10 +31,20 @@ comment on column batches.last_sequence is 'Sequence of its own last event in TA
 insert into batches
 select
     about, json_extract_string(data, '$.name'), coalesce(json_extract(data, '$.metadata'), '{}'),
-    json_extract_string(data, '$.key_id'), null, time, null, null, sequence, sequence
+    json_extract_string(data, '$.key_id'), 0, time, null, null, sequence, sequence
 from batch
 where type = 'batch.opened'
 on conflict do nothing;
+
+update batches
+set tasks = told.tasks, last_sequence = told.last_sequence
+from (
+    select about as batch_id, max(json_extract(data, '$.tasks')::bigint) as tasks, max(sequence) as last_sequence
+    from batch
+    where type = 'batch.extended'
+    group by about
+) as told
+where told.batch_id = batches.batch_id;
 
 update batches
 set tasks = json_extract(batch.data, '$.tasks')::bigint, closed_at = batch.time, last_sequence = batch.sequence

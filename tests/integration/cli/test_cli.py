@@ -298,6 +298,43 @@ class TestOnACluster:
         assert (refused.status, "-:2" in refused.err) == (2, True)
         assert (await bitinglip(*create, str(tmp_path / "none"))).status == 2
 
+    async def test_a_batch_is_added_to_closed_watched_and_cancelled(self, url: str) -> None:
+        at, defaults = ("--url", url), ("-m", "echo", "--kind", "echo")
+        made = await bitinglip("batch", "create", "-", "--open", *defaults, *at, stdin='{"params": {"message": "a"}}')
+        batch_id = made.out.strip()
+        lines = '{"params": {"message": "b"}}\n' * 2
+        added = await bitinglip("batch", "add", batch_id, "-", *defaults, "--idempotency-key", "k", *at, stdin=lines)
+        assert added.out == f"{batch_id}: open, tasks 3\n"
+        assert (await bitinglip("batch", "add", batch_id, "-", *at, stdin="")).status == 2
+        assert (await bitinglip("batch", "close", batch_id, *at)).out.startswith(f"{batch_id}: closed, tasks 3")
+        watched = await bitinglip("batch", "watch", batch_id, *at)
+        assert (watched.status, watched.out) == (0, "succeeded 3\n")
+        assert watched.err.splitlines()[-1] == "3/3 succeeded 3"
+        events = (await bitinglip("batch", "watch", batch_id, "--json", *at)).lines
+        assert (events[-1]["type"], events[-1]["data"]["counts"]) == ("batch.completed", {"succeeded": 3})
+        assert (await bitinglip("batch", "add", batch_id, "-", *defaults, *at, stdin=lines)).status == 2
+        delayed = '{"params": {"message": "c"}, "delay_s": 3600}\n' * 2
+        other = (await bitinglip("batch", "create", "-", "--open", *defaults, *at, stdin=delayed)).out.strip()
+        dry = await bitinglip("batch", "cancel", other, "--dry-run", *at)
+        assert len(dry.out.split()) == 2
+        cancelled = await bitinglip("batch", "cancel", other, "--reason", "enough", "--json", *at)
+        assert cancelled.json == {"matched": 2, "cancelled": 2, "refused": []}
+        watched = await bitinglip("batch", "watch", other, *at)
+        assert (watched.status, watched.out) == (5, "cancelled 2\n")
+
+    async def test_a_batch_that_is_larger_than_a_request_goes_in_parts(self, url: str, tmp_path: Path) -> None:
+        create = ("batch", "create", "-m", "echo", "--kind", "echo", "--json", "--url", url)
+        (tmp_path / "many").write_text('{"params": {"message": 1}, "delay_s": 3600}\n' * 10_001)
+        made = await bitinglip(*create, str(tmp_path / "many"))
+        assert (made.json["state"], made.json["tasks"]) == ("closed", 10_001)
+        lines = json.dumps({"params": {"message": "x" * 2_000_000}}) + "\n"
+        keyed = (*create, "--idempotency-key", "large", "-")
+        made, again = await bitinglip(*keyed, stdin=lines * 2), await bitinglip(*keyed, stdin=lines * 2)
+        assert (again.json["batch_id"], again.json["tasks"]) == (made.json["batch_id"], 2)
+        refused = await bitinglip(*create, "-", stdin=lines * 2 + '{"size": 1}\n')
+        assert (refused.status, "lines 2 to 3 and what follows" in refused.err) == (2, True)
+        assert "tasks.1.size" in refused.err
+
     async def test_parameters_from_json_files_and_standard_input(self, url: str, tmp_path: Path) -> None:
         (tmp_path / "p.json").write_text('{"message": [1, 2]}')
         for given, stdin in ((f"@{tmp_path / 'p.json'}", ""), ("-", '{"message": [1, 2]}')):

@@ -111,7 +111,7 @@ async def test_a_batch_is_completed_though_its_gateway_was_killed(
     process.send_signal(signal.SIGKILL)
     await process.communicate()
     await player.run(ids[1])
-    assert await told(log, batch_id) == ["batch.opened", "batch.closed"]
+    assert await told(log, batch_id) == ["batch.opened", "batch.extended", "batch.closed"]
     process = await start(tmp_path / "two", nats_url)
     assert process.stdout is not None
     said = orjson.loads(await process.stdout.readline())
@@ -145,7 +145,8 @@ async def test_a_repeat_is_the_same_batch(client: httpx.AsyncClient) -> None:
     again = await client.post("/v1/batches", json=asked, headers=key)
     assert (again.json()["batch_id"], again.headers["idempotency-replayed"]) == (batch_id, "true")
     assert len(await members(client, batch_id)) == 2
-    check_problem(await client.post("/v1/batches", json=body("c"), headers=key), 422, "idempotency_mismatch")
+    problem = check_problem(await client.post("/v1/batches", json=body("c"), headers=key), 422, "idempotency_mismatch")
+    assert problem["made"] == f"batch {batch_id}"
 
 
 async def test_batches_are_listed_page_by_page(client: httpx.AsyncClient) -> None:
