@@ -38,6 +38,10 @@ React = Callable[[str, bytes], Awaitable[None]]
 """What is done about one message (its subject, its payload); done again if it fails."""
 
 
+class NotYetError(Exception):
+    """What a reaction needs is not there yet: its message is to come again."""
+
+
 class Reactions:
     """One process's share of a durable consumer."""
 
@@ -105,7 +109,7 @@ class Reactions:
         again = _NAK % int(again_s * 1e9)
         try:
             await self._react(msg.subject, msg.data)
-        except (Conflict, NoServer) as error:
+        except (Conflict, NoServer, NotYetError) as error:
             log.debug("%s: %s: %s", self._name, msg.subject, error)
             return again
         except Defect:

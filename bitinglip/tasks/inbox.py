@@ -134,20 +134,23 @@ class Inbox:
                 raise outcome
         return [self._submission(event, request_id) for event in events]
 
-    async def expire(self, task_id: TaskId) -> None:
+    async def expire(self, task_id: TaskId) -> bool:
         """End a task that was not started in time; one that started, ended or has time left stays as it is.
+
+        Returns false if there is no such task: its expiry is set before it, and may be due before it.
 
         Raises:
             NoServer: the log cannot be asked now.
         """
         task = fold(await self._log.read_task(task_id))
         if task is None:
-            return
+            return False
         at, now = task.submitted.expires_at, self._log.clock()
         if at is not None and at > now and not task.ended:
             await self._log.append(self._log.expiry_append(task_id, at, replace=True))
-            return
-        await self._persist(task, ExpireTask(now=now))
+        else:
+            await self._persist(task, ExpireTask(now=now))
+        return True
 
     async def settle(self, task: Task, command: ReleaseTask | DropTask | RequeueTask | FailAttempt) -> Task:
         """Carry out what nobody asked for; a task that it holds for no more stays as it is. Returns what it is then."""

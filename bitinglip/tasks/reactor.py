@@ -7,8 +7,9 @@ its consequence is in the log, and may come again.
 from __future__ import annotations
 
 from bitinglip.events import subjects
+from bitinglip.events.direct import get_last
 from bitinglip.events.log import EventLog
-from bitinglip.events.reactions import Reactions
+from bitinglip.events.reactions import NotYetError, Reactions
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
 from bitinglip.tasks.dependents import Dependents
@@ -16,6 +17,8 @@ from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import fold
 from bitinglip.tasks.timers import ensure_timer, start_timer
 
+SUBMITTED_WITHIN_S = 120.0
+"""A task whose expiry was set comes within this time, or it was given up."""
 FILTERS = (subjects.SCHEDULED_SUBMISSIONS, subjects.DUES)
 
 
@@ -47,9 +50,16 @@ class Reactor:
         if what == "after":
             await self._dependents.look(TaskId(task_id))
         elif sort == "due":
-            await self._inbox.expire(TaskId(task_id))
+            await self._expire(TaskId(task_id), subject)
         else:
             await self._submitted(TaskId(task_id))
+
+    async def _expire(self, task_id: TaskId, subject: str) -> None:
+        if await self._inbox.expire(task_id):
+            return
+        due = await get_last(self._log.connection, TASKS, subject)
+        if due is not None and self._log.clock().timestamp() - due.time_ns / 1e9 < SUBMITTED_WITHIN_S:
+            raise NotYetError("the task whose expiry is due is not in the log yet")
 
     async def _submitted(self, task_id: TaskId) -> None:
         task = fold(await self._log.read_task(task_id))

@@ -15,6 +15,7 @@ from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.reactor import Reactor
+from bitinglip.tasks.routing import route_of
 from tests.integration.test_inbox import assign
 from tests.support.server import eventually
 
@@ -206,3 +207,24 @@ async def test_an_expiry_that_comes_early_is_set_again(log: EventLog, inbox: Inb
     assert last is not None
     assert command.expires_at is not None
     assert last.recorded_at >= command.expires_at
+
+
+async def test_an_expiry_that_is_due_before_its_task_is_in_the_log_finds_it_later(
+    log: EventLog, inbox: Inbox, reactor: Reactor
+) -> None:
+    event = await inbox.prepare(echo(expires_at=later(log, 0.3)))
+    assert event.expires_at is not None
+    await log.append(log.expiry_append(event.task_id, event.expires_at))
+
+    async def came_too_early() -> bool:
+        told = await log.connection.js.consumer_info(TASKS, "reactor")
+        return bool(await on(log, f"bl.due.{event.task_id}.>")) and (told.num_ack_pending or 0) > 0
+
+    await eventually(came_too_early)
+    await log.append(log.task_append(event, 0, route=route_of(event)))
+    await happened(log, event.task_id, "submitted", "expired")
+    await eventually(lambda: is_empty(log))
+
+
+async def is_empty(log: EventLog) -> bool:
+    return await queue(log) == 0
