@@ -9,7 +9,7 @@ from importlib import resources
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
     "TASKS": ("events", "tasks", "batches"),
-    "WORKERS": ("events", "workers", "nodes"),
+    "WORKERS": ("events", "workers", "nodes", "worker_restarts"),
     "MODELS": ("events", "models"),
     "SCHEDULES": ("events",),
 }
@@ -18,7 +18,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 PROGRESS = frozenset({"task.progressed"})
 RETRY = "retry of a task"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
-NAMES = ("events", "tasks", "batches", "workers", "nodes", "models")
+NAMES = ("events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
