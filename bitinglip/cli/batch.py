@@ -16,7 +16,7 @@ from bitinglip.errors import InvalidInput
 
 app = typer.Typer(help="Submit many tasks with one handle, and see how far they are.", no_args_is_help=True)
 
-COLUMNS = ("batch_id", "name", "state", "tasks", "done", "opened_at", "completed_at")
+COLUMNS = ("batch_id", "name", "state", "tasks", "done", "opened", "completed")
 
 
 @app.command()
@@ -45,7 +45,8 @@ def list_(url: Url = None, as_json: Json = False) -> None:
         for batch in found:
             render.json(batch)
         return
-    render.table(COLUMNS, [[batch[column] for column in COLUMNS] for batch in found])
+    none = "No batches; `bitinglip batch create FILE` makes one."
+    render.table(COLUMNS, [_row(batch) for batch in found], fold=("name",), spare=("completed", "opened"), none=none)
 
 
 @app.command()
@@ -53,6 +54,11 @@ def show(batch_id: str, url: Url = None, as_json: Json = False) -> None:
     """Print a batch, and what has become of its tasks."""
     found = client(url).get(f"/v1/batches/{quoted(batch_id)}")
     render.json(found) if as_json else render.pairs(found.items())
+
+
+def _row(batch: dict[str, Any]) -> list[Any]:
+    times = {name: render.moment(batch[f"{name}_at"]) for name in ("opened", "completed")}
+    return [(batch | times)[column] for column in COLUMNS]
 
 
 def _read(file: str) -> list[Any]:
