@@ -16,6 +16,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 """The projections of each stream, in the order in which they are applied."""
 
 PROGRESS = frozenset({"task.progressed"})
+RESTARTS = frozenset({"node.worker_exited", "node.worker_commanded", "node.restarting_workers"})
 RETRY = "retry of a task"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
 NAMES = ("events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models")
@@ -40,6 +41,8 @@ def applied(stream: str, types: frozenset[str | None]) -> str:
 def _steps(name: str, types: frozenset[str | None]) -> tuple[str, ...]:
     if name == "batches":
         return ("apply",) if any(each is not None and each.startswith("batch.") for each in types) else ()
+    if name == "worker_restarts":
+        return ("apply",) if types & RESTARTS else ()
     if name != "tasks":
         return ("apply",)
     if types == PROGRESS:
