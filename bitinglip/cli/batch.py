@@ -18,7 +18,7 @@ from bitinglip.errors import BitingLipError, InvalidInput
 
 app = typer.Typer(help="Submit many tasks with one handle, see how far they are, end them.", no_args_is_help=True)
 
-COLUMNS = ("batch_id", "name", "state", "tasks", "done", "opened_at", "completed_at")
+COLUMNS = ("batch_id", "name", "state", "tasks", "done", "opened", "completed")
 PART_MOST = 10_000
 """Tasks that a gateway takes in one request."""
 PART_BYTES = 3_500_000
@@ -120,7 +120,8 @@ def list_(url: Url = None, as_json: Json = False) -> None:
         for batch in found:
             render.json(batch)
         return
-    render.table(COLUMNS, [[batch[column] for column in COLUMNS] for batch in found])
+    none = "No batches; `bitinglip batch create FILE` makes one."
+    render.table(COLUMNS, [_row(batch) for batch in found], fold=("name",), spare=("completed", "opened"), none=none)
 
 
 @app.command()
@@ -128,6 +129,11 @@ def show(batch_id: str, url: Url = None, as_json: Json = False) -> None:
     """Print a batch, and what has become of its tasks."""
     found = client(url).get(f"/v1/batches/{quoted(batch_id)}")
     render.json(found) if as_json else render.pairs(found.items())
+
+
+def _row(batch: dict[str, Any]) -> list[Any]:
+    times = {name: render.moment(batch[f"{name}_at"]) for name in ("opened", "completed")}
+    return [(batch | times)[column] for column in COLUMNS]
 
 
 def _add(gateway: Client, batch_id: str, file: str, parts: list[Part], key: str | None) -> dict[str, Any]:

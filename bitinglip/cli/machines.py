@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bitinglip.cli import render
+from bitinglip.cli import queue, render
 from bitinglip.cli.client import Client
 from bitinglip.cli.cluster import DataDir, become_node, become_worker
 from bitinglip.cli.options import Json, Model, NatsUrl, Url, client
@@ -176,7 +176,7 @@ def worker_logs(
 
 @cluster_app.command()
 def status(url: Url = None, as_json: Json = False) -> None:
-    """Show the nodes, the workers and the queues."""
+    """Show the nodes, the workers, and the queues that have work or are paused."""
     gateway = client(url)
     parts = {name: gateway.get(f"/v1/{name}")[name] for name in ("nodes", "workers", "queues")}
     if as_json:
@@ -186,8 +186,7 @@ def status(url: Url = None, as_json: Json = False) -> None:
     render.line("")
     _show_workers(parts["workers"], as_json=False)
     render.line("")
-    columns = ("lane", "model", "depth")
-    render.table(columns, [[queue[column] for column in columns] for queue in parts["queues"]])
+    queue.show([each for each in parts["queues"] if each["depth"] or each["paused"]], none="Nothing waits or runs.")
 
 
 def _show_nodes(nodes: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -195,8 +194,15 @@ def _show_nodes(nodes: list[dict[str, Any]], *, as_json: bool) -> None:
         for node in nodes:
             render.json(node)
         return
-    columns = ("node_id", "state", "workers", "devices", "cpu %", "memory GiB", "disk free GiB", "labels", "seen_at")
-    render.table(columns, [_node_cells(node) for node in nodes])
+    columns = ("node_id", "state", "workers", "devices", "cpu %", "memory GiB", "disk free GiB", "labels", "seen")
+    none = "No nodes; `bitinglip node` on a machine makes it one."
+    render.table(
+        columns,
+        [_node_cells(node) for node in nodes],
+        fold=("devices", "labels"),
+        spare=("disk free GiB", "cpu %"),
+        none=none,
+    )
 
 
 def _node_cells(node: dict[str, Any]) -> list[Any]:
@@ -211,7 +217,7 @@ def _node_cells(node: dict[str, Any]) -> list[Any]:
         f"{_gib(node['memory_used_bytes'])}/{_gib(node['memory_total_bytes'])}",
         _gib(node["disk_free_bytes"]),
         labels or None,
-        node["seen_at"],
+        render.ago(node["seen_at"]),
     ]
 
 
@@ -220,9 +226,25 @@ def _show_workers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
         for worker in workers:
             render.json(worker)
         return
-    columns = ("worker_id", "node_id", "state", "drained", "device", "running", "done", "failed", "loaded", "seen_at")
-    rows = [worker | {"loaded": ",".join(worker["loaded"]) or None} for worker in workers]
-    render.table(columns, [[row[column] for column in columns] for row in rows])
+    columns = ("worker_id", "node_id", "state", "device", "running", "done", "failed", "loaded", "seen")
+    rows = [worker | _worker_cells(worker) for worker in workers]
+    none = "No workers; `bitinglip node` starts one for each device of a machine."
+    render.table(
+        columns,
+        [[row[column] for column in columns] for row in rows],
+        fold=("loaded",),
+        spare=("failed", "done"),
+        none=none,
+    )
+
+
+def _worker_cells(worker: dict[str, Any]) -> dict[str, Any]:
+    drained = worker["drained"] and worker["state"] == "started"
+    return {
+        "state": "drained" if drained else worker["state"],
+        "loaded": ",".join(worker["loaded"]) or None,
+        "seen": render.ago(worker["seen_at"]),
+    }
 
 
 def _show_status(status: dict[str, Any], *, as_json: bool) -> None:

@@ -21,8 +21,8 @@ COLUMNS = (
     "waiting",
     "running",
     "oldest_s",
-    "rate_per_s",
-    "estimated_wait_s",
+    "rate/s",
+    "wait_s",
     "paused",
 )
 
@@ -39,7 +39,7 @@ def list_(url: Url = None, as_json: Json = False) -> None:
         for queue in found:
             render.json(queue)
         return
-    render.table(COLUMNS, [[_cell(queue[column]) for column in COLUMNS] for queue in found])
+    show(found, none="No queues: no worker serves a model yet.")
 
 
 @app.command()
@@ -86,5 +86,20 @@ def _change(what: str, body: dict[str, Any], url: str | None, as_json: bool) -> 
     render.json(answer) if as_json else render.line(f"{answer['model']}: {told}")
 
 
-def _cell(value: Any) -> Any:
-    return ("yes" if value else "no") if isinstance(value, bool) else value
+def show(queues: list[dict[str, Any]], *, none: str) -> None:
+    """Print queues as a table."""
+    rows = [_row(queue) for queue in queues]
+    render.table(COLUMNS, rows, fold=("model", "key", "requires"), spare=("rate/s", "wait_s"), none=none)
+
+
+def _row(queue: dict[str, Any]) -> list[Any]:
+    shown = queue | {"requires": _requires(queue["requires"]), "paused": "yes" if queue["paused"] else "no"}
+    shown |= {"rate/s": queue["rate_per_s"], "wait_s": queue["estimated_wait_s"]}
+    return [shown[column] for column in COLUMNS]
+
+
+def _requires(requires: dict[str, Any] | None) -> str | None:
+    """Write it as `--requires` takes it."""
+    labels = [("label", label) for label in (requires or {}).get("label", [])]
+    rest = [(name, value) for name, value in (requires or {}).items() if name != "label"]
+    return ",".join(f"{name}={render.cell(value)}" for name, value in [*rest, *labels]) or None

@@ -69,7 +69,9 @@ def list_(url: Url = None, as_json: Json = False) -> None:
         for schedule in found:
             render.json(schedule)
         return
-    render.table(COLUMNS, [_row(schedule) for schedule in found])
+    rows = [_row(schedule) for schedule in found]
+    none = "No schedules; `bitinglip schedule create` makes one."
+    render.table(COLUMNS, rows, fold=("name", "model", "last"), spare=("kind", "last", "model"), none=none)
 
 
 @app.command()
@@ -105,6 +107,6 @@ def _change(method: str, path: str, url: str | None, as_json: bool) -> None:
 def _row(schedule: dict[str, Any]) -> list[Any]:
     rhythm = schedule["cron"] or f"every {schedule['every_s']:g} s"
     shown = schedule | schedule["task"] | {"rhythm": rhythm, "name": schedule["name"]}
-    shown |= {"next_at": (schedule["next_at"] or "-")[:19].replace("T", " ")}
+    shown |= {"next_at": render.ago(schedule["next_at"])}
     shown |= {"last": schedule["last"] and schedule["last"]["outcome"]}
     return [shown.get(column) for column in COLUMNS]

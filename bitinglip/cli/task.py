@@ -130,8 +130,11 @@ def list_(
             render.json(task)
         return
     columns = ("task_id", "state", "kind", "model", "lane", "attempt", "submitted_at", "wait_ms", "run_ms")
-    rows = [task | {"submitted_at": str(task.get("submitted_at"))[:19].replace("T", " ")} for task in tasks]
-    render.table(columns, [[row.get(column) for column in columns] for row in rows])
+    rows = [task | {"submitted_at": render.moment(task["submitted_at"])} for task in tasks]
+    values = [[row.get(column) for column in columns] for row in rows]
+    none = "No such tasks." if any(params.values()) else "No tasks yet; `bitinglip task submit` makes one."
+    spare = ("attempt", "lane", "kind", "wait_ms", "run_ms")
+    render.table(columns, values, fold=("model",), spare=spare, none=none)
 
 
 @app.command("watch")

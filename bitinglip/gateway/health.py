@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
@@ -17,10 +18,13 @@ from bitinglip.events.subjects import decode_queue
 from bitinglip.gateway import metrics
 from bitinglip.gateway.cluster import queue_depths
 from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.fleetmetrics import Fleet
 from bitinglip.gateway.responses import json
 
 FRESH_S = 60.0
-"""How long a worker's last readings are told, or three of its heartbeats, if that is longer."""
+"""How long a node or a worker lives after its last heartbeat, or for three of them, if that is longer."""
+READ_MODEL_S = 5.0
+"""How long a scrape waits for the read model."""
 
 
 async def healthz(_: Request) -> Response:
@@ -57,30 +61,41 @@ async def store_usage(log: EventLog) -> tuple[dict[str, int], int]:
 
 
 async def prometheus(request: Request) -> Response:
-    """Answer `GET /metrics`; what needs the log is left out while that is away."""
+    """Answer `GET /metrics`; what the log or the read model cannot tell now is left out."""
     gateway = gateway_of(request)
     gateway.metrics.connected.set(gateway.log.connected)
     gateway.metrics.queue_depth.clear()
     gateway.metrics.lag.clear()
     with suppress(NoServer):
         await _ask_log(gateway)
-    gateway.metrics.tasks.clear()
-    for state, count in (await gateway.readmodel.queries.counts()).items():
-        gateway.metrics.tasks.labels(state).set(count)
-    await _tell_devices(gateway)
+    await _ask_read_model(gateway)
     return Response(gateway.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
-async def _tell_devices(gateway: Gateway) -> None:
-    fresh = timedelta(seconds=max(FRESH_S, 3 * gateway.settings.worker.heartbeat_s))
-    oldest = gateway.log.clock() - fresh
-    workers = [row for row in await gateway.readmodel.queries.workers() if row.state == "started"]
-    for column, gauge in gateway.metrics.devices.items():
-        gauge.clear()
-        for worker in workers:
-            value = getattr(worker, column)
-            if value is not None and worker.seen_at >= oldest:
-                gauge.labels(worker.worker_id, worker.node_id).set(value)
+async def _ask_read_model(gateway: Gateway) -> None:
+    """Tell what it has; nothing, rather than keep a scrape waiting, while a rebuilt one is being swapped in."""
+    try:
+        async with asyncio.timeout(READ_MODEL_S):
+            counts, fleet = await gateway.readmodel.queries.counts(), await _fleet(gateway)
+    except TimeoutError:
+        gateway.metrics.tasks.clear()
+        gateway.metrics.fleet.forget()
+        return
+    gateway.metrics.tasks.clear()
+    for state, count in counts.items():
+        gateway.metrics.tasks.labels(state).set(count)
+    gateway.metrics.fleet.tell(fleet)
+
+
+async def _fleet(gateway: Gateway) -> Fleet:
+    queries, settings, now = gateway.readmodel.queries, gateway.settings, gateway.log.clock()
+    return Fleet(
+        await queries.nodes(),
+        await queries.workers(),
+        await queries.worker_restarts(),
+        nodes_since=now - timedelta(seconds=max(FRESH_S, 3 * settings.node.heartbeat_s)),
+        workers_since=now - timedelta(seconds=max(FRESH_S, 3 * settings.worker.heartbeat_s)),
+    )
 
 
 async def _ask_log(gateway: Gateway) -> None:

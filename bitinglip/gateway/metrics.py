@@ -5,17 +5,10 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from bitinglip.gateway.fleetmetrics import FleetMetrics
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 FAST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-
-DEVICE_READINGS = {
-    "device_memory_total_bytes": "Memory of a worker's device.",
-    "device_memory_used_bytes": "Memory of a worker's device that all processes together take.",
-    "device_utilisation_percent": "How busy a worker's device is.",
-    "device_temperature_c": "Temperature of a worker's device in degrees Celsius.",
-    "device_power_w": "Power that a worker's device draws, in watts.",
-}
-"""Columns of `workers` that are told as metrics, and what each means."""
 
 
 class Metrics:
@@ -64,10 +57,7 @@ class Metrics:
             "bitinglip_store_limit_ratio", "Part of the log's room that is taken; at 1 it is full.", registry=registry
         )
         self.connected = Gauge("bitinglip_log_connected", "Whether the event log is connected.", registry=registry)
-        self.devices = {
-            column: Gauge(f"bitinglip_{column}", meaning, ("worker_id", "node_id"), registry=registry)
-            for column, meaning in DEVICE_READINGS.items()
-        }
+        self.fleet = FleetMetrics(registry)
         self._children: dict[tuple[str, str, int], Histogram] = {}
         self._submits: dict[tuple[str, str], Counter] = {}
 

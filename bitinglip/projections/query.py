@@ -147,6 +147,10 @@ class Queries:
         """Return all nodes that ever said something, by name."""
         return [_node(values) for values in await self._rows("nodes")]
 
+    async def worker_restarts(self) -> dict[tuple[str, str], int]:
+        """Return how often workers were started again since the log began, by node and reason."""
+        return {(node_id, reason): count for node_id, reason, count in await self._rows("worker_restarts")}
+
     async def batches(
         self, *, batch_id: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> tuple[list[BatchRow], str | None]:

@@ -10,9 +10,11 @@ from bitinglip.events.node import (
     NodeDrained,
     NodeHeartbeat,
     NodeLabelled,
+    NodeRestartingWorkers,
     NodeStarted,
     NodeStopped,
     NodeUndrained,
+    NodeWorkerCommanded,
     NodeWorkerExited,
 )
 from bitinglip.events.registry import Event
@@ -78,3 +80,33 @@ def test_a_start_begins_anew() -> None:
     assert (row.state, row.pid, row.labels, row.worker_exits, row.workers, row.stopped_at) == (
         "draining", 99, {"new": ""}, 0, [], None,
     )  # fmt: skip
+
+
+RESTARTS: list[tuple[type[Event], dict[str, Any]]] = [
+    (NodeStarted, {}),
+    (NodeWorkerExited, {"status": -9}),
+    (NodeWorkerExited, {"status": 4}),
+    (NodeWorkerExited, {"status": -9}),
+    (NodeWorkerExited, {"status": 1, "restart_in_s": None}),
+    (NodeWorkerCommanded, {"command": "restart"}),
+    (NodeWorkerCommanded, {"command": "drain"}),
+    (NodeRestartingWorkers, {"workers": ["rig-1-0", "rig-1-1", "rig-1-2"]}),
+    (NodeRestartingWorkers, {"workers": []}),
+    (NodeStarted, {}),
+    (NodeWorkerExited, {"status": 4}),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, len(RESTARTS)])
+def test_restarts_are_counted_by_node_and_reason_over_its_starts(size: int) -> None:
+    history = [(cls, changes, node) for node in ("rig-1", "rig-2") for cls, changes in RESTARTS]
+    messages = [
+        message(cls.model_validate(cls.example | changes | {"node_id": node}), number, about=node)
+        for number, (cls, changes, node) in enumerate(history, 1)
+    ]
+    with fresh_database() as database:
+        for start in range(0, len(messages), size):
+            write(database, "WORKERS", messages[start : start + size])
+        rows = database.rows(queries.text("worker_restarts"))
+    expected = [("command", 1), ("rolling", 3), ("signal_9", 2), ("status_4", 2)]
+    assert rows == [(node, *row) for node in ("rig-1", "rig-2") for row in expected]

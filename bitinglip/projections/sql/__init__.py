@@ -9,16 +9,17 @@ from importlib import resources
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
     "TASKS": ("events", "tasks", "batches"),
-    "WORKERS": ("events", "workers", "nodes"),
+    "WORKERS": ("events", "workers", "nodes", "worker_restarts"),
     "MODELS": ("events", "models"),
     "SCHEDULES": ("events",),
 }
 """The projections of each stream, in the order in which they are applied."""
 
 PROGRESS = frozenset({"task.progressed"})
+RESTARTS = frozenset({"node.worker_exited", "node.worker_commanded", "node.restarting_workers"})
 RETRY = "retry of a task"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
-NAMES = ("events", "tasks", "batches", "workers", "nodes", "models")
+NAMES = ("events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models")
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
@@ -40,6 +41,8 @@ def applied(stream: str, types: frozenset[str | None]) -> str:
 def _steps(name: str, types: frozenset[str | None]) -> tuple[str, ...]:
     if name == "batches":
         return ("apply",) if any(each is not None and each.startswith("batch.") for each in types) else ()
+    if name == "worker_restarts":
+        return ("apply",) if types & RESTARTS else ()
     if name != "tasks":
         return ("apply",)
     if types == PROGRESS:

@@ -7,10 +7,14 @@ import csv
 import io
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +29,15 @@ from tests.support.server import eventually
 
 COMMAND = (sys.executable, "-m", "bitinglip.cli.main")
 ULID = 26
+LISTS = (
+    ("cluster", "status"),
+    ("queue", "list"),
+    ("node", "list"),
+    ("worker", "list"),
+    ("schedule", "list"),
+    ("batch", "list"),
+    ("task", "list"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,28 @@ async def bitinglip(*arguments: str, stdin: str = "", **environment: str) -> End
     return Ended(process.returncode, out.decode(), err.decode())
 
 
+async def on_terminal(columns: int, *arguments: str) -> str:
+    """Return what a command prints on a terminal of this width, without the colours."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (40, columns))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, env=environment, stdin=its, stdout=its)
+    os.close(its)
+    shown = await asyncio.wait_for(asyncio.to_thread(_read_all, ours), 60)
+    assert await process.wait() == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r", "")
+
+
+def _read_all(terminal: int) -> str:
+    """Read until nobody has the other end, which is an error on Linux."""
+    pieces: list[bytes] = []
+    with suppress(OSError):
+        while piece := os.read(terminal, 65_536):
+            pieces.append(piece)
+    os.close(terminal)
+    return b"".join(pieces).decode()
+
+
 class TestWithoutACluster:
     """What needs no gateway, and what is said when there is none."""
 
@@ -80,8 +115,9 @@ class TestWithoutACluster:
             "name", "value", "origin", "description",
         ]  # fmt: skip
 
-    async def test_no_gateway_is_said_with_a_remedy(self) -> None:
-        ended = await bitinglip("task", "list", "--url", "http://127.0.0.1:1")
+    @pytest.mark.parametrize("command", LISTS, ids=" ".join)
+    async def test_no_gateway_is_said_with_a_remedy(self, command: tuple[str, ...]) -> None:
+        ended = await bitinglip(*command, "--url", "http://127.0.0.1:1")
         assert ended.status == 4
         assert "No gateway answers at http://127.0.0.1:1" in ended.err
         assert "remedy: Start one with `bitinglip up`" in ended.err
@@ -369,6 +405,40 @@ class TestOnACluster:
     async def test_a_key_makes_one_task(self, url: str) -> None:
         arguments = ("task", "submit", "echo", "-m", "echo", "--idempotency-key", "k1", "--url", url)
         assert (await bitinglip(*arguments)).out == (await bitinglip(*arguments)).out
+
+    @pytest.mark.parametrize("columns", [80, 120])
+    async def test_tables_fit_the_terminal(self, url: str, columns: int) -> None:
+        name = "a-name-" * 12
+        task = '{"kind": "echo", "model": "echo", "params": {"message": "hi"}}'
+        batch_id = (await bitinglip("batch", "create", "-", "--name", name, "--url", url, stdin=task)).out.strip()
+        every = ("--every", "3600", "--name", name, "--url", url)
+        schedule_id = (await bitinglip("schedule", "create", "echo", "-m", "echo", *every)).out.strip()
+        try:
+            for command in LISTS:
+                shown = await on_terminal(columns, *command, "--url", url)
+                assert "Traceback" not in shown
+                assert [line for line in shown.splitlines() if len(line.rstrip()) > columns] == [], command
+            for command, whole in (("batch", batch_id), ("schedule", schedule_id)):
+                shown = await on_terminal(columns, command, "list", "--url", url)
+                assert whole in shown
+                folded = "".join(line[28:].split("  ")[0].strip() for line in shown.splitlines())
+                assert name in folded
+        finally:
+            await bitinglip("schedule", "delete", schedule_id, "--url", url)
+
+    async def test_an_empty_list_says_so(self, url: str) -> None:
+        assert await on_terminal(80, "task", "list", "--metadata", "no=such", "--url", url) == "No such tasks.\n"
+        assert len((await bitinglip("task", "list", "--metadata", "no=such", "--url", url)).out.splitlines()) == 1
+
+    async def test_a_pipe_gets_whole_values_without_colours(self, url: str) -> None:
+        for command in LISTS:
+            listed = await bitinglip(*command, "--url", url, COLUMNS="20", TERM="xterm-256color")
+            assert (listed.status, listed.err, "\x1b" in listed.out) == (0, "", False)
+            parsed = (await bitinglip(*command, "--json", "--url", url)).lines
+            assert all(isinstance(line, dict) for line in parsed)
+        header, *workers = (await bitinglip("worker", "list", "--url", url)).out.splitlines()
+        assert [len(line.split("\t")) for line in workers] == [len(header.split("\t"))] * len(workers)
+        assert datetime.fromisoformat(workers[0].split("\t")[-1]).tzinfo is not None
 
     async def test_lists_are_filtered_and_paged(self, url: str) -> None:
         for number in range(3):
