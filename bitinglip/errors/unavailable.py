@@ -1,0 +1,86 @@
+"""Unavailable: time can act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitinglip.errors.root import BitingLipError
+
+
+@dataclass(eq=False, kw_only=True)
+class Unavailable(BitingLipError):
+    """Not now; the same request may work later."""
+
+    code, status, exit_code = "unavailable", 503, 4
+    template = "The service is not available right now."
+    remedy = "Try again in a moment."
+    retry_after_s: int = 1
+
+
+@dataclass(eq=False, kw_only=True)
+class NoServer(Unavailable):
+    """The NATS server does not answer."""
+
+    code = "no_server"
+    template = "The event log cannot be reached: {problem}"
+    remedy = "Look whether nats-server runs (`bitinglip doctor`); the request can be sent again as it is."
+    problem: str
+    retry_after_s: int = 2
+
+
+@dataclass(eq=False, kw_only=True)
+class StreamFull(Unavailable):
+    """The stream has reached one of its limits; nothing was accepted."""
+
+    code = "stream_full"
+    template = "The event log is full: {problem}"
+    remedy = "Give the server more room (`nats.max_store_bytes`), or let the log's window be archived."
+    problem: str
+    retry_after_s: int = 30
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionBehind(Unavailable):
+    """The read model has not yet seen an event that the answer must contain."""
+
+    code = "projection_behind"
+    template = "The read model has not reached sequence {sequence} yet (it is at {applied})."
+    sequence: int
+    applied: int
+
+
+@dataclass(eq=False, kw_only=True)
+class GatewayUnreachable(Unavailable):
+    """The CLI found no gateway."""
+
+    code = "gateway_unreachable"
+    template = "No gateway answers at {url}: {problem}"
+    remedy = "Start one with `bitinglip up`, or name another with --url or BITINGLIP_GATEWAY_URL."
+    url: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class NodeSilent(Unavailable):
+    """A node's agent does not answer; its workers may go on."""
+
+    code = "node_silent"
+    template = "The node {node_id} does not answer: {problem}."
+    remedy = "Look whether its agent runs (`bitinglip node` on that machine); a worker without one takes no commands."
+    node_id: str
+    problem: str
+    retry_after_s: int = 5
+
+
+@dataclass(eq=False, kw_only=True)
+class DeviceLost(Unavailable):
+    """A worker's card has vanished, or answers no more."""
+
+    code = "device_lost"
+    template = "The device {device} is lost: {reason}."
+    remedy = (
+        "Look at the card: `nvidia-smi` or `rocm-smi`, `dmesg`, its riser and power cables. Reset it or restart the "
+        "machine, then start the worker again."
+    )
+    device: str
+    reason: str
