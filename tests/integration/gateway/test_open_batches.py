@@ -164,6 +164,7 @@ async def test_what_is_added_while_it_is_closed_is_in_it_or_refused(
         monkeypatch.setattr(batches, "append_together", closed_before_the_fifth)
         adding = [asyncio.create_task(add(side, batch_id, *range(40))) for side in (client, other, client, other)]
         answers = await asyncio.gather(*adding)
+        await close(client, batch_id)  # so that this gateway knows what came through the other one
         last = await shown(client, batch_id)
         rows = await members(client, batch_id)
         taken = [40 if each.status_code == 202 else each.json()["taken"] for each in answers]
