@@ -126,6 +126,7 @@ class BatchRunner:
                     await (self._hand_back(part) if self._leaving() else self._run_together(part))
         finally:
             self._waiting -= waiting
+            self.freed.set()
 
     async def _hand_back(self, attempts: list[Attempt]) -> None:
         for attempt in attempts:
