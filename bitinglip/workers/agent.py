@@ -15,6 +15,7 @@ from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.routes import known_routes, listen_for_routes
 from bitinglip.events.streams import Route
 from bitinglip.events.subjects import decode_queue
+from bitinglip.processes import spare_the_heap
 from bitinglip.settings import Settings
 from bitinglip.workers.attempt import Scribe
 from bitinglip.workers.batch import BatchRunner
@@ -110,6 +111,7 @@ class Agent:
         if self.facts is not None:
             self.runner.engine.on_load = self._load_heard
             await self.facts.start(lambda: replace(self._view, card=self.card()), self._queue.interrupt)
+        spare_the_heap()
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
             while not self._stopping:

@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bitinglip.errors import NoServer
 from bitinglip.events.consumers import QueueState
 from bitinglip.events.log import EventLog
+from bitinglip.events.streams import Route
 from bitinglip.models.memory import estimate
 from bitinglip.settings import Settings
 from bitinglip.workers.engine import ModelSpec
@@ -38,6 +39,26 @@ TASK_S = 1.0
 """How long a task takes, as long as none was measured."""
 NEWEST = 0.3
 """Weight of the newest measure in an average."""
+SLICE = 16
+"""Models that are looked at in one go: a decision may be waiting."""
+SURE_S = 30.0
+"""How long the first task of a queue is taken for the first one, if nobody was given any: one that was cancelled may
+have been before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first waiting task of a queue, as the server had it at `asked_at`."""
+
+    handed_out: int
+    waiting: int
+    since: float
+    asked_at: float
+
+    def holds(self, state: QueueState, now: float) -> bool:
+        """Tell whether it is still the first one."""
+        unmoved = state.handed_out == self.handed_out and state.waiting >= self.waiting
+        return unmoved and now - self.asked_at < SURE_S
 
 
 class Facts:
@@ -55,6 +76,7 @@ class Facts:
         self._wake = asyncio.Event()
         self._peers = Peers(event_log, worker_id, settings.worker.heartbeat_s, self._wake.set)
         self._routes: dict[str, tuple[RouteView, ...]] = {}
+        self._first: dict[Route, _First] = {}
         self._since: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
@@ -88,7 +110,7 @@ class Facts:
     def _known(self, reference: str, views: tuple[RouteView, ...]) -> tuple[RouteView, ...]:
         """Return a model's routes with what is known of them; those that were opened since the last look come last."""
         known = self._routes.get(reference, ())
-        return (*known, *views[len(known) :])
+        return known if len(known) == len(views) else (*known, *views[len(known) :])
 
     def card(self, card: CardView, loaded: frozenset[str], loading: str | None, idle: bool) -> CardView:
         """Return this worker's card, given what its engine has and does."""
@@ -186,11 +208,13 @@ class Facts:
         Raises:
             NoServer: the server does not answer.
         """
-        waiting = {state.route.consumer: state for state in await self._log.queue_states()}
+        waiting = {state.route: state for state in await self._log.queue_states()}
         own = self._own()
-        routes = {
-            name: tuple([await self._route(view, waiting) for view in views]) for name, views in own.routes.items()
-        }
+        routes: dict[str, tuple[RouteView, ...]] = {}
+        for name, views in own.routes.items():
+            routes[name] = tuple([await self._route(view, waiting) for view in views])
+            if len(routes) % SLICE == 0:
+                await asyncio.sleep(0)
         if self._own().routes is not own.routes:
             self._wake.set()  # they have changed meanwhile: what was found is of others
             return
@@ -204,10 +228,21 @@ class Facts:
             return ()
         return self._plan.loads.get(self._worker_id), self._plan.waits.get(self._worker_id)
 
-    async def _route(self, view: RouteView, waiting: dict[str, QueueState]) -> RouteView:
-        state = waiting.get(route_of(view).consumer)
-        depth, oldest_s = 0, None
+    async def _route(self, view: RouteView, waiting: dict[Route, QueueState]) -> RouteView:
+        state = waiting.get(route_of(view))
+        depth, oldest_s = 0, 0.0
         if state is not None and not state.paused:  # what is paused is nothing to load a model for
-            depth, oldest_s = state.waiting, await self._log.oldest_waiting_s(state)
+            depth, oldest_s = state.waiting, await self._oldest_s(state)
         task_s = self._task_s.get(view.reference, TASK_S)
-        return replace(view, depth=depth, oldest_s=oldest_s or 0.0, task_s=task_s)
+        return replace(view, depth=depth, oldest_s=oldest_s, task_s=task_s)
+
+    async def _oldest_s(self, state: QueueState) -> float:
+        """Return how long the first of a queue's tasks has waited; the server is asked when it may be another one."""
+        if not state.waiting:
+            self._first.pop(state.route, None)
+            return 0.0
+        first, now = self._first.get(state.route), time.monotonic()
+        if first is None or not first.holds(state, now):
+            oldest_s = await self._log.oldest_waiting_s(state) or 0.0
+            first = self._first[state.route] = _First(state.handed_out, state.waiting, now - oldest_s, now)
+        return now - first.since
