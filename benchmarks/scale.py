@@ -65,6 +65,10 @@ class Decider:
 
     async def step(self) -> bool:
         """Decide, and pull what was decided; tells whether there was work."""
+        with self.facts.undisturbed():
+            return await self._step()
+
+    async def _step(self) -> bool:
         step = decide(self.facts.view(self.view))
         empty = list(step.empty) if isinstance(step, Pull) else []
         for route in step.routes:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from bitinglip.errors import BitingLipError, NoServer
@@ -25,7 +26,7 @@ from bitinglip.workers.facts import Facts
 from bitinglip.workers.files import Files
 from bitinglip.workers.identity import Identity
 from bitinglip.workers.lease import LeaseKeeper, Ledger
-from bitinglip.workers.policy import Load, Wait, after_service, decide
+from bitinglip.workers.policy import Load, Pull, Wait, after_service, decide
 from bitinglip.workers.routebook import common_routes, fitting, route_of, view_of, with_route
 from bitinglip.workers.view import CardView, RouteView, WorkerView
 
@@ -320,13 +321,19 @@ class Agent:
                 self._last = 0  # it was idle
             self._view = replace(self._view, idle=not found)
             return await self._gathered(found)
+        with nullcontext() if self.facts is None else self.facts.undisturbed():
+            found = await self._first_of(step, most)
+        return await self._gathered(found) if found else []
+
+    async def _first_of(self, step: Pull, most: int) -> list[Delivery]:
+        """Return what is there on the first of the routes that has work."""
         empty = list(step.empty)
         for view in step.routes:
             found = await self._ours(await self._queue.pull(route_of(view), most))
             if found:
                 # Less than was asked for: the route is drained, so the next one may as well be waited for.
                 self._view = replace(after_service(self._view, view, len(found), empty), idle=len(found) < most)
-                return await self._gathered(found)
+                return found
             empty.append(view)
         self._view = replace(self._view, idle=True)
         return []

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bitinglip.errors import NoServer
-from bitinglip.events.consumers import QueueState
+from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route
 from bitinglip.models.memory import estimate
@@ -41,6 +41,8 @@ NEWEST = 0.3
 """Weight of the newest measure in an average."""
 SLICE = 16
 """Models that are looked at in one go: a decision may be waiting."""
+PATIENCE_S = 0.25
+"""How long a question that takes the server long waits for a decision that asks for work."""
 SURE_S = 30.0
 """How long the first task of a queue is taken for the first one, if nobody was given any: one that was cancelled may
 have been before it."""
@@ -74,6 +76,8 @@ class Facts:
         self.loads_s = 0.0
         """Seconds that all loads took together."""
         self._wake = asyncio.Event()
+        self._free = asyncio.Event()
+        self._free.set()
         self._peers = Peers(event_log, worker_id, settings.worker.heartbeat_s, self._wake.set)
         self._routes: dict[str, tuple[RouteView, ...]] = {}
         self._first: dict[Route, _First] = {}
@@ -130,6 +134,15 @@ class Facts:
             serves=frozenset(self._specs),
             pinned=frozenset(worker.pinned),
         )
+
+    @contextmanager
+    def undisturbed(self) -> Generator[None]:
+        """Let a decision ask for work: meanwhile the server is asked for nothing that would keep that waiting."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     def routes_gone(self) -> None:
         """Forget what is known of routes, some of which are no longer this worker's; they are looked at anew."""
@@ -208,7 +221,7 @@ class Facts:
         Raises:
             NoServer: the server does not answer.
         """
-        waiting = {state.route: state for state in await self._log.queue_states()}
+        waiting = {state.route: state for state in await queue_states(self._log.connection, self._when_free)}
         own = self._own()
         routes: dict[str, tuple[RouteView, ...]] = {}
         for name, views in own.routes.items():
@@ -222,6 +235,11 @@ class Facts:
         self._plan = plan(ClusterView(routes, self._models, (self._own().card, *self._peers.cards())))
         if self._line() != before:
             self._changed()
+
+    async def _when_free(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._free.wait()
 
     def _line(self) -> tuple[Any, ...]:
         if self._plan is None:
