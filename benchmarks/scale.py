@@ -30,6 +30,7 @@ from bitinglip.events.subjects import encode_token, worker_subject
 from bitinglip.events.task import LANES
 from bitinglip.events.worker import WorkerHeartbeat
 from bitinglip.ids import TaskId
+from bitinglip.processes import spare_the_heap
 from bitinglip.settings import Nats, Settings
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.facts import Facts
@@ -64,6 +65,10 @@ class Decider:
 
     async def step(self) -> bool:
         """Decide, and pull what was decided; tells whether there was work."""
+        with self.facts.undisturbed():
+            return await self._step()
+
+    async def _step(self) -> bool:
         step = decide(self.facts.view(self.view))
         empty = list(step.empty) if isinstance(step, Pull) else []
         for route in step.routes:
@@ -95,6 +100,7 @@ async def _deep(server: PrivateServer, folder: Path) -> list[Figure]:
     await log.queue_states()
     asked_ms = (time.perf_counter() - started) * 1000
     full_mb = process.memory_info().rss / 1e6
+    floor = await _bare(queue, references)
     weighty = [_weighty(folder, name) for name in references]
     held, share = await _decisions(log, queue, weighty, frozenset(references[:2]))
     weightless = [ModelSpec(kind="echo", reference=name) for name in references]
@@ -104,10 +110,25 @@ async def _deep(server: PrivateServer, folder: Path) -> list[Figure]:
     return [
         _decision("next decision, 1,000 models of which two are loaded: facts, decide, pull", held),
         _decision("the same, all of them at hand (models without weights)", light),
+        _decision("floor: three pulls, nothing decided and no facts gathered", floor),
         Figure("depths of 3,000 queues, in the background", asked_ms, "ms", 1000, at_least=False),
         Figure("gathering facts about them, in the background", share, "% of a core", 100, at_least=False),
         Figure("nats-server then", full_mb, "MB", 1000, at_least=False, note=f"empty {empty_mb:.0f} MB"),
     ]
+
+
+async def _bare(queue: WorkQueue, references: list[str]) -> list[float]:
+    """Return milliseconds of what a decision asks of the server and nothing else: how quiet the machine is."""
+    taken: list[float] = []
+    for number in range(DECISIONS):
+        token = encode_token(references[number % MODELS])
+        started = time.perf_counter()
+        for lane in ("interactive", "batch", "normal"):
+            for delivery in await queue.pull(Route(lane, token), 1):
+                await delivery.ack()
+        taken.append((time.perf_counter() - started) * 1000)
+        await asyncio.sleep(0.02)
+    return taken
 
 
 def _decision(question: str, taken: list[float]) -> Figure:
@@ -132,6 +153,7 @@ async def _decisions(
     card = CardView("bench")
     decider = Decider(facts, queue, WorkerView(common_routes(each.reference for each in models), card, loaded=loaded))
     await facts.start(lambda: replace(decider.view, card=facts.card(card, loaded, None, idle=False)), lambda: None)
+    spare_the_heap()  # as a worker does
     taken: list[float] = []
     while len(taken) < DECISIONS:
         started = time.perf_counter()

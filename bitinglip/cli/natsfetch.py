@@ -21,7 +21,7 @@ from pathlib import Path
 from bitinglip.errors import ServerBinaryMissing
 
 RELEASE = "v2.15.1"
-RELEASE_BASE = f"https://github.com/nats-io/nats-server/releases/download/{RELEASE}"
+RELEASES = "https://github.com/nats-io/nats-server/releases/download"
 SUITE = "forky"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 CONNECT_S = 10
@@ -46,18 +46,18 @@ def fetch(target: Path, say: Say) -> None:
                 problems.append(f"{name}: {_told(error)}")
                 say(f"  not from there: {_told(error)}")
                 continue
-            _place(binary, target)
+            place(binary, target)
             return
     raise ServerBinaryMissing(looked_in="; ".join(problems))
 
 
-def from_release(scratch: Path) -> Path:
+def from_release(scratch: Path, release: str = RELEASE) -> Path:
     """Fetch the release's archive, check it against the release's checksums, and unpack the binary."""
     system = platform.system().lower()
-    stem = f"nats-server-{RELEASE}-{system}-{ARCHITECTURES[platform.machine().lower()]}"
-    sums = _download(f"{RELEASE_BASE}/SHA256SUMS").decode()
+    stem = f"nats-server-{release}-{system}-{ARCHITECTURES[platform.machine().lower()]}"
+    sums = _download(f"{RELEASES}/{release}/SHA256SUMS").decode()
     wanted = next(line.split()[0] for line in sums.splitlines() if line.endswith(f"{stem}.tar.gz"))
-    archive = _download(f"{RELEASE_BASE}/{stem}.tar.gz")
+    archive = _download(f"{RELEASES}/{release}/{stem}.tar.gz")
     if hashlib.sha256(archive).hexdigest() != wanted:
         raise ValueError("the archive's checksum is wrong")
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
@@ -68,7 +68,7 @@ def from_release(scratch: Path) -> Path:
     return scratch / "nats-server"
 
 
-def from_debian(scratch: Path) -> Path:
+def from_debian(scratch: Path, suite: str = SUITE) -> Path:
     """Fetch Debian's package with apt, which checks the signature, and unpack it; apt's own state is not touched."""
     if shutil.which("apt-get") is None or not KEYRING.is_file():
         raise ValueError("this is no Debian with apt")
@@ -76,7 +76,7 @@ def from_debian(scratch: Path) -> Path:
     for folder in ("lists/partial", "archives/partial", "unpacked"):
         (root / folder).mkdir(parents=True)
     mirror = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], root).splitlines()[0]
-    (root / "forky.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {SUITE} main\n", "utf-8")
+    (root / "suite.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n", "utf-8")
     apt = ["apt-get", "-q", *_apt_options(root)]
     _run([*apt, "update"], root)
     _run([*apt, "download", "nats-server"], root)
@@ -89,7 +89,7 @@ def from_debian(scratch: Path) -> Path:
 
 def _apt_options(root: Path) -> list[str]:
     values = {
-        "Dir::Etc::sourcelist": root / "forky.list",
+        "Dir::Etc::sourcelist": root / "suite.list",
         "Dir::Etc::sourceparts": "/dev/null",
         "Dir::State::lists": root / "lists",
         "Dir::Cache": root,
@@ -109,7 +109,7 @@ def _download(url: str) -> bytes:
         return answer.read()
 
 
-def _place(binary: Path, target: Path) -> None:
+def place(binary: Path, target: Path) -> None:
     """Put the binary in place in one step, so that two fetches at once do no harm."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")

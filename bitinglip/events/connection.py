@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError, UnexpectedEOF
 
-from bitinglip.errors import NoServer
+from bitinglip.errors import NoServer, ServerTooOld
 from bitinglip.events.client import DirectClient, DirectHandler, Handler
 from bitinglip.events.streams import check_server
 from bitinglip.settings import Nats
@@ -88,7 +88,11 @@ class Connection:
                 await client.close()
             raise NoServer(problem=f"{settings.url}: {error or type(error).__name__}") from error
         version = client.connected_server_version
-        check_server(version.major, version.minor, version.patch)
+        try:
+            check_server(version.major, version.minor, version.patch)
+        except ServerTooOld:
+            await client.close()
+            raise
         connection = cls(client, settings)
         holder.append(connection)
         await client.subscribe_bare(f"{connection._inbox}.*", connection._acked, connection._answered)

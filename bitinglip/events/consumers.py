@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,16 @@ async def queue_names(connection: Connection) -> list[Route]:
     return [route async for name in _pages(connection, "NAMES") if (route := _route(name)) is not None]
 
 
-async def queue_states(connection: Connection) -> list[QueueState]:
-    """Return all queues with their states.
+async def queue_states(connection: Connection, ready: Callable[[], Awaitable[None]] | None = None) -> list[QueueState]:
+    """Return all queues with their states; each page of them is asked for when it is `ready`.
+
+    A page takes the server some milliseconds, in which it does nothing else for this connection.
 
     Raises:
         NoServer: the server does not answer.
     """
-    return [
-        _state(route, told) async for told in _pages(connection, "LIST") if (route := _route(told["name"])) is not None
-    ]
+    pages = _pages(connection, "LIST", ready)
+    return [_state(route, told) async for told in pages if (route := _route(told["name"])) is not None]
 
 
 async def ask(connection: Connection, what: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +80,14 @@ async def ask(connection: Connection, what: str, body: dict[str, Any]) -> dict[s
     return told
 
 
-async def _pages(connection: Connection, what: str) -> AsyncIterator[Any]:
+async def _pages(
+    connection: Connection, what: str, ready: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[Any]:
     """Yield what the server tells of each consumer; a page of it is bounded."""
     found, total = 0, 1
     while found < total:
+        if ready is not None:
+            await ready()
         told = await ask(connection, f"CONSUMER.{what}.{QUEUE}", {"offset": found})
         page = told.get("consumers") or []
         if not page:

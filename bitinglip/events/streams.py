@@ -182,7 +182,7 @@ async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:
     except APIError:
         if existing.max_consumers == wanted.max_consumers:
             raise
-        # Older servers do not change this one, and allow as many as there are.
+        # Older servers (2.12) do not change this one, and allow as many as there are.
         await js.update_stream(wanted.evolve(max_consumers=existing.max_consumers))
 
 

@@ -237,7 +237,7 @@ def model_events(reference: str) -> str:
     return f"bl.model.{encode_token(reference)}.*"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)
 def encode_token(text: str) -> str:
     """Encode any non-empty text as one subject token.
 
@@ -281,7 +281,7 @@ def encode_queue(reference: str, work: WorkClass = ANY_WORK) -> str:
     return f"{token}~{encode_token(','.join(said))}" if said else token
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def decode_queue(queue: str) -> tuple[str, WorkClass]:
     """Return the model's reference and the class of a queue's token.
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from bitinglip.errors import BitingLipError, NoServer
@@ -15,6 +16,7 @@ from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.routes import known_routes, listen_for_routes
 from bitinglip.events.streams import Route
 from bitinglip.events.subjects import decode_queue
+from bitinglip.processes import spare_the_heap
 from bitinglip.settings import Settings
 from bitinglip.workers.attempt import Scribe
 from bitinglip.workers.batch import BatchRunner
@@ -24,7 +26,7 @@ from bitinglip.workers.facts import Facts
 from bitinglip.workers.files import Files
 from bitinglip.workers.identity import Identity
 from bitinglip.workers.lease import LeaseKeeper, Ledger
-from bitinglip.workers.policy import Load, Wait, after_service, decide
+from bitinglip.workers.policy import Load, Pull, Wait, after_service, decide
 from bitinglip.workers.routebook import common_routes, fitting, route_of, view_of, with_route
 from bitinglip.workers.view import CardView, RouteView, WorkerView
 
@@ -110,6 +112,7 @@ class Agent:
         if self.facts is not None:
             self.runner.engine.on_load = self._load_heard
             await self.facts.start(lambda: replace(self._view, card=self.card()), self._queue.interrupt)
+        spare_the_heap()
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
             while not self._stopping:
@@ -318,13 +321,19 @@ class Agent:
                 self._last = 0  # it was idle
             self._view = replace(self._view, idle=not found)
             return await self._gathered(found)
+        with nullcontext() if self.facts is None else self.facts.undisturbed():
+            found = await self._first_of(step, most)
+        return await self._gathered(found) if found else []
+
+    async def _first_of(self, step: Pull, most: int) -> list[Delivery]:
+        """Return what is there on the first of the routes that has work."""
         empty = list(step.empty)
         for view in step.routes:
             found = await self._ours(await self._queue.pull(route_of(view), most))
             if found:
                 # Less than was asked for: the route is drained, so the next one may as well be waited for.
                 self._view = replace(after_service(self._view, view, len(found), empty), idle=len(found) < most)
-                return await self._gathered(found)
+                return found
             empty.append(view)
         self._view = replace(self._view, idle=True)
         return []

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bitinglip.errors import NoServer
-from bitinglip.events.consumers import QueueState
+from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.log import EventLog
+from bitinglip.events.streams import Route
 from bitinglip.models.memory import estimate
 from bitinglip.settings import Settings
 from bitinglip.workers.engine import ModelSpec
@@ -38,6 +39,28 @@ TASK_S = 1.0
 """How long a task takes, as long as none was measured."""
 NEWEST = 0.3
 """Weight of the newest measure in an average."""
+SLICE = 16
+"""Models that are looked at in one go: a decision may be waiting."""
+PATIENCE_S = 0.25
+"""How long a question that takes the server long waits for a decision that asks for work."""
+SURE_S = 30.0
+"""How long the first task of a queue is taken for the first one, if nobody was given any: one that was cancelled may
+have been before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first waiting task of a queue, as the server had it at `asked_at`."""
+
+    handed_out: int
+    waiting: int
+    since: float
+    asked_at: float
+
+    def holds(self, state: QueueState, now: float) -> bool:
+        """Tell whether it is still the first one."""
+        unmoved = state.handed_out == self.handed_out and state.waiting >= self.waiting
+        return unmoved and now - self.asked_at < SURE_S
 
 
 class Facts:
@@ -53,8 +76,11 @@ class Facts:
         self.loads_s = 0.0
         """Seconds that all loads took together."""
         self._wake = asyncio.Event()
+        self._free = asyncio.Event()
+        self._free.set()
         self._peers = Peers(event_log, worker_id, settings.worker.heartbeat_s, self._wake.set)
         self._routes: dict[str, tuple[RouteView, ...]] = {}
+        self._first: dict[Route, _First] = {}
         self._since: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
@@ -88,7 +114,7 @@ class Facts:
     def _known(self, reference: str, views: tuple[RouteView, ...]) -> tuple[RouteView, ...]:
         """Return a model's routes with what is known of them; those that were opened since the last look come last."""
         known = self._routes.get(reference, ())
-        return (*known, *views[len(known) :])
+        return known if len(known) == len(views) else (*known, *views[len(known) :])
 
     def card(self, card: CardView, loaded: frozenset[str], loading: str | None, idle: bool) -> CardView:
         """Return this worker's card, given what its engine has and does."""
@@ -108,6 +134,15 @@ class Facts:
             serves=frozenset(self._specs),
             pinned=frozenset(worker.pinned),
         )
+
+    @contextmanager
+    def undisturbed(self) -> Generator[None]:
+        """Let a decision ask for work: meanwhile the server is asked for nothing that would keep that waiting."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     def routes_gone(self) -> None:
         """Forget what is known of routes, some of which are no longer this worker's; they are looked at anew."""
@@ -186,11 +221,13 @@ class Facts:
         Raises:
             NoServer: the server does not answer.
         """
-        waiting = {state.route.consumer: state for state in await self._log.queue_states()}
+        waiting = {state.route: state for state in await queue_states(self._log.connection, self._when_free)}
         own = self._own()
-        routes = {
-            name: tuple([await self._route(view, waiting) for view in views]) for name, views in own.routes.items()
-        }
+        routes: dict[str, tuple[RouteView, ...]] = {}
+        for name, views in own.routes.items():
+            routes[name] = tuple([await self._route(view, waiting) for view in views])
+            if len(routes) % SLICE == 0:
+                await asyncio.sleep(0)
         if self._own().routes is not own.routes:
             self._wake.set()  # they have changed meanwhile: what was found is of others
             return
@@ -199,15 +236,31 @@ class Facts:
         if self._line() != before:
             self._changed()
 
+    async def _when_free(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._free.wait()
+
     def _line(self) -> tuple[Any, ...]:
         if self._plan is None:
             return ()
         return self._plan.loads.get(self._worker_id), self._plan.waits.get(self._worker_id)
 
-    async def _route(self, view: RouteView, waiting: dict[str, QueueState]) -> RouteView:
-        state = waiting.get(route_of(view).consumer)
-        depth, oldest_s = 0, None
+    async def _route(self, view: RouteView, waiting: dict[Route, QueueState]) -> RouteView:
+        state = waiting.get(route_of(view))
+        depth, oldest_s = 0, 0.0
         if state is not None and not state.paused:  # what is paused is nothing to load a model for
-            depth, oldest_s = state.waiting, await self._log.oldest_waiting_s(state)
+            depth, oldest_s = state.waiting, await self._oldest_s(state)
         task_s = self._task_s.get(view.reference, TASK_S)
-        return replace(view, depth=depth, oldest_s=oldest_s or 0.0, task_s=task_s)
+        return replace(view, depth=depth, oldest_s=oldest_s, task_s=task_s)
+
+    async def _oldest_s(self, state: QueueState) -> float:
+        """Return how long the first of a queue's tasks has waited; the server is asked when it may be another one."""
+        if not state.waiting:
+            self._first.pop(state.route, None)
+            return 0.0
+        first, now = self._first.get(state.route), time.monotonic()
+        if first is None or not first.holds(state, now):
+            oldest_s = await self._log.oldest_waiting_s(state) or 0.0
+            first = self._first[state.route] = _First(state.handed_out, state.waiting, now - oldest_s, now)
+        return now - first.since

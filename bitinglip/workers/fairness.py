@@ -50,16 +50,29 @@ def charge(
     """Return the passes after so many tasks of a route were served, and the `empty` routes had none."""
     served = dict(passes)
     ours = paths(route)
-    without = {path for other in empty for path in paths(other)} - set(ours)
+    siblings: dict[Path, list[Path]] = {path[:-1]: [] for path in ours}
+    for known in passes:
+        if known[:-1] in siblings:
+            siblings[known[:-1]].append(known)
     weights = (WEIGHTS[route.lane], share_weights.get(route.share, 1.0), 1.0)
-    for path, weight in zip(ours, weights, strict=True):
-        siblings = [known for known in served if len(known) == len(path) and known[:-1] == path[:-1]]
-        others = [served[known] for known in siblings if known not in without and known != path]
+    for path, weight, without in zip(ours, weights, _without(route, empty), strict=True):
+        others = [served[known] for known in siblings[path[:-1]] if known not in without and known != path]
         if path not in served:
             served[path] = max(0.0, min(others, default=0.0) - tasks / weight)  # it may have waited all along
         least = min([served[path] + tasks / weight, *others])
         served[path] += tasks / weight
-        for known in without:
-            if len(known) == len(path) and known[:-1] == path[:-1]:
-                served[known] = max(served.get(known, 0.0), least)
+        for known in without - {path}:
+            served[known] = max(served.get(known, 0.0), least)
     return served
+
+
+def _without(route: RouteView, empty: Iterable[RouteView]) -> tuple[set[Path], set[Path], set[Path]]:
+    """Return which lanes, shares of the route's lane, and models of its share there had no work."""
+    empty = list(empty)
+    in_lane = [other for other in empty if other.lane == route.lane]
+    in_share = [other for other in in_lane if other.share == route.share]
+    return (
+        {(lane,) for lane in {other.lane for other in empty}},
+        {(route.lane, share) for share in {other.share for other in in_lane}},
+        {(route.lane, route.share, other.reference) for other in in_share},
+    )

@@ -82,12 +82,12 @@ def _load(view: WorkerView, reference: str) -> Load | None:
 def _pull(view: WorkerView) -> Pull | None:
     if view.idle:
         return None
-    routes = _ordered(view, _at_hand(view))
+    routes = _served(view, _at_hand(view))
     if len(routes) <= MOST_ASKED:
-        return Pull(routes) if routes else None
-    asked = tuple(route for route in routes if route.depth != 0)
+        return Pull(_in_turn(view, routes)) if routes else None
+    asked = [route for route in routes if route.depth != 0]
     empty = tuple(route for route in routes if route.depth == 0)
-    return Pull(asked, empty) if asked else None
+    return Pull(_in_turn(view, asked), empty) if asked else None
 
 
 def _wait(view: WorkerView) -> Wait:
@@ -104,6 +104,13 @@ def _at_hand(view: WorkerView) -> Set[str]:
 
 def _ordered(view: WorkerView, references: Iterable[str]) -> tuple[RouteView, ...]:
     """Return the routes of these models that this card may serve, the first to be asked first."""
+    return _in_turn(view, _served(view, references))
+
+
+def _served(view: WorkerView, references: Iterable[str]) -> list[RouteView]:
     routes = (route for reference in references for route in view.routes.get(reference, ()))
-    served = [route for route in routes if view.card.meets(route.requires)]
-    return tuple(sorted(served, key=lambda route: rank(route, view.passes, view.loaded)))
+    return [route for route in routes if view.card.meets(route.requires)]
+
+
+def _in_turn(view: WorkerView, routes: Iterable[RouteView]) -> tuple[RouteView, ...]:
+    return tuple(sorted(routes, key=lambda route: rank(route, view.passes, view.loaded)))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from bitinglip.events.log import EventLog
+from bitinglip.events.queue import WorkQueue
+from bitinglip.events.streams import Route
+from bitinglip.ids import TaskId
 from bitinglip.settings import Settings
+from bitinglip.tasks.commands import CancelTask, SubmitTask
+from bitinglip.tasks.inbox import Inbox
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.facts import Facts
 from bitinglip.workers.view import CardView, Requires, RouteView, WorkerView
 
 ONE, OTHER = RouteView("normal", "org/a"), RouteView("normal", "org/b")
 LABELLED = RouteView("normal", "org/a", requires=Requires(labels=frozenset({"eu"})))
+
+SLACK_S = 0.2
+"""A task is in the log a little before its submitter knows."""
 
 
 class Worker:
@@ -43,3 +52,37 @@ async def test_a_route_that_is_gone_is_asked_no_more(log: EventLog, eventually: 
         await eventually(looked_at)
     finally:
         await facts.close()
+
+
+async def test_the_longest_wait_is_that_of_the_first_who_still_waits(log: EventLog, eventually: Any) -> None:
+    inbox, queue, route = Inbox(log, inline_max_bytes=1024), WorkQueue(log.connection, 30.0), Route("normal", "org=2Fa")
+    await queue.ensure([route])
+    models = [ModelSpec(kind="echo", reference=reference) for reference in ("org/a", "org/b")]
+    facts, worker = Facts(log, Settings(), "me", models), Worker()
+    worker.view = WorkerView({"org/a": (ONE,), "org/b": (OTHER,)}, CardView("me"))
+
+    def seen() -> RouteView:
+        return facts.view(worker.view).routes["org/a"][0]
+
+    async def submit() -> tuple[TaskId, float]:
+        task = SubmitTask(kind="echo", model="org/a", params={"message": 1})
+        return (await inbox.submit(task)).task_id, time.monotonic()
+
+    _, first_at = await submit()
+    await facts.start(worker.own, lambda: None)
+    try:
+        await eventually(lambda: seen().oldest_s > 1.5)  # nobody was given any: it ages from look to look
+        second, second_at = await submit()
+        await eventually(lambda: seen().depth == 2)
+        assert seen().oldest_s > 1.5
+        _, third_at = await submit()
+        await eventually(lambda: seen().depth == 3)
+        assert await queue.pull(route, 1)
+        await eventually(lambda: seen().depth == 2)
+        assert seen().oldest_s < time.monotonic() - second_at + SLACK_S < time.monotonic() - first_at
+        await inbox.cancel(second, CancelTask())
+        await eventually(lambda: seen().depth == 1)
+        assert seen().oldest_s < time.monotonic() - third_at + SLACK_S
+    finally:
+        await facts.close()
+        await queue.close()

@@ -34,13 +34,7 @@ class Server:
         config.write_text(self._config(), "utf-8")
         with (self._folder / "nats.log").open("wb") as log:
             self._process = subprocess.Popen([binary, "-c", config], stdout=log, stderr=log)
-        ports = self._folder / f"{binary.name}_{self._process.pid}.ports"
-        deadline = time.monotonic() + 20
-        while not (ports.exists() and ports.read_text().rstrip().endswith("}")):
-            assert self._process.poll() is None, (self._folder / "nats.log").read_text()
-            assert time.monotonic() < deadline, "the nats-server did not come up"
-            os.sched_yield()
-        self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
+        self.port = port_of(binary, self._process, self._folder)
 
     def stop(self) -> None:
         """Stop it."""
@@ -62,6 +56,17 @@ accounts {{
 {accounts}
 }}
 """
+
+
+def port_of(binary: Path, process: subprocess.Popen[bytes], folder: Path) -> int:
+    """Return the port of a server that writes its ports and its log into this folder, once it takes clients."""
+    ports = folder / f"{binary.name}_{process.pid}.ports"
+    deadline = time.monotonic() + 20
+    while not (ports.exists() and ports.read_text().rstrip().endswith("}")):
+        assert process.poll() is None, (folder / "nats.log").read_text()
+        assert time.monotonic() < deadline, "the nats-server did not come up"
+        os.sched_yield()
+    return int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
 
 
 class RestartableServer:
