@@ -1,0 +1,266 @@
+"""The users of `nats.conf`, on a real server: each part can do all that it has to, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bitinglip.cli.natsserver import find_or_fetch
+from bitinglip.events.log import EventLog
+from bitinglip.events.streams import QUEUE, TASKS, WORKERS
+from bitinglip.settings import Nats
+from tests.integration.gateway.support import ECHO, collect, submitted
+from tests.support.cluster import Cluster
+from tests.support.server import eventually, port_of
+
+CONFIG = Path(__file__).parents[2] / "nats.conf"
+ALIEN = "01JZ0000000000000000000000"
+
+
+def with_users(folder: Path) -> str:
+    """Return `nats.conf` with its users brought in, on free ports."""
+    text = CONFIG.read_text("utf-8")
+    begin = text.index("# authorization {")
+    users = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text[begin:].splitlines())
+    text = re.sub(r"^port: .*$", "port: -1", text[:begin], flags=re.MULTILINE)
+    text = re.sub(r"^http: .*$", "", text, flags=re.MULTILINE)
+    return f"{text}\nports_file_dir: {json.dumps(str(folder))}\n{users}\n"
+
+
+class GuardedServer:
+    """A server with the users of `nats.conf`."""
+
+    def __init__(self, port: int, log_file: Path) -> None:
+        self.port = port
+        self._log_file = log_file
+
+    def url(self, user: str) -> str:
+        """Address for this user."""
+        return f"nats://{user}:CHANGE-ME@127.0.0.1:{self.port}"
+
+    def violations(self) -> list[str]:
+        """Return what it has refused to anybody, as far as its log tells."""
+        return [line for line in self._log_file.read_text("utf-8").splitlines() if "Violation" in line]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[GuardedServer]:
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    (folder / "nats.conf").write_text(with_users(folder), "utf-8")
+    binary = find_or_fetch()
+    with (folder / "nats.log").open("wb") as log:
+        process = subprocess.Popen([binary, "-c", folder / "nats.conf"], stdout=log, stderr=log, cwd=folder)
+    try:
+        yield GuardedServer(port_of(binary, process, folder), folder / "nats.log")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+async def cluster(server: GuardedServer, tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(server.url("gateway"), tmp_path)
+    yield cluster
+    await cluster.close()
+
+
+@pytest.fixture
+async def client(cluster: Cluster, server: GuardedServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a gateway, beside a node agent with a worker; each is its own user."""
+    gateway = await cluster.gateway()
+    await cluster.node(BITINGLIP_NATS_URL=server.url("worker"))
+    async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
+
+        async def served() -> bool:
+            return bool((await client.get("/v1/models")).json()["models"])
+
+        await eventually(served)
+        yield client
+
+
+async def end_of(client: httpx.AsyncClient, task_id: str) -> str:
+    return (await collect(client, f"/v1/tasks/{task_id}/events"))[-1].type
+
+
+async def run_tasks(client: httpx.AsyncClient) -> None:
+    """Tasks of all kinds of ways and ends."""
+    quick: dict[str, Any] = {"max_attempts": 2, "base_ms": 10, "max_ms": 20}
+    first, soon = await submitted(client), datetime.now(UTC) + timedelta(seconds=2)
+    ways = {
+        "task.succeeded": [
+            {"params": {"message": "x" * 200_000}},
+            {"params": {"steps": 3, "step_ms": 5}},
+            {"delay_s": 0.2},
+            {"depends_on": [first]},
+            {"lane": "batch", "expires_at": "2100-01-01T00:00:00Z", "requires": {"vram_gb": 0.001}},
+        ],
+        "task.dead_lettered": [{"params": {"fail": "crash"}, "retry": quick}],
+        "task.failed": [{"params": {"fail": "bad_input"}}],
+        "task.expired": [{"requires": {"label": "nowhere"}, "expires_at": soon.isoformat()}],
+    }
+    for end, wishes in ways.items():
+        for wish in wishes:
+            assert await end_of(client, await submitted(client, ECHO | wish)) == end
+    long = await submitted(client, ECHO | {"params": {"steps": 1000, "step_ms": 20}})
+    await client.delete(f"/v1/tasks/{long}")
+    assert await end_of(client, long) == "task.cancelled"
+
+
+async def use_queues(client: httpx.AsyncClient) -> None:
+    """Pauses, purges, batches, schedules."""
+    assert (await client.post("/v1/queues:pause", json={"model": "echo"})).status_code == 200
+    waiting = await submitted(client)
+    assert (await client.post("/v1/queues:purge", json={"model": "echo"})).status_code == 200
+    assert await end_of(client, waiting) == "task.cancelled"
+    assert (await client.post("/v1/queues:resume", json={"model": "echo"})).status_code == 200
+    assert (await client.get("/v1/queues")).json()["queues"]
+    batch = await client.post("/v1/batches", json={"tasks": [ECHO, ECHO]})
+
+    async def completed() -> bool:
+        return (await client.get(f"/v1/batches/{batch.json()['batch_id']}")).json()["state"] == "completed"
+
+    await eventually(completed)
+    schedule = (await client.post("/v1/schedules", json={"every_s": 60, "task": ECHO})).json()
+    assert (await client.delete(f"/v1/schedules/{schedule['schedule_id']}")).status_code < 300
+
+
+async def command_nodes(client: httpx.AsyncClient) -> None:
+    """Everything that a node is told to do."""
+    (node,) = (await client.get("/v1/nodes")).json()["nodes"]
+    (worker,) = (await client.get("/v1/workers")).json()["workers"]
+    for path in (f"nodes/{node['node_id']}/status", f"workers/{worker['worker_id']}/logs"):
+        assert (await client.get(f"/v1/{path}")).status_code == 200
+    for name in ("drain", "undrain"):
+        assert (await client.post(f"/v1/nodes/{node['node_id']}/{name}")).status_code == 202
+    labels = await client.post(f"/v1/nodes/{node['node_id']}/labels", json={"labels": {"eu": ""}})
+    assert labels.status_code == 200
+    assert (await client.post(f"/v1/workers/{worker['worker_id']}/restart")).status_code == 202
+    assert await end_of(client, await submitted(client)) == "task.succeeded"
+
+
+@pytest.mark.parametrize("use", [run_tasks, use_queues, command_nodes], ids=lambda use: use.__name__)
+async def test_nobody_is_refused_anything_that_belongs_to_the_work(
+    client: httpx.AsyncClient, server: GuardedServer, use: Callable[[httpx.AsyncClient], Awaitable[None]]
+) -> None:
+    await use(client)
+    assert (await client.get("/readyz")).json()["status"] == "ready"
+    assert (await client.get("/metrics")).status_code == 200
+    assert server.violations() == []
+
+
+# --- and nothing else -------------------------------------------------------------------------------------------------
+
+NOBODYS = [
+    *[f"$JS.API.STREAM.{what}.{stream}" for what in ("DELETE", "SNAPSHOT", "RESTORE") for stream in (TASKS, QUEUE)],
+    *[f"$JS.API.STREAM.PURGE.{stream}" for stream in (TASKS, WORKERS)],
+    *[f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in (TASKS, WORKERS)],
+    f"$JS.API.CONSUMER.DELETE.{QUEUE}.normal-echo",
+    f"$JS.API.CONSUMER.DELETE.{TASKS}.reactor",
+    "bl.access.k.granted",
+    "$SYS.REQ.SERVER.PING",
+]
+WRITES = {
+    "worker": [
+        f"bl.task.{ALIEN}.submitted.normal.echo",
+        f"bl.task.{ALIEN}.queued.normal.echo",
+        f"bl.task.{ALIEN}.cancel_requested",
+        f"bl.queue.normal.echo.{ALIEN}",
+        "bl.batch.b.opened",
+        "bl.schedule.s.created",
+        "bl.control.node.n.drain",
+        f"$JS.API.STREAM.PURGE.{QUEUE}",
+        f"$JS.API.CONSUMER.PAUSE.{QUEUE}.normal-echo",
+        f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
+    ],
+    "gateway": [
+        f"bl.task.{ALIEN}.assigned",
+        f"bl.task.{ALIEN}.succeeded",
+        "bl.worker.w.heartbeat",
+        "bl.node.n.heartbeat",
+        "bl.model.echo.registered",
+        f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.normal-echo",
+    ],
+    "auditor": [
+        f"bl.task.{ALIEN}.submitted.normal.echo",
+        f"bl.task.{ALIEN}.succeeded",
+        "bl.worker.w.heartbeat",
+        "bl.control.node.n.drain",
+        f"$JS.API.STREAM.PURGE.{QUEUE}",
+        f"$JS.API.STREAM.UPDATE.{TASKS}",
+        f"$JS.API.CONSUMER.CREATE.{QUEUE}.other.bl.queue.>",
+        f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
+        f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.normal-echo",
+    ],
+}
+READS = {
+    "worker": ["bl.live.task.*.succeeded", "bl.task.>", ">", "$JS.API.>"],
+    "gateway": ["bl.control.node.>", ">", "$JS.API.>"],
+    "auditor": ["bl.control.node.>", ">"],
+}
+
+
+async def told(server: GuardedServer, user: str | None, line: str) -> str:
+    """Return what the server says to a line of the protocol that a user writes; only what it refuses has an answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    who = {"verbose": False} | ({"user": user, "pass": "CHANGE-ME"} if user else {})
+    try:
+        assert (await reader.readline()).startswith(b"INFO")
+        writer.write(f"CONNECT {json.dumps(who)}\r\n{line}\r\nPING\r\n".encode())
+        heard = ""
+        while "PONG" not in heard and (more := await reader.readline()):
+            heard += more.decode()
+        return heard
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("user", sorted(WRITES))
+async def test_what_is_not_a_parts_own_it_cannot_write(server: GuardedServer, user: str) -> None:
+    log = await EventLog.connect(Nats(url=server.url("gateway")), "/test")
+    for subject in [*NOBODYS, *WRITES[user]]:
+        heard = await told(server, user, f"PUB {subject} 2\r\n{{}}")
+        assert "Permissions Violation for Publish" in heard, subject
+    assert [await log.last_sequence(stream) for stream in (TASKS, QUEUE, WORKERS)] == [0, 0, 0]
+    await log.close()
+
+
+@pytest.mark.parametrize("user", sorted(READS))
+async def test_what_is_not_a_parts_business_it_cannot_hear(server: GuardedServer, user: str) -> None:
+    for subject in READS[user]:
+        assert "Permissions Violation for Subscription" in await told(server, user, f"SUB {subject} 1"), subject
+
+
+async def test_nobody_comes_in_without_a_user(server: GuardedServer) -> None:
+    assert "Authorization Violation" in await told(server, None, "SUB bl.live.> 1")
+    assert await told(server, "auditor", "SUB bl.live.> 1") == "PONG\r\n"
+
+
+def test_the_users_of_a_cluster_may_do_the_same() -> None:
+    """`deploy/nats-cluster` has its own list of them, in another layout."""
+    single, three = CONFIG.read_text("utf-8"), (CONFIG.parent / "deploy/nats-cluster/users.conf").read_text("utf-8")
+    blocks = zip(
+        re.split(r"(?:GATEWAY|WORKER|AUDITOR): \{", single.partition("#   users: [")[0])[1:],
+        re.split(r"user: (?:gateway|worker|auditor),", three.partition("SYSTEM: {")[0])[1:],
+        strict=True,
+    )
+    for one, other in blocks:
+        for part in ("allow", "deny", "subscribe"):
+            assert listed(one, part) == listed(other, part)
+            assert listed(one, part)
+
+
+def listed(block: str, part: str) -> set[str]:
+    """Return the subjects of a list; none where there is no such list."""
+    found = re.search(rf"\b{part}: \[([^]]*)\]", block)
+    return set(re.findall(r'"([^"]+)"', found[1])) if found else set()
