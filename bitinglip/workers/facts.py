@@ -42,7 +42,7 @@ NEWEST = 0.3
 SLICE = 16
 """Models that are looked at in one go: a decision may be waiting."""
 PATIENCE_S = 0.25
-"""How long what takes some milliseconds, here or in the server, waits for a decision that asks for work."""
+"""How long a question that takes the server long waits for a decision that asks for work."""
 SURE_S = 30.0
 """How long the first task of a queue is taken for the first one, if nobody was given any: one that was cancelled may
 have been before it."""
@@ -228,7 +228,6 @@ class Facts:
             routes[name] = tuple([await self._route(view, waiting) for view in views])
             if len(routes) % SLICE == 0:
                 await asyncio.sleep(0)
-        await self._when_free()  # for the plan as well, which for a thousand models takes some milliseconds
         if self._own().routes is not own.routes:
             self._wake.set()  # they have changed meanwhile: what was found is of others
             return
