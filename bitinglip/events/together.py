@@ -60,7 +60,8 @@ async def _send(log: EventLog, appends: Seq[Append], timeout_s: float) -> Sequen
             await connection.publish(append.subject, append.payload, headers, reply if last else "")
             if number % CHUNK == 0:
                 await asyncio.sleep(0)  # let these go out while the next ones are made
-        data = await asyncio.wait_for(acked, timeout_s)
+        async with asyncio.timeout(timeout_s):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
+            data = await acked
     except TimeoutError:
         raise NoServer(problem="no ack in time") from None
     finally:

@@ -97,6 +97,8 @@ class Projector:
         self._checkpoints = checkpoints
         self._settings = settings
         self._feed = feed or TaskFeed()
+        self._held_back = False
+        """Whether the pump of TASKS waits for the writer."""
         self._most = settings.batch_max * batches
         self._most_bytes = BATCH_MOST_BYTES * batches
         self._targets: dict[str, int] = {}
@@ -170,8 +172,8 @@ class Projector:
         behind = any(self._checkpoints.applied(stream) < target for stream, target in self._targets.items())
         if self.state is State.CATCHING_UP and not behind:
             self._enter(State.LIVE)
-            self._feed.flow()
             self.caught_up.set()
+            self._let_flow()
 
     # --- the pumps ----------------------------------------------------------------------------------------------------
 
@@ -190,13 +192,19 @@ class Projector:
 
     async def _hold_back(self, stream: str, buffer: _Buffer) -> None:
         """Wait until the writer has made room."""
-        flowing = self._feed.flowing and stream == TASKS
-        if flowing:
+        if stream == TASKS:
+            self._held_back = True
             self._feed.stall()
         while buffer.count >= self._most * BUFFER_BATCHES:
             self._room.clear()
             await self._room.wait()
-        if flowing:
+        if stream == TASKS:
+            self._held_back = False
+            self._let_flow()
+
+    def _let_flow(self) -> None:
+        """Feed followers, if what is appended now is soon here."""
+        if self.caught_up.is_set() and not self._held_back:
             self._feed.flow()
 
     # --- the writer ---------------------------------------------------------------------------------------------------
