@@ -470,7 +470,7 @@ class TestOnACluster:
 
     async def test_a_tail_ends_with_ctrl_c_without_a_traceback(self, url: str) -> None:
         await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", url)
-        arguments = ("events", "tail", "--from-start", "--url", url)
+        arguments = ("events", "tail", "--from-start", "--type", "task.submitted", "--url", url)
         process = await asyncio.create_subprocess_exec(
             *COMMAND, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
