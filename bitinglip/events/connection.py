@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -80,6 +81,7 @@ class Connection:
                     max_outstanding_pings=PINGS_UNANSWERED,
                     pending_size=0,
                     allow_reconnect=True,
+                    **_credentials(servers),
                 ),
                 settings.connect_timeout_s,
             )
@@ -188,6 +190,18 @@ async def cancellable(call: Coroutine[object, object, _T]) -> _T:
     finally:
         task.cancel()
     return task.result()
+
+
+def _credentials(servers: list[str]) -> dict[str, str]:
+    """Return what every address says of who connects, for servers that the cluster itself names (without it)."""
+    parts = [urlsplit(server if "://" in server else f"nats://{server}") for server in servers]
+    users = {(part.username, part.password) for part in parts}
+    user, password = users.pop()
+    if users or user is None:
+        return {}
+    if password is None:
+        return {"token": unquote(user)}
+    return {"user": unquote(user), "password": unquote(password)}
 
 
 async def _report(error: Exception) -> None:

@@ -234,6 +234,15 @@ async def test_copies_are_added_to_streams_that_exist_and_never_dropped_unasked(
     await log.close()
 
 
+async def test_a_client_that_knows_one_server_goes_on_with_the_others(servers: NatsCluster) -> None:
+    """The server names its companions, without the credentials that they want as well."""
+    log = await EventLog.connect(Nats(url=servers.url("gateway", "nats-1"), replicas=3), "/test")
+    accepted = await Inbox(log, 100).submit(SubmitTask(kind="echo", model="echo"))
+    await servers.nodes["nats-1"].kill()
+    assert await eventually(lambda: log.read_task(accepted.task_id), within_s=60)
+    await log.close()
+
+
 async def has_three(log: EventLog, stream: str) -> bool:
     cluster = (await log.connection.js.stream_info(stream)).cluster
     peers = (cluster.replicas if cluster else None) or []
