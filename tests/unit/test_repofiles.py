@@ -152,7 +152,10 @@ def test_nothing_that_runs_code_or_is_of_no_use_is_taken(text: str) -> None:
         (["model.fp16.safetensors", "model.int8.safetensors"], ["model.fp16.safetensors"]),
         (["model.safetensors", "consolidated.safetensors", "adapter_model.safetensors"], ["model.safetensors"]),
         (["model-1-of-1.safetensors", "consolidated.safetensors"], ["model-1-of-1.safetensors"]),
-        (["model.safetensors", "model-1-of-1.safetensors"], ["model.safetensors"]),
+        (
+            ["model.safetensors", "model-1-of-1.safetensors", "model.safetensors.index.json"],
+            ["model.safetensors"],
+        ),
         (
             [
                 "diffusion_pytorch_model.safetensors",
