@@ -13,7 +13,7 @@ from bitinglip.events.model import ModelFile
 from bitinglip.models.repofiles import wanted, weights_of
 from tests.unit import published_listings as published
 
-NEVER = (".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5", ".gguf", ".py", ".ot", ".md", ".png", ".xml", ".tflite")
+NEVER = (".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5", ".gguf", ".py", ".md", ".png", ".xml", ".tflite")
 GPT2 = ["config.json", "model.safetensors", "tokenizer.json"]
 
 
