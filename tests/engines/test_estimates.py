@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from bitinglip.models.memory import LINEAR_BYTES, Need, estimate
+from bitinglip.models.memory import LINEAR_BYTES, Need, estimate, weight_files
 from bitinglip.models.store import find_models
 from bitinglip.settings import Worker
 from bitinglip.workers.engine import Loaded, ModelSpec
@@ -66,6 +67,18 @@ async def test_with_linear_layers_of_eight_bits(shared_host: EngineHost, spec: M
     smaller = spec.model_copy(update={"quantize": "int8", "reference": f"{spec.reference}-int8"})
     need = estimate(Path(spec.path or ""), 4, linear_bytes=LINEAR_BYTES["int8"])
     await check(shared_host, smaller, need)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["gpt2", "sd21"])
+async def test_where_the_weights_are_a_variant_alone(
+    shared_host: EngineHost, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(model_folder(tmp_path_factory, name), tmp_path / name)
+    for file in weight_files(folder):
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    spec = spec_of(name, folder).model_copy(update={"reference": f"{name}-variant"})
+    await check(shared_host, spec, estimate(folder, 4))
 
 
 @pytest.mark.asyncio(loop_scope="module")
