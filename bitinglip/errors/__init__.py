@@ -50,6 +50,14 @@ from bitinglip.errors.rejected import (
     WorkerNotFound,
 )
 from bitinglip.errors.root import BitingLipError
+from bitinglip.errors.store import (
+    ChecksumMismatch,
+    DiskFull,
+    FetchTaken,
+    ModelInUse,
+    StoreReadOnly,
+    UnsafePath,
+)
 from bitinglip.errors.unavailable import (
     DeviceLost,
     GatewayUnreachable,
@@ -67,6 +75,7 @@ __all__ = [
     "BatchIsClosed",
     "BatchNotFound",
     "BitingLipError",
+    "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
     "Conflict",
@@ -74,7 +83,9 @@ __all__ = [
     "Defect",
     "Denied",
     "DeviceLost",
+    "DiskFull",
     "EngineDied",
+    "FetchTaken",
     "GatewayUnreachable",
     "HostRefused",
     "IdempotencyMismatch",
@@ -87,6 +98,7 @@ __all__ = [
     "KeyMissing",
     "MalformedBody",
     "MethodNotAllowed",
+    "ModelInUse",
     "ModelNotFound",
     "NoServer",
     "NodeNotFound",
@@ -104,11 +116,13 @@ __all__ = [
     "ScheduleNotFound",
     "ServerBinaryMissing",
     "ServerTooOld",
+    "StoreReadOnly",
     "StreamFull",
     "TaskNotFound",
     "TooManyQueues",
     "Unavailable",
     "UnknownModel",
+    "UnsafePath",
     "UnsupportedMediaType",
     "WorkerNotFound",
 ]
