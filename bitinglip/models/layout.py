@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.errors import InvalidReference, UnsafePath
+from bitinglip.events.model import ModelFile
 from bitinglip.models.reference import parse_reference
 
 OURS = ".bitinglip"
 """Folder in a model's folder that holds what we know of it."""
 MARK, INTENT, DROPPING = ".json", ".part.json", ".drop.json"
 PARTIAL = ".bitinglip.incomplete"
-"""How the name of a file ends that we have a part of; before it stands its SHA-256."""
+"""How the name of a file ends that we have a part of; before it stands its digest."""
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
@@ -91,9 +92,23 @@ class Place:
             raise UnsafePath(path=path)
         return self.snapshot.joinpath(*parts)
 
-    def partial(self, sha256: str) -> Path:
-        """Return where the part of a file lies that has come so far."""
-        return self.blobs / f"{sha256}{PARTIAL}"
+    def partial(self, digest: str) -> Path:
+        """Return where the part of a content lies that has come so far."""
+        return self.blobs / f"{digest}{PARTIAL}"
+
+    def blob_lock(self, digest: str) -> Path:
+        """Return huggingface_hub's own lock of a content, which it holds while it downloads it."""
+        return blob_lock(self.repo, digest)
+
+
+def digest_of(file: ModelFile) -> str | None:
+    """Return the digest that names a file's content, among blobs too: as the hub has it, SHA-256, or else git's."""
+    return file.sha256 or file.git_sha1
+
+
+def blob_lock(repo: Path, digest: str) -> Path:
+    """Return huggingface_hub's own lock of a content of a model's folder."""
+    return repo.parent / ".locks" / repo.name / f"{digest}.lock"
 
 
 def place_of(cache_dir: Path, reference: str, revision: str) -> Place:

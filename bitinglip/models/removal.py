@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from bitinglip.models.layout import OURS, Place
+from bitinglip.models.layout import OURS, Place, digest_of
 from bitinglip.models.locks import exclusively
 from bitinglip.models.marks import Intent, intents, write
 
@@ -40,6 +40,17 @@ def finish(place: Place) -> int:
     place.dropping.unlink()
     _tidy(place)
     return freed
+
+
+def discard(place: Place, path: str) -> None:
+    """Remove a file whose content is not what it should be, and that content, whoever else links to it."""
+    link = place.file(path)
+    if link.is_symlink():
+        blob = link.parent / os.readlink(link)
+        if blob.is_symlink():
+            unlink(blob.resolve())  # in the store that models share
+        unlink(blob)
+    unlink(link)
 
 
 def unlink(file: Path) -> int:
@@ -69,17 +80,16 @@ def _named(place: Place) -> Iterator[str]:
 
 
 def _used(place: Place) -> Iterator[str]:
-    """Yield the names of the blobs that other revisions need: those that are linked, and those that are being fetched."""
+    """Yield the names of the blobs that other revisions need: what is linked, and what is being fetched."""
     yield from _linked(place.repo / "snapshots", place.blobs)
     for intent in intents(place.cache_dir, place.repo.name):
         yield from _names(place, intent)
 
 
 def _names(place: Place, intent: Intent) -> Iterator[str]:
-    for file in intent.files:
-        yield from filter(None, (file.sha256, file.git_sha1))
-        if file.sha256:
-            yield place.partial(file.sha256).name
+    for digest in filter(None, map(digest_of, intent.files)):
+        yield digest
+        yield place.partial(digest).name
 
 
 def _drop_refs(place: Place) -> None:
@@ -110,7 +120,7 @@ def _drop_blobs(place: Place, blobs: Iterable[Path]) -> int:
 
 
 def _drop_shared(cache_dir: Path, blobs: list[Path]) -> int:
-    """Remove blobs that are links into the store that huggingface_hub shares among models; it knows who else uses it."""
+    """Remove blobs that are links into the store that huggingface_hub shares among models: it knows who uses it."""
     from huggingface_hub.utils import DeleteCacheStrategy
 
     targets = [(blob.resolve(), blob.stat().st_size) for blob in blobs if blob.exists()]

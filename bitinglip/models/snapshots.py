@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.errors import ModelInUse, StoreReadOnly
-from bitinglip.models.layout import DROPPING, OURS, PARTIAL, Place, place_of
+from bitinglip.models.layout import DROPPING, OURS, PARTIAL, Place, blob_lock, digest_of, place_of
 from bitinglip.models.locks import exclusively, in_use, is_held
 from bitinglip.models.marks import (
     Intent,
@@ -44,7 +44,9 @@ __all__ = [
     "mark_of",
     "marks",
     "read_only",
+    "sweep",
     "touch",
+    "unmark",
 ]
 log = logging.getLogger(__name__)
 
@@ -108,9 +110,9 @@ def heal(cache_dir: Path) -> Healed:
         return Healed(missing=missing, read_only=True)
     swept = sum(_finish_drops(cache_dir))
     for each in missing:
-        _unmark(place_of(cache_dir, each.reference, each.revision), each)
+        unmark(place_of(cache_dir, each.reference, each.revision), each)
     pending = [(place_of(cache_dir, each.reference, each.revision), each) for each in intents(cache_dir)]
-    swept += sum(_sweep(repo) for repo in sorted(cache_dir.glob("models--*")) if repo.is_dir())
+    swept += sum(sweep(repo) for repo in sorted(cache_dir.glob("models--*")) if repo.is_dir())
     unfinished = tuple(each for place, each in pending if not place.mark.exists() and not is_held(place.fetch_lock))
     return Healed(missing=missing, unfinished=unfinished, swept_bytes=swept)
 
@@ -145,7 +147,7 @@ def _is_whole(place: Place, mark: Mark) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
-def _unmark(place: Place, mark: Mark) -> None:
+def unmark(place: Place, mark: Mark) -> None:
     """Make an intent of the mark of a revision that is no longer whole, so that what is left is used, or dropped."""
     log.warning("%s at %s was taken away in part, or as a whole, by another program", mark.reference, mark.revision)
     if place.snapshot.is_dir():
@@ -162,10 +164,10 @@ def _finish_drops(cache_dir: Path) -> Iterator[int]:
                 yield finish(place)
 
 
-def _sweep(repo: Path) -> int:
-    """Remove the parts of files that nobody goes on with, and return their size."""
+def sweep(repo: Path) -> int:
+    """Remove what crashes left in a model's folder and nobody goes on with, and return its size."""
     ours = repo / OURS
-    wanted = {file.sha256 for each in intents(repo.parent, repo.name) for file in each.files}
+    wanted = {digest_of(file) for each in intents(repo.parent, repo.name) for file in each.files}
     if ours.is_dir():
         with exclusively(ours / "store.lock", wait=True):  # whoever writes a note holds it
             for left in ours.glob("*.tmp"):
@@ -176,5 +178,4 @@ def _sweep(repo: Path) -> int:
 def _sweep_part(repo: Path, part: Path, wanted: set[str | None]) -> int:
     if part.name.endswith(PARTIAL):
         return 0 if part.name.removesuffix(PARTIAL) in wanted else unlink(part)
-    lock = repo.parent / ".locks" / repo.name / f"{part.name.partition('.')[0]}.lock"  # huggingface_hub's
-    return 0 if is_held(lock) else unlink(part)
+    return 0 if is_held(blob_lock(repo, part.name.partition(".")[0])) else unlink(part)
