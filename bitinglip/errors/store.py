@@ -21,16 +21,6 @@ class ModelInUse(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
-class UnsafePath(Rejected):
-    """A file's path would leave the folder of its model."""
-
-    code = "unsafe_path"
-    template = "The path {path!r} leaves the model's folder: it is not written."
-    remedy = "Do not use this model: its list of files is broken, or made to do harm."
-    path: str
-
-
-@dataclass(eq=False, kw_only=True)
 class StoreReadOnly(Denied):
     """The hub's cache cannot be written by this process."""
 
@@ -75,3 +65,15 @@ class FetchTaken(Unavailable):
     reference: str
     revision: str
     retry_after_s: int = 10
+
+
+@dataclass(eq=False, kw_only=True)
+class FetchFailed(Unavailable):
+    """A fetch ended in a way that has no name."""
+
+    code = "fetch_failed"
+    template = "{reference} could not be fetched: {problem}"
+    remedy = "It is tried again by itself; if it repeats, report it with the lines of the node's log."
+    reference: str
+    problem: str
+    retry_after_s: int = 60

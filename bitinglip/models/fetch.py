@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -50,7 +51,7 @@ def main() -> None:
     end(outcomes[0] if outcomes else Line(stopped=Stopped(done_bytes=meter.done_bytes)))
 
 
-def end(outcome: Line) -> None:
+def end(outcome: Line) -> NoReturn:
     """Say how it ended, and end, whatever a thread still waits for."""
     say(outcome)
     os._exit(1 if outcome.failed else 0)

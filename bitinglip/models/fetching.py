@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
-from bitinglip.errors import DiskFull, FetchTaken, StoreReadOnly, UnsafePath
+from bitinglip.errors import DiskFull, FetchTaken, StoreReadOnly, UnsafeRepository
 from bitinglip.events.model import ModelFile
 from bitinglip.models import snapshots
 from bitinglip.models.filling import Filler, is_there
@@ -32,6 +31,7 @@ def fetch(job: FetchJob, meter: Meter) -> Stored:
     place = place_of(job.cache_dir, job.reference, job.revision)
     for file in job.files:
         place.file(file.path)
+    ref = _ref(place, job.asked_revision or job.revision)
     if snapshots.read_only(place.repo):
         raise StoreReadOnly(folder=str(job.cache_dir))
     with ExitStack() as held:
@@ -39,12 +39,10 @@ def fetch(job: FetchJob, meter: Meter) -> Stored:
             raise FetchTaken(reference=job.reference, revision=job.revision)
         held.enter_context(snapshots.in_use(job.cache_dir, job.reference, job.revision))
         files = _bring(job, place, meter)
-        if job.asked_revision not in {None, job.revision}:
-            _point(place, str(job.asked_revision))
+        if ref.name != job.revision:
+            _point(ref, job.revision)
         snapshots.mark(job.cache_dir, job.reference, job.revision, files, "hub")
-    return Stored(
-        files=files, hub_bytes=meter.hub_bytes, peer_bytes=meter.peer_bytes, took_s=time.monotonic() - began
-    )
+    return Stored(files=files, hub_bytes=meter.hub_bytes, peer_bytes=meter.peer_bytes, took_s=time.monotonic() - began)
 
 
 def _bring(job: FetchJob, place: Place, meter: Meter) -> tuple[ModelFile, ...]:
@@ -82,13 +80,16 @@ def _missing(place: Place, file: ModelFile) -> int:
     return max(0, file.size_bytes - (part.stat().st_size if part and part.exists() else 0))
 
 
-def _point(place: Place, asked: str) -> None:
-    """Have a branch or tag point at the revision."""
+def _ref(place: Place, asked: str) -> Path:
     parts = asked.split("/")
     if any(part in {"", ".", ".."} for part in parts):
-        raise UnsafePath(path=f"refs/{asked}")
-    ref = (place.repo / "refs").joinpath(*parts)
+        raise UnsafeRepository(reference=place.reference, path=f"refs/{asked}")
+    return (place.repo / "refs").joinpath(*parts)
+
+
+def _point(ref: Path, commit: str) -> None:
+    """Have a branch or tag point at a commit."""
     ref.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(f"{ref}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(place.revision, "utf-8")
-    os.replace(temporary, ref)
+    temporary.write_text(commit, "utf-8")
+    temporary.replace(ref)

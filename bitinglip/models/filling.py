@@ -1,4 +1,4 @@
-"""One file of a revision: taken if it is there, brought from a peer or the hub if not, checked, and put in its place."""
+"""One file of a revision: taken if it is there, else brought by a peer or the hub; checked, and put in its place."""
 
 from __future__ import annotations
 

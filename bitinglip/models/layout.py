@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitinglip.errors import InvalidReference, UnsafePath
+from bitinglip.errors import InvalidReference, UnsafeRepository
 from bitinglip.events.model import ModelFile
 from bitinglip.models.reference import parse_reference
 
@@ -85,11 +85,11 @@ class Place:
         """Return where a file of the revision lies.
 
         Raises:
-            UnsafePath: the path would leave the snapshot.
+            UnsafeRepository: the path would leave the snapshot.
         """
         parts = path.split("/")
         if any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in parts):
-            raise UnsafePath(path=path)
+            raise UnsafeRepository(reference=self.reference, path=path)
         return self.snapshot.joinpath(*parts)
 
     def partial(self, digest: str) -> Path:
