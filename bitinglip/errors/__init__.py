@@ -62,6 +62,14 @@ from bitinglip.errors.rejected import (
     WorkerNotFound,
 )
 from bitinglip.errors.root import BitingLipError
+from bitinglip.errors.store import (
+    ChecksumMismatch,
+    DiskFull,
+    FetchFailed,
+    FetchTaken,
+    ModelInUse,
+    StoreReadOnly,
+)
 from bitinglip.errors.unavailable import (
     DeviceLost,
     GatewayUnreachable,
@@ -80,6 +88,7 @@ __all__ = [
     "BatchNotFound",
     "BitingLipError",
     "BrokenModel",
+    "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
     "Conflict",
@@ -87,7 +96,10 @@ __all__ = [
     "Defect",
     "Denied",
     "DeviceLost",
+    "DiskFull",
     "EngineDied",
+    "FetchFailed",
+    "FetchTaken",
     "GatewayUnreachable",
     "HostRefused",
     "HubOffline",
@@ -104,6 +116,7 @@ __all__ = [
     "MalformedBody",
     "MethodNotAllowed",
     "ModelGated",
+    "ModelInUse",
     "ModelNotFound",
     "ModelNotOnHub",
     "NoServer",
@@ -125,6 +138,7 @@ __all__ = [
     "ScheduleNotFound",
     "ServerBinaryMissing",
     "ServerTooOld",
+    "StoreReadOnly",
     "StreamFull",
     "TaskNotFound",
     "TooManyQueues",
