@@ -34,7 +34,12 @@ class EngineKeeper:
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""
-        return frozenset(key.split("|")[1] for key in (self._host.loaded if self._host else ()))
+        return frozenset(key.split("|")[1] for key in self.keys)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The models in memory, by their keys: with their revisions."""
+        return frozenset(self._host.loaded if self._host else ())
 
     async def get(self) -> EngineHost:
         """Return the process, a new one if there is none, or none that lives.
@@ -76,11 +81,15 @@ class EngineKeeper:
 
     async def drop(self, references: Iterable[str]) -> None:
         """Drop models from memory, if they are there."""
-        if self._host is None:
-            return
-        for key in [key for key in self._host.loaded if key.split("|")[1] in set(references)]:
+        named = set(references)
+        await self.drop_keys(key for key in self.keys if key.split("|")[1] in named)
+
+    async def drop_keys(self, keys: Iterable[str]) -> None:
+        """Drop models from memory by their keys, if they are there."""
+        for key in keys:
             with suppress(EngineDied):
-                await self._host.unload(key)
+                if self._host is not None:
+                    await self._host.unload(key)
 
     @asynccontextmanager
     async def watched(self, host: EngineHost) -> AsyncGenerator[None]:
