@@ -12,6 +12,7 @@ from bitinglip.errors import EngineDied
 from bitinglip.settings import Worker
 from bitinglip.workers.engine import Loaded, LoadFailed, Loading, ModelSpec
 from bitinglip.workers.enginehost import EngineHost
+from bitinglip.workers.inuse import InUse
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class EngineKeeper:
         self._scratch = scratch
         self._host: EngineHost | None = None
         self._starting = asyncio.Lock()
+        self._in_use = InUse()
+        self._loads: list[str] = []
         self.loading: str | None = None
         """Reference of the model that is being loaded."""
         self.on_load: Callable[[str, Loaded | None], None] = lambda _reference, _loaded: None
@@ -64,6 +67,8 @@ class EngineKeeper:
             EngineDied: the process ended meanwhile, or took too long and was ended.
         """
         limit_s = self._settings.load_timeout_s
+        self._loads.append(model.key)
+        await self._in_use.begin(model)
         self.loading = model.reference
         self.on_load(model.reference, None)
         try:
@@ -75,6 +80,8 @@ class EngineKeeper:
             raise EngineDied(problem=problem) from error
         finally:
             self.loading = None
+            self._loads.remove(model.key)
+            self.settle()
         if isinstance(answer, Loaded):
             self.on_load(model.reference, answer)
         return answer
@@ -90,6 +97,11 @@ class EngineKeeper:
             with suppress(EngineDied):
                 if self._host is not None:
                     await self._host.unload(key)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let go of what is in memory no more: its files may be dropped from the disk."""
+        self._in_use.keep(self.keys.union(self._loads))
 
     @asynccontextmanager
     async def watched(self, host: EngineHost) -> AsyncGenerator[None]:

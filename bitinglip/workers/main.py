@@ -217,6 +217,7 @@ class WorkerProcess:
         while True:
             try:
                 reading = await self._devices.read()
+                self._agent.runner.engine.settle()  # the engine process may have ended while it was idle
                 if self._agent.facts is not None:
                     self._agent.facts.device(reading.memory_total_bytes)
             except DeviceLost as lost:
