@@ -68,6 +68,7 @@ from bitinglip.errors.store import (
     FetchFailed,
     FetchTaken,
     ModelInUse,
+    NoRoom,
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
@@ -119,6 +120,7 @@ __all__ = [
     "ModelInUse",
     "ModelNotFound",
     "ModelNotOnHub",
+    "NoRoom",
     "NoServer",
     "NodeNotFound",
     "NodeSilent",
