@@ -63,10 +63,12 @@ from bitinglip.errors.rejected import (
 )
 from bitinglip.errors.root import BitingLipError
 from bitinglip.errors.store import (
+    CheckFailed,
     ChecksumMismatch,
     DiskFull,
     FetchFailed,
     FetchTaken,
+    ImportRefused,
     ModelInUse,
     NoRoom,
     StoreReadOnly,
@@ -89,6 +91,7 @@ __all__ = [
     "BatchNotFound",
     "BitingLipError",
     "BrokenModel",
+    "CheckFailed",
     "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
@@ -108,6 +111,7 @@ __all__ = [
     "HubUnreachable",
     "IdempotencyMismatch",
     "IllegalTransition",
+    "ImportRefused",
     "IncompatibleStream",
     "InternalError",
     "InvalidConfig",
