@@ -270,6 +270,16 @@ class Models(_Section):
         "server.",
     )
     share_port: Port = Field(default=0, description="Port for that; 0: a free one.")
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = Field(
+        default=None,
+        description="Address of the hub of models, if it is a mirror; none: what `HF_ENDPOINT` says, or the hub's own. "
+        "A token for it is taken from `HF_TOKEN` alone.",
+    )
+    offline: bool = Field(
+        default=False,
+        description="Never ask the hub, as `HF_HUB_OFFLINE` has it: what is on the nodes works, and folders can be "
+        "imported.",
+    )
 
 
 class Projections(_Section):

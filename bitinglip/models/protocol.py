@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 from bitinglip.errors import BitingLipError, Unavailable
-from bitinglip.events.model import ModelFile
+from bitinglip.events.model import ModelDescribed, ModelFile
 
 Step = Literal["fetching", "checking"]
 _writing = threading.Lock()
@@ -62,6 +62,25 @@ class CheckJob(_Message):
     """Whether what is damaged is to be removed, so that a fetch brings it again."""
 
 
+class ShareJob(_Message):
+    """A store whose revisions other nodes may have."""
+
+    cache_dir: Path
+    secret: SecretStr
+    """What tokens are signed with, in hexadecimal digits."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Zero: one that is free."""
+    most_connections: int = 32
+    """Who comes beyond is told to come later."""
+
+
+class Listening(_Message):
+    """The share takes connections."""
+
+    port: int
+
+
 class Progress(_Message):
     """How far it has come."""
 
@@ -87,19 +106,6 @@ class Checked(_Message):
     checked_bytes: int
     missing: tuple[str, ...]
     damaged: tuple[str, ...]
-
-
-class Imported(_Message):
-    """A folder was taken in."""
-
-    revision: str
-    """Digest of what is in it."""
-    files: tuple[ModelFile, ...]
-    kind: str
-    architecture: str | None
-    context_tokens: int | None
-    need_bytes: dict[str, int]
-    """Memory that it needs, running, by the precision that it is loaded in."""
 
 
 class Failed(_Message):
@@ -135,10 +141,12 @@ class Stopped(_Message):
 class Line(BaseModel):
     """A line on standard output; one field is there."""
 
+    listening: Listening | None = None
     progress: Progress | None = None
     stored: Stored | None = None
     checked: Checked | None = None
-    imported: Imported | None = None
+    described: ModelDescribed | None = None
+    """Of a folder that was taken in."""
     failed: Failed | None = None
     stopped: Stopped | None = None
 

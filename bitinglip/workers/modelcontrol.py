@@ -27,7 +27,7 @@ class ModelControl:
 
     def commands(self) -> dict[str, Command]:
         """Return the commands by their names."""
-        return {"du": self.du, "prune": self.prune}
+        return {"du": self.du, "prune": self.prune, "share": self._keeper.share.offer}
 
     async def du(self, _: dict[str, Any]) -> dict[str, Any]:
         """Return what models take on the node's disk, and which ones these are."""

@@ -21,6 +21,7 @@ from bitinglip.models.eviction import Stored
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
 from bitinglip.workers.modeldisk import ModelDisk
+from bitinglip.workers.modelpeers import ModelShare
 from bitinglip.workers.modelplan import Action, Check, Fetch, Remove, TakeIn, Tell, to_do
 from bitinglip.workers.modelwishes import Wishes
 from bitinglip.workers.modelwork import ModelWork, Work
@@ -54,6 +55,7 @@ class ModelKeeper:
         self.disk = ModelDisk(settings.models, settings.models_dir)
         self.wishes = Wishes(event_log, self._wake.set)
         self._work = ModelWork(event_log, settings, node_id, self.wishes, self.disk)
+        self.share = ModelShare(event_log.connection, settings.models, self.disk.cache_dir)
         self._doing: dict[Key, _Doing] = {}
         self._sore: dict[Key, float] = {}
         self._runner: asyncio.Task[None] | None = None
@@ -75,6 +77,7 @@ class ModelKeeper:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await self.share.close()
         await self.wishes.close()
 
     async def stored(self) -> list[Stored]:
@@ -126,7 +129,7 @@ class ModelKeeper:
         return action.not_before is None and fetching < self._settings.parallel
 
     def _begin(self, key: Key, action: Action) -> None:
-        work = Work(key)
+        work = Work(key, {"HF_HUB_OFFLINE": "1"} if self._settings.offline else {})
         task = asyncio.create_task(self._do(key, work, self._deed(action, work)), name=f"models-{key[0]}")
         self._doing[key] = _Doing(action, work, task)
 
