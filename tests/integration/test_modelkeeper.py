@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -242,7 +243,11 @@ async def test_a_hub_that_is_away_is_tried_again_and_a_model_that_is_not_there_i
     await world.tell(described.model_copy(update={"reference": none[0], "revision": none[1]}))
     world.hub.stop()
     await world.ask(ModelFetchAsked, key, node)
-    await eventually(lambda: world.on(key, node).status == "failed")
+    began = time.monotonic()
+    try:
+        await eventually(lambda: world.on(key, node).status == "failed", 60.0)
+    finally:
+        print(time.monotonic() - began, node.log)
     world.hub.start()
     await eventually(lambda: world.on(key, node).status == "stored")
     failed = await world.told(key, ModelFetchFailed)

@@ -84,6 +84,14 @@ def test_a_model_is_described_without_its_weights(hub: ModelHub, llama: Path) ->
     assert not [path for path in hub.sent if "original" in path or "tokenizer" in path]
 
 
+def test_what_is_read_is_of_the_commit_that_is_told(hub: ModelHub, tmp_path: Path) -> None:
+    commit = hub.add(NAME, make_gpt2(tmp_path / "small"))
+    describe(hub, f"{NAME}@main")
+    assert {request for request in hub.asked if "/resolve/" in request} == {
+        f"GET /{NAME}/resolve/{commit}/{path}" for path in ("config.json", "model.safetensors")
+    }, "even if the branch moves meanwhile"
+
+
 def test_each_file_has_a_digest_of_its_content(hub: ModelHub, tmp_path: Path) -> None:
     hub.add(NAME, make_gpt2(tmp_path / "small"))
     for file in describe(hub).files:
