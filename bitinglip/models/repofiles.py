@@ -39,7 +39,7 @@ _BESIDE: Mapping[str, str] = {
 }
 """Folders of what is small beside a model, and how it is named."""
 _VOCODER, _POOLING = "vocoder", "1_Pooling"
-_ODD = re.compile(r"[\x00-\x1f\x7f\\]")
+_ODD = re.compile("[\x00-\x1f\x7f\\\\\ud800-\udfff]")
 
 
 def wanted(

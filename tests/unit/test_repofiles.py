@@ -230,6 +230,7 @@ def test_what_no_engine_loads_is_said(paths: list[str], problem: str) -> None:
         "c:x",
         "a\nb",
         "a\x00",
+        "a\ud800",
         "x" * 256,
         "/".join(["abcdefg"] * 150),
     ],
