@@ -63,11 +63,14 @@ from bitinglip.errors.rejected import (
 )
 from bitinglip.errors.root import BitingLipError
 from bitinglip.errors.store import (
+    CheckFailed,
     ChecksumMismatch,
     DiskFull,
     FetchFailed,
     FetchTaken,
+    ImportRefused,
     ModelInUse,
+    NoRoom,
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
@@ -88,6 +91,7 @@ __all__ = [
     "BatchNotFound",
     "BitingLipError",
     "BrokenModel",
+    "CheckFailed",
     "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
@@ -107,6 +111,7 @@ __all__ = [
     "HubUnreachable",
     "IdempotencyMismatch",
     "IllegalTransition",
+    "ImportRefused",
     "IncompatibleStream",
     "InternalError",
     "InvalidConfig",
@@ -119,6 +124,7 @@ __all__ = [
     "ModelInUse",
     "ModelNotFound",
     "ModelNotOnHub",
+    "NoRoom",
     "NoServer",
     "NodeNotFound",
     "NodeSilent",

@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from bitinglip.errors import BitingLipError, Unavailable
-from bitinglip.events.model import ModelFile
+from bitinglip.events.model import ModelDescribed, ModelFile
 
 Step = Literal["fetching", "checking"]
 _writing = threading.Lock()
@@ -145,6 +145,8 @@ class Line(BaseModel):
     progress: Progress | None = None
     stored: Stored | None = None
     checked: Checked | None = None
+    described: ModelDescribed | None = None
+    """Of a folder that was taken in."""
     failed: Failed | None = None
     stopped: Stopped | None = None
 
