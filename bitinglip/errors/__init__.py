@@ -17,6 +17,11 @@ from bitinglip.errors.defect import (
 )
 from bitinglip.errors.denied import Denied, HostRefused, KeyMissing, QueueFull
 from bitinglip.errors.rejected import (
+    NothingBefore,
+    AliasTaken,
+    AliasNotFound,
+    ModelDoesNotFit,
+    ModelMissing,
     ArtifactExpired,
     ArtifactNotFound,
     BatchIsClosed,
@@ -61,6 +66,11 @@ from bitinglip.errors.unavailable import (
 )
 
 __all__ = [
+    "NothingBefore",
+    "AliasTaken",
+    "AliasNotFound",
+    "ModelDoesNotFit",
+    "ModelMissing",
     "AppendRefused",
     "ArtifactExpired",
     "ArtifactNotFound",

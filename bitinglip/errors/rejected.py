@@ -102,6 +102,58 @@ class ModelNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ModelMissing(Rejected):
+    """Nobody has registered, described or asked for a model of this name."""
+
+    code, status = "model_missing", 404
+    template = "Nothing is known of the model {reference}."
+    remedy = "Look at the name: `bitinglip model list`, `bitinglip model search`; `bitinglip model download` fetches it."
+    reference: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelDoesNotFit(Rejected):
+    """No node can run the model as it is, or has room for it."""
+
+    code, status = "model_does_not_fit", 409
+    template = "{reference} has no place here: {problem}. Instead: {instead}."
+    remedy = "Do what is said, or name the nodes that are to have it all the same (`nodes`, `--node`)."
+    reference: str
+    problem: str
+    instead: str
+
+
+@dataclass(eq=False, kw_only=True)
+class AliasNotFound(Rejected):
+    """No alias of this name stands for a model."""
+
+    code, status = "alias_not_found", 404
+    template = "There is no alias {alias}."
+    remedy = "Look at the name; `bitinglip model alias` lists the aliases."
+    alias: str
+
+
+@dataclass(eq=False, kw_only=True)
+class AliasTaken(Rejected):
+    """A model is called as the alias should be."""
+
+    code, status = "alias_taken", 409
+    template = "{alias} is the name of a model, so it cannot stand for another one."
+    remedy = "Take another name."
+    alias: str
+
+
+@dataclass(eq=False, kw_only=True)
+class NothingBefore(Rejected):
+    """An alias is to be set back, and has stood for one model only."""
+
+    code, status = "nothing_before", 409
+    template = "The alias {alias} has stood for nothing else before."
+    remedy = "Set it to what it is to stand for: `bitinglip model alias NAME MODEL`."
+    alias: str
+
+
+@dataclass(eq=False, kw_only=True)
 class TaskNotFound(Rejected):
     """No task of this id is in the log."""
 

@@ -17,8 +17,12 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     ModelAliasRemoved,
     ModelAliasSet,
+    ModelCheckAsked,
+    ModelChecked,
     ModelDescribed,
+    ModelDropped,
     ModelEvent,
+    ModelFetchFailed,
     ModelRegistered,
     RevisionEvent,
 )
@@ -35,15 +39,19 @@ class Catalogue:
 
     def __init__(self, event_log: EventLog) -> None:
         self.models = Models()
+        self.turn = asyncio.Lock()
+        """Held from reading what is known until what was decided on it is known too: wishes are written one by one."""
         self._log = event_log
         self._served: dict[tuple[str, str], ModelRegistered] = {}
-        """What workers can run, by reference (with and without its revision) and kind."""
+        """What workers can run, by the reference that they serve it under, which is their queues' name, and kind."""
         self._stands_for: dict[str, str] = {}
         """References by what stands for them: aliases, and names at a branch or tag."""
         self._newest: dict[str, str] = {}
         """The revision that a name alone means, by the name: of those described, the last one."""
         self._heard_at: dict[Key, datetime] = {}
         """When each revision was first heard of."""
+        self._checks: dict[tuple[str, str, str], bool] = {}
+        """Checks that were asked for and are not over, by name, revision and node: whether they repair."""
         self._applied = 0
         self._moved = asyncio.Condition()
         self._follower: asyncio.Task[None] | None = None
@@ -125,12 +133,17 @@ class Catalogue:
         return next((each for each in found if each.revision == newest), found[-1] if found else None)
 
     def served(self) -> list[ModelRegistered]:
-        """Return what workers can run, each kind and revision once."""
-        return list({id(event): event for event in self._served.values()}.values())
+        """Return what workers can run, as they registered it."""
+        return list(self._served.values())
 
     def heard_at(self, reference: str, revision: str | None) -> datetime | None:
         """Return when a revision was first heard of."""
         return self._heard_at.get((reference, revision or ""))
+
+    def is_checked_on(self, revision: Revision, node_id: str, repair: bool) -> bool:
+        """Tell whether a node is to check a revision's files already, and to repair them if that is asked for."""
+        asked = self._checks.get((revision.reference, revision.revision, node_id))
+        return asked is not None and (asked or not repair)
 
     def aliases_of(self, reference: str, revision: str) -> list[str]:
         """Return the aliases that stand for a revision."""
@@ -184,14 +197,19 @@ class Catalogue:
             self._moved.notify_all()
 
     def _fold(self, recorded: Recorded, event: ModelEvent) -> None:
+        if isinstance(event, ModelRegistered):
+            self._register(event)
+            event = event.model_copy(update={"reference": event.reference.partition("@")[0]})
         self.models = evolve(self.models, event, recorded.time, recorded.sequence)
         if isinstance(event, ModelRegistered | RevisionEvent):
             self._heard_at.setdefault((event.reference, event.revision or ""), recorded.time)
         match event:
-            case ModelRegistered():
-                self._register(event)
             case ModelDescribed():
                 self._describe(event)
+            case ModelCheckAsked():
+                self._checks |= {(event.reference, event.revision, node_id): event.repair for node_id in event.nodes}
+            case ModelChecked() | ModelDropped() | ModelFetchFailed():
+                self._checks.pop((event.reference, event.revision, event.node_id), None)
             case ModelAliasSet():
                 self._stands_for[event.reference] = f"{event.model}@{event.revision}"
             case ModelAliasRemoved():
@@ -201,8 +219,6 @@ class Catalogue:
 
     def _register(self, event: ModelRegistered) -> None:
         self._served[event.reference, event.kind] = event
-        if event.revision is not None:
-            self._served[f"{event.reference}@{event.revision}", event.kind] = event
         self._stands_for.pop(event.reference, None)  # a worker that serves a branch has a queue of that name
 
     def _describe(self, event: ModelDescribed) -> None:

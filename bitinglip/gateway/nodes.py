@@ -40,7 +40,7 @@ class Labels(BaseModel):
 async def nodes(request: Request) -> Response:
     """Answer `GET /v1/nodes`."""
     requests.only(request)
-    return json({"nodes": await _nodes(gateway_of(request))})
+    return json({"nodes": await all_nodes(gateway_of(request))})
 
 
 async def node(request: Request) -> Response:
@@ -120,7 +120,7 @@ async def _tell(gateway: Gateway, node_id: str | None, name: str, body: dict[str
     return await command(gateway.log.connection, node_id, subject, {"by": gateway.key_id} | body, ANSWER_S)
 
 
-async def _nodes(gateway: Gateway) -> list[NodeRow]:
+async def all_nodes(gateway: Gateway) -> list[NodeRow]:
     """Return the nodes; one that went silent is offline."""
     fresh = timedelta(seconds=max(FRESH_S, 3 * gateway.settings.node.heartbeat_s))
     oldest = gateway.log.clock() - fresh
@@ -130,7 +130,7 @@ async def _nodes(gateway: Gateway) -> list[NodeRow]:
 
 async def _node(request: Request) -> NodeRow:
     node_id: str = request.path_params["node_id"]
-    found = next((row for row in await _nodes(gateway_of(request)) if row.node_id == node_id), None)
+    found = next((row for row in await all_nodes(gateway_of(request)) if row.node_id == node_id), None)
     if found is None:
         raise NodeNotFound(node_id=node_id[:200])
     return found
