@@ -255,6 +255,19 @@ class Models(_Section):
         default=None, description="Folder of local models, `<org>/<name>`; none: `<data_dir>/models`."
     )
     hub_cache: Path | None = Field(default=None, description="The hub's cache; none: huggingface_hub's own place.")
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="Address of the hub; none: `HF_ENDPOINT`, else the public one.",
+    )
+    hub_wait_s: float = Field(
+        default=30.0, gt=0, description="Seconds that a gateway waits for the hub to tell what a model is."
+    )
+    auto_download: bool | None = Field(
+        default=None,
+        description="Whether a task for a model that no node has makes one fetch it; none: if `gateway.host` is "
+        "loopback.",
+    )
 
 
 class Projections(_Section):

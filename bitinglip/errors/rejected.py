@@ -107,7 +107,9 @@ class ModelMissing(Rejected):
 
     code, status = "model_missing", 404
     template = "Nothing is known of the model {reference}."
-    remedy = "Look at the name: `bitinglip model list`, `bitinglip model search`; `bitinglip model download` fetches it."
+    remedy = (
+        "Look at the name: `bitinglip model list`, `bitinglip model search`; `bitinglip model download` fetches it."
+    )
     reference: str
 
 

@@ -34,9 +34,7 @@ async def model_events(request: Request) -> Response:
     return sse.stream(gateway, sse.until_closed(life(gateway, name, revision or None, after), gateway.closing))
 
 
-async def life(
-    gateway: Gateway, name: str, revision: str | None, after: int
-) -> AsyncGenerator[Seq[RawMessage]]:
+async def life(gateway: Gateway, name: str, revision: str | None, after: int) -> AsyncGenerator[Seq[RawMessage]]:
     """Yield a model's events after a sequence, then live; those of one revision, and those of no certain one."""
     source = gateway.log.tail(MODELS, after, filters=[subjects.model_events(name)], most=MOST)
     async with aclosing(source) as batches:

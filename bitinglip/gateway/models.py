@@ -233,9 +233,7 @@ async def _carry_out(gateway: Gateway, ref: str, nodes: Nodes | None, how: Wish,
 def _holders(revision: Revision) -> list[str]:
     """Return the nodes that have a revision, or have something to do with it."""
     return sorted(
-        node_id
-        for node_id, holding in revision.holdings.items()
-        if holding.status != "absent" or holding.pinned
+        node_id for node_id, holding in revision.holdings.items() if holding.status != "absent" or holding.pinned
     )
 
 

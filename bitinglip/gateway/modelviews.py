@@ -1,4 +1,4 @@
-"""How models are shown: in the list's shape, which programs made for OpenAI's API can read, with what we know besides."""
+"""How models are shown: in a shape that programs made for OpenAI's API can read, with what we know besides."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ LOCAL = "local"
 """Owner of a model whose name tells none."""
 
 
+REGISTERED = ("architecture", "size_bytes", "context_tokens")
+DESCRIBED = {*REGISTERED, "parameters", "dtype", "need_bytes", "licence", "tags", "gated", "source", "parts"}
+
+
 def listed(catalogue: Catalogue, usage: Usage) -> list[dict[str, Any]]:
     """Return all models: each revision that is known, and what workers can run without one; by name."""
     shown = [summary(catalogue, revision, usage) for revision in catalogue.models.revisions.values()]
@@ -31,11 +35,7 @@ def listed(catalogue: Catalogue, usage: Usage) -> list[dict[str, Any]]:
 
 def summary(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str, Any]:
     """Return a revision as the list has it."""
-    described = revision.described
-    kinds = sorted({event.kind for event in revision.registered} | ({described.kind} if described else set()) - {None})
-    told = described.model_dump(include={"parameters", "dtype", "need_bytes", "licence", "tags", "gated", "source",
-                                         "parts"}) if described else {}  # fmt: skip
-    first = revision.registered[0] if revision.registered else None
+    kinds = kinds_of(revision)
     current = catalogue.current(revision.reference)
     alone = current is not None and current.revision == revision.revision
     return {
@@ -43,15 +43,19 @@ def summary(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str,
         "id": revision.reference if alone else f"{revision.reference}@{revision.revision}",
         "kind": next(iter(kinds), None),
         "kinds": kinds,
-        "architecture": (described or first).architecture if described or first else None,
-        "size_bytes": described.size_bytes if described else first.size_bytes if first else None,
-        "context_tokens": (described or first).context_tokens if described or first else None,
+        **_told(revision),
         "aliases": catalogue.aliases_of(revision.reference, revision.revision),
         "nodes": _by_status(revision),
         "pinned": sorted(node_id for node_id, holding in revision.holdings.items() if holding.pinned),
         "served": bool(revision.registered),
-        **told,
     }
+
+
+def kinds_of(revision: Revision) -> list[str]:
+    """Return the kinds of task that a revision serves."""
+    described = revision.described
+    own = [described.kind] if described is not None and described.kind is not None else []
+    return sorted({event.kind for event in revision.registered} | set(own))
 
 
 def detail(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str, Any]:
@@ -108,6 +112,14 @@ def _head(catalogue: Catalogue, reference: str, revision: str | None, usage: Usa
         "run_s": round(used.run_s, 3) if used else 0.0,
         "last_used_at": used.last_used_at if used else None,
     }
+
+
+def _told(revision: Revision) -> dict[str, Any]:
+    """Return what its description says, or in part what a worker says."""
+    if (described := revision.described) is not None:
+        return described.model_dump(include=DESCRIBED)
+    first = revision.registered[0] if revision.registered else None
+    return {name: getattr(first, name, None) for name in REGISTERED}
 
 
 def _by_status(revision: Revision) -> dict[str, list[str]]:

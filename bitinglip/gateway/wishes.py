@@ -1,7 +1,7 @@
 """What is asked of nodes about models, written into the log: each wish once, however often it is asked for.
 
-A wish names the nodes that are meant. Those that have what is asked, or are on their way to it, are left out; if none is
-left, nothing is written.
+A wish names the nodes that are meant. Those that have what is asked, or are on their way to it, are left out; if none
+is left, nothing is written.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def fit(asked: Asked, machines: Iterable[Machine]) -> list[MachineFit]:
 
 def best(fits: Iterable[MachineFit]) -> Verdict:
     """Return the best verdict of machines that are there; `too_big` if none is."""
-    return min((each.verdict for each in fits if each.online), key=ORDER.index, default="too_big")
+    return _best(each.verdict for each in fits if each.online)
 
 
 def choose(asked: Asked, machines: Seq[Machine]) -> str | Refusal:
@@ -142,12 +142,19 @@ def _on_machine(asked: Asked, machine: Machine) -> MachineFit:
     return MachineFit(
         node_id=machine.node_id,
         online=machine.online,
-        verdict=min(verdicts, key=ORDER.index, default="too_big"),
+        verdict=_best(verdicts),
         status=status,
         room=status == "stored" or free is None or free >= asked.size_bytes,
         disk_free_bytes=free,
         cards=cards,
     )
+
+
+def _best(verdicts: Iterable[Verdict]) -> Verdict:
+    best: Verdict = "too_big"
+    for verdict in verdicts:
+        best = verdict if ORDER.index(verdict) < ORDER.index(best) else best
+    return best
 
 
 def _on_card(asked: Asked, card: Card) -> CardFit:

@@ -131,7 +131,9 @@ def test_a_row_has_what_was_described_and_what_was_registered(size: int) -> None
     both, unregistered, undescribed = sorted(rows, key=lambda row: row.last_sequence)
     assert (both.size_bytes, both.fetch_bytes, both.architecture) == (5, 551_000_000, "GPT2LMHeadModel")
     assert (both.licence, both.tags, both.need_bytes) == ("apache-2.0", ["a"], ModelDescribed.example["need_bytes"])
-    assert both.registered_at and both.described_at and both.registered_at < both.described_at
+    assert both.registered_at
+    assert both.described_at
+    assert both.registered_at < both.described_at
     assert (unregistered.kind, unregistered.revision, unregistered.registered_at) == (None, "other", None)
     assert (undescribed.revision, undescribed.described_at, undescribed.need_bytes) == (None, None, None)
 
