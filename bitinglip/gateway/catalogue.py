@@ -114,9 +114,9 @@ class Catalogue:
         Raises:
             NoServer: it is not known here, and the log cannot be asked.
         """
-        if not self._registered(reference):
+        if not self.is_served(reference):
             await self.catch_up()
-        return self._registered(reference)
+        return self.is_served(reference)
 
     def find(self, reference: str) -> list[Revision]:
         """Return all revisions that an alias, `name@revision` or `name` can mean."""
@@ -138,7 +138,7 @@ class Catalogue:
 
     def heard_at(self, reference: str, revision: str | None) -> datetime | None:
         """Return when a revision was first heard of."""
-        return self._heard_at.get((reference, revision or ""))
+        return self._heard_at.get((reference.partition("@")[0], revision or ""))
 
     def is_checked_on(self, revision: Revision, node_id: str, repair: bool) -> bool:
         """Tell whether a node is to check a revision's files already, and to repair them if that is asked for."""
@@ -173,7 +173,8 @@ class Catalogue:
         except TimeoutError as error:
             raise ProjectionBehind(sequence=sequence, applied=self._applied) from error
 
-    def _registered(self, reference: str) -> bool:
+    def is_served(self, reference: str) -> bool:
+        """Tell whether a worker has registered a model under this very name, for whatever kind."""
         return any(name == reference for name, _ in self._served)
 
     # --- following ----------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ class Catalogue:
 
     def _describe(self, event: ModelDescribed) -> None:
         asked = f"{event.reference}@{event.asked_revision}"
-        if event.asked_revision not in (None, event.revision) and not self._registered(asked):
+        if event.asked_revision not in (None, event.revision) and not self.is_served(asked):
             self._stands_for[asked] = f"{event.reference}@{event.revision}"
         if event.asked_revision in (None, "main") or event.reference not in self._newest:
             self._newest[event.reference] = event.revision
