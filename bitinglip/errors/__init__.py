@@ -70,11 +70,14 @@ from bitinglip.errors.rejected import (
 )
 from bitinglip.errors.root import BitingLipError
 from bitinglip.errors.store import (
+    CheckFailed,
     ChecksumMismatch,
     DiskFull,
     FetchFailed,
     FetchTaken,
+    ImportRefused,
     ModelInUse,
+    NoRoom,
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
@@ -97,6 +100,7 @@ __all__ = [
     "BatchNotFound",
     "BitingLipError",
     "BrokenModel",
+    "CheckFailed",
     "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
@@ -116,6 +120,7 @@ __all__ = [
     "HubUnreachable",
     "IdempotencyMismatch",
     "IllegalTransition",
+    "ImportRefused",
     "IncompatibleStream",
     "InternalError",
     "InvalidConfig",
@@ -132,6 +137,7 @@ __all__ = [
     "ModelNotFetched",
     "ModelNotFound",
     "ModelNotOnHub",
+    "NoRoom",
     "NoServer",
     "NodeNotFound",
     "NodeSilent",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.errors import ModelInUse, StoreReadOnly
-from bitinglip.models.layout import DROPPING, OURS, PARTIAL, Place, blob_lock, digest_of, place_of
+from bitinglip.models.layout import DROPPING, OURS, PARTIAL, REPO_LOCK, Place, blob_lock, digest_of, place_in, place_of
 from bitinglip.models.locks import exclusively, in_use, is_held
 from bitinglip.models.marks import (
     Intent,
@@ -26,7 +26,7 @@ from bitinglip.models.marks import (
     read_only,
     touch,
 )
-from bitinglip.models.removal import finish, plan, unlink
+from bitinglip.models.removal import finish, plan, tidy, unlink
 
 __all__ = [
     "Healed",
@@ -110,9 +110,12 @@ def heal(cache_dir: Path) -> Healed:
         return Healed(missing=missing, read_only=True)
     swept = sum(_finish_drops(cache_dir))
     for each in missing:
+        log.warning("%s at %s was taken away, in part or as a whole, by another program", each.reference, each.revision)
         unmark(place_of(cache_dir, each.reference, each.revision), each)
     pending = [(place_of(cache_dir, each.reference, each.revision), each) for each in intents(cache_dir)]
     swept += sum(sweep(repo) for repo in sorted(cache_dir.glob("models--*")) if repo.is_dir())
+    for ours in sorted(cache_dir.glob(f"models--*/{OURS}")):
+        tidy(ours.parent)
     unfinished = tuple(each for place, each in pending if not place.mark.exists() and not is_held(place.fetch_lock))
     return Healed(missing=missing, unfinished=unfinished, swept_bytes=swept)
 
@@ -148,8 +151,11 @@ def _is_whole(place: Place, mark: Mark) -> bool:
 
 
 def unmark(place: Place, mark: Mark) -> None:
-    """Make an intent of the mark of a revision that is no longer whole, so that what is left is used, or dropped."""
-    log.warning("%s at %s was taken away in part, or as a whole, by another program", mark.reference, mark.revision)
+    """Make an intent of the mark of a revision that is no longer whole, so that what is left is used, or dropped.
+
+    Raises:
+        StoreReadOnly: the store cannot be written.
+    """
     if place.snapshot.is_dir():
         intend(place, mark.files)
     place.mark.unlink(missing_ok=True)
@@ -157,8 +163,7 @@ def unmark(place: Place, mark: Mark) -> None:
 
 def _finish_drops(cache_dir: Path) -> Iterator[int]:
     for note in sorted(cache_dir.glob(f"models--*/{OURS}/*{DROPPING}")):
-        reference = note.parent.parent.name.removeprefix("models--").replace("--", "/")
-        place = place_of(cache_dir, reference, note.name.removesuffix(DROPPING))
+        place = place_in(note.parent.parent, note.name.removesuffix(DROPPING))
         with exclusively(place.lock) as alone:
             if alone:
                 yield finish(place)
@@ -169,7 +174,7 @@ def sweep(repo: Path) -> int:
     ours = repo / OURS
     wanted = {digest_of(file) for each in intents(repo.parent, repo.name) for file in each.files}
     if ours.is_dir():
-        with exclusively(ours / "store.lock", wait=True):  # whoever writes a note holds it
+        with exclusively(ours / REPO_LOCK, wait=True):  # whoever writes a note holds it
             for left in ours.glob("*.tmp"):
                 left.unlink(missing_ok=True)
     return sum(_sweep_part(repo, part, wanted) for part in (repo / "blobs").glob("*.incomplete"))

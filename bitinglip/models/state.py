@@ -228,7 +228,9 @@ def _asked(holding: Holding, event: _Asked, at: datetime, sequence: int) -> Hold
 def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) -> Holding:
     changed = replace(holding, changed_at=at, sequence=sequence)
     match event:
-        case ModelFetchStarted() | ModelFetchFailed() if holding.status in {"stopped", "removing"}:
+        case ModelFetchStarted() | ModelFetchFailed() | ModelFetchStopped() if holding.status == "removing":
+            return holding
+        case ModelFetchStarted() | ModelFetchFailed() if holding.status == "stopped":
             return holding  # it was overtaken by what was asked meanwhile
         case ModelFetchStarted():
             done = event.total_bytes - event.missing_bytes
@@ -273,7 +275,8 @@ def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) ->
         case ModelDropped():
             # A pinned one that somebody else took away, or damaged, is fetched again; and so is one that was asked for
             # while it was being removed.
-            lost = holding.pinned and event.reason in {"missing", "damaged"}
+            repairs = event.reason == "damaged" and holding.check == "repair"
+            lost = repairs or (holding.pinned and event.reason in {"missing", "damaged"})
             revived = event.reason == "removed" and holding.status in {"stored", "wanted"}
             status: Status = "wanted" if lost or revived else "absent"
             return replace(

@@ -13,9 +13,12 @@ from typing import Any, cast
 import orjson
 
 from bitinglip.errors import InvalidReference, ModelNotFound
+from bitinglip.models.importnotes import notes
+from bitinglip.models.kinds import PARTS, architecture_of, context_of, kind_of
 from bitinglip.models.layout import place_of
 from bitinglip.models.marks import marks
 from bitinglip.models.reference import Reference, parse_reference
+from bitinglip.models.repofiles import CONFIG, PIPELINE
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +26,8 @@ SMALL_FILE_BYTES = 1 << 20
 """A local folder's revision covers the whole content of files up to this size, and the head and size of larger ones."""
 
 ECHO = "echo"
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
-PIPELINE = "model_index.json"
-MARKERS = ("config.json", PIPELINE)
+MARKERS = (CONFIG, PIPELINE)
 """A folder with one of these files holds a model: transformers', or diffusers'."""
-KIND_OF_ARCHITECTURE: dict[tuple[str, ...], str] = {
-    ("Pipeline",): "text-to-image",
-    ("ForTextToSpeech", "VitsModel", "BarkModel"): "text-to-speech",
-    ("WhisperForConditionalGeneration", "ForSpeechSeq2Seq"): "speech-to-text",
-    ("BlipForConditionalGeneration", "ForImageTextToText"): "image-to-text",
-    ("ForCausalLM", "LMHeadModel"): "text-generation",
-    ("Model", "ForMaskedLM"): "embedding",
-}
-"""How the names of architectures end, and the kind that runs them; the first that fits counts."""
-PARTS: dict[str, dict[str, str]] = {"SpeechT5ForTextToSpeech": {"vocoder": "microsoft/speecht5_hifigan"}}
-"""Architecture -> the models that it needs beside it: what they are to it, and where they are published."""
-VISION_LANGUAGE = ("ForConditionalGeneration",)
-"""Such a model takes pictures if its configuration has a part for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +53,9 @@ def find_models(
 ) -> list[StoredModel]:
     """Return the models that a worker is to serve: those named, or `echo` and all that are ours.
 
-    Ours are those in the models directory, and what is marked in the hub's cache: each as `NAME@REVISION`, and as `NAME`
-    the one that the cache calls `main`. Of two of one name that in the models directory counts.
+    Ours are those in the models directory, and what is marked in the hub's cache: each as `NAME@REVISION`, and as
+    `NAME` the one that the cache calls `main`. What was taken in is there as `NAME@REVISION` as well. Of two of one
+    name that in the models directory counts.
 
     A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`. One that
     is `elsewhere` is a language model on a server that runs: its files need not be on this machine.
@@ -79,7 +68,12 @@ def find_models(
     if names:
         found = [_elsewhere(name) if name in elsewhere else _find(name, models_dir, cache) for name in names]
     else:
-        everything = [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir), *_managed(cache)]
+        everything = [
+            StoredModel(reference=ECHO, kind=ECHO),
+            *_all_in(models_dir),
+            *_taken_in(models_dir),
+            *_managed(cache),
+        ]
         found = list({model.reference: model for model in reversed(everything)}.values())[::-1]
     return [_with_parts(model, models_dir, cache) for model in found]
 
@@ -98,11 +92,8 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
         InvalidReference: it is of an architecture that no engine takes.
     """
     config = _config(reference, path)
-    architectures = cast("list[str]", config.get("architectures") or [])
-    architecture = architectures[0] if architectures else None
-    kind = _kind(path, architecture)
-    if kind is None and "vision_config" in config and (architecture or "").endswith(VISION_LANGUAGE):
-        kind = "image-to-text"
+    architecture = architecture_of(config)
+    kind = kind_of(config, {entry.name for entry in path.iterdir()})
     if kind is None:
         raise InvalidReference(reference=reference, problem=f"no engine takes the architecture {architecture}")
     return StoredModel(
@@ -112,7 +103,7 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
         path=path,
         architecture=architecture,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*.safetensors")),
-        context_tokens=next((config[field] for field in CONTEXT_FIELDS if isinstance(config.get(field), int)), None),
+        context_tokens=context_of(config),
     )
 
 
@@ -159,8 +150,20 @@ def _all_in(models_dir: Path) -> Iterator[StoredModel]:
             log.info("%s is left out: %s", folder, error)
 
 
+def _taken_in(models_dir: Path) -> Iterator[StoredModel]:
+    """Yield the folders that were taken in, and are as they were then, by their names with the revision."""
+    for note in notes(models_dir):
+        try:
+            model = inspect(note.reference, (models_dir / note.reference).resolve())
+        except (InvalidReference, ModelNotFound) as error:
+            log.info("%s is left out: %s", note.reference, error)
+            continue
+        if model.revision == note.revision:
+            yield replace(model, reference=str(Reference(note.reference, note.revision)))
+
+
 def _managed(hub_cache: Path) -> Iterator[StoredModel]:
-    """Yield the revisions of a cache that we stored there; one that no engine takes is no reason not to serve others."""
+    """Yield the revisions of a cache that are ours; one that no engine takes is no reason not to serve the others."""
     for mark in marks(hub_cache):
         place = place_of(hub_cache, mark.reference, mark.revision)
         main = _hub_snapshot(Reference(mark.reference), hub_cache)
@@ -187,24 +190,12 @@ def _hub_snapshot(reference: Reference, hub_cache: Path) -> Path | None:
 
 
 def _config(reference: str, path: Path) -> dict[str, Any]:
-    """Return the snapshot's configuration; a diffusers pipeline's names its class, which stands for an architecture."""
+    """Return the snapshot's configuration."""
     marker = next((path / name for name in reversed(MARKERS) if (path / name).is_file()), path / MARKERS[0])
     try:
-        config = cast("dict[str, Any]", orjson.loads(marker.read_bytes()))
+        return cast("dict[str, Any]", orjson.loads(marker.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelNotFound(reference=reference, looked_in=f"{path}: no readable {marker.name}") from error
-    return config | {"architectures": [config.get("_class_name")]} if marker.name == PIPELINE else config
-
-
-def _kind(path: Path, architecture: str | None) -> str | None:
-    if (path / "modules.json").is_file() or (path / "1_Pooling").is_dir():
-        return "embedding"
-    if architecture is None:
-        return None
-    for ends, kind in KIND_OF_ARCHITECTURE.items():
-        if architecture.endswith(ends):
-            return kind
-    return None
 
 
 def _digest(path: Path) -> str:

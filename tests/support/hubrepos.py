@@ -37,7 +37,7 @@ class HubFile:
 
     def entry(self) -> dict[str, Any]:
         """Tell of it as a tree does."""
-        entry = {"type": "file", "oid": self.git_sha1, "size": self.size, "path": self.path}
+        entry: dict[str, Any] = {"type": "file", "oid": self.git_sha1, "size": self.size, "path": self.path}
         if self.sha256 is not None:
             entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(_pointer(self.sha256, self.size))}
         return entry
@@ -46,7 +46,7 @@ class HubFile:
         """Tell of it as a model's page does."""
         if not whole:
             return {"rfilename": self.path}
-        sibling = {"rfilename": self.path, "size": self.size, "blobId": self.git_sha1}
+        sibling: dict[str, Any] = {"rfilename": self.path, "size": self.size, "blobId": self.git_sha1}
         if self.sha256 is not None:
             pointer_size = len(_pointer(self.sha256, self.size))
             sibling["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": pointer_size}
@@ -91,6 +91,7 @@ class Repo:
 
     def info(self, commit: str, *, files: bool = True, whole: bool = False) -> dict[str, Any]:
         """Tell of the model; `files`: with its files' names, `whole`: and sizes and digests."""
+        safe = ["safetensors"] if any(path.endswith(".safetensors") for path in self.commits[commit]) else []
         licence = [f"license:{self.licence}"] if self.licence else []
         info: dict[str, Any] = {
             "id": self.name,
@@ -100,7 +101,7 @@ class Repo:
             "gated": "manual" if self.gated else False,
             "downloads": self.downloads,
             "likes": self.likes,
-            "tags": [*self.tags, *licence],
+            "tags": [*self.tags, *safe, *licence],
             "pipeline_tag": self.pipeline_tag,
             "cardData": {"license": self.licence} if self.licence else {},
             "createdAt": DATE,

@@ -58,7 +58,7 @@ def test_a_model_is_told_of_with_sizes_and_digests(hub: ModelHub, folder: Path) 
     hub.add(NAME, folder, licence="mit", tags=["small"], pipeline_tag="text-generation", downloads=7, likes=3)
     info = HfApi(endpoint=hub.endpoint, token=False).model_info(NAME, files_metadata=True)
     assert (info.downloads, info.likes, info.gated, info.pipeline_tag) == (7, 3, False, "text-generation")
-    assert info.tags == ["small", "license:mit"]
+    assert info.tags == ["small", "safetensors", "license:mit"]
     assert info.card_data is not None
     assert info.card_data["license"] == "mit"
     files = {file.rfilename: file for file in info.siblings or []}
@@ -213,6 +213,15 @@ async def test_a_client_that_leaves_is_noticed(hub: ModelHub, folder: Path, even
     with httpx2.stream("GET", f"{hub.endpoint}/{NAME}/resolve/main/model.safetensors"):
         await eventually(lambda: hub.stalled[f"{NAME}/model.safetensors"])
     await eventually(lambda: not hub.stalled[f"{NAME}/model.safetensors"])
+
+
+def test_what_a_client_did_not_wait_for_is_not_sent(hub: ModelHub, folder: Path) -> None:
+    size = save_tensors(folder / "model.safetensors", {"a": ("F32", [20_000_000])}).stat().st_size
+    hub.add(NAME, folder)
+    with httpx2.stream("GET", f"{hub.endpoint}/{NAME}/resolve/main/model.safetensors") as answer:
+        next(answer.iter_raw())
+    httpx2.get(f"{hub.endpoint}/{NAME}/resolve/main/config.json")
+    assert hub.sent[f"{NAME}/model.safetensors"] < size / 2
 
 
 def test_a_hub_may_be_away_and_come_back(hub: ModelHub, folder: Path) -> None:
