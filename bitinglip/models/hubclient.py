@@ -145,7 +145,11 @@ class HubClient:
         status = answer.status_code
         if message == BAD_TOKEN:
             raise HubTokenRefused(endpoint=self.endpoint)
-        if model is not None and (error := _refusal(status, code, message, model, self.endpoint)):
+        if (
+            model is not None
+            and answer.is_client_error
+            and (error := _refusal(status, code, message, model, self.endpoint))
+        ):
             raise error
         self._unlike(f"it answers with status {status}", answer.headers.get("retry-after", ""))
 
