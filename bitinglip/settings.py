@@ -281,6 +281,14 @@ class Models(_Section):
         description="Never ask the hub, as `HF_HUB_OFFLINE` has it: what is on the nodes works, and folders can be "
         "imported.",
     )
+    hub_wait_s: float = Field(
+        default=30.0, gt=0, description="Seconds that a gateway waits for the hub to tell what a model is."
+    )
+    auto_download: bool | None = Field(
+        default=None,
+        description="Whether a task for a model that no node has makes one fetch it; none: if `gateway.host` is "
+        "loopback.",
+    )
 
 
 class Projections(_Section):

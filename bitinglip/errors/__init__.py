@@ -29,6 +29,8 @@ from bitinglip.errors.hub import (
     UnsafeRepository,
 )
 from bitinglip.errors.rejected import (
+    AliasNotFound,
+    AliasTaken,
     ArtifactExpired,
     ArtifactNotFound,
     BatchIsClosed,
@@ -42,9 +44,14 @@ from bitinglip.errors.rejected import (
     InvalidReference,
     MalformedBody,
     MethodNotAllowed,
+    ModelDoesNotFit,
+    ModelKindMismatch,
+    ModelMissing,
+    ModelNotFetched,
     ModelNotFound,
     NodeNotFound,
     NodeTaken,
+    NothingBefore,
     PayloadTooLarge,
     ProjectionFileBusy,
     QueryRefused,
@@ -84,6 +91,8 @@ from bitinglip.errors.unavailable import (
 )
 
 __all__ = [
+    "AliasNotFound",
+    "AliasTaken",
     "AppendRefused",
     "ArtifactExpired",
     "ArtifactNotFound",
@@ -120,8 +129,12 @@ __all__ = [
     "KeyMissing",
     "MalformedBody",
     "MethodNotAllowed",
+    "ModelDoesNotFit",
     "ModelGated",
     "ModelInUse",
+    "ModelKindMismatch",
+    "ModelMissing",
+    "ModelNotFetched",
     "ModelNotFound",
     "ModelNotOnHub",
     "NoRoom",
@@ -129,6 +142,7 @@ __all__ = [
     "NodeNotFound",
     "NodeSilent",
     "NodeTaken",
+    "NothingBefore",
     "NothingToLoad",
     "OnlyPickles",
     "PayloadTooLarge",

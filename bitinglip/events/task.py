@@ -124,6 +124,8 @@ class TaskSubmitted(TaskEvent):
     """What becomes of it if one of them does not succeed; none with no `depends_on`."""
     batch_id: str | None = None
     """The batch that it was asked for with; none for most."""
+    alias: str | None = None
+    """What the caller named, where that stood for `model`: an alias, or a branch; none for most."""
 
 
 @event

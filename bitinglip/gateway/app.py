@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from bitinglip.errors import InvalidConfig
 from bitinglip.gateway import (
+    aliases,
     analytics,
     artifacts,
     batches,
@@ -23,6 +24,10 @@ from bitinglip.gateway import (
     events,
     health,
     listing,
+    modelevents,
+    modelfit,
+    models,
+    modelsearch,
     nodes,
     openapi,
     progress,
@@ -30,6 +35,7 @@ from bitinglip.gateway import (
     schedules,
     streams,
     tasks,
+    wishes,
 )
 from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
@@ -77,7 +83,24 @@ ROUTES = [
         Route(f"/v1/nodes/{{node_id}}/{name}", Resource(POST=nodes.tell_node(name)))
         for name in ("drain", "undrain", "restart-workers")
     ),
-    Route("/v1/models", Resource(GET=cluster.models)),
+    Route("/v1/nodes/{node_id}/models", Resource(GET=nodes.disk_use)),
+    Route("/v1/nodes/{node_id}/models:prune", Resource(POST=nodes.prune)),
+    Route("/v1/models", Resource(GET=models.list_models, POST=models.ask)),
+    Route("/v1/models:search", Resource(GET=modelsearch.search)),
+    # A reference has slashes in it, so what follows one is looked for first.
+    Route("/v1/models/{ref:path}/fit", Resource(GET=modelfit.get_fit)),
+    Route("/v1/models/{ref:path}/events", Resource(GET=modelevents.model_events)),
+    Route("/v1/models/{ref:path}/pin", Resource(POST=models.pin)),
+    Route("/v1/models/{ref:path}/unpin", Resource(POST=models.wish(wishes.unpin, of_all=True))),
+    Route("/v1/models/{ref:path}/cancel", Resource(POST=models.wish(wishes.cancel, of_all=True))),
+    Route("/v1/models/{ref:path}/verify", Resource(POST=models.verify)),
+    Route("/v1/models/{ref:path}", Resource(GET=models.get_model, DELETE=models.wish(wishes.remove, of_all=True))),
+    Route("/v1/aliases", Resource(GET=aliases.list_aliases)),
+    Route(
+        "/v1/aliases/{alias}",
+        Resource(GET=aliases.get_alias, PUT=aliases.set_alias, DELETE=aliases.delete_alias),
+    ),
+    Route("/v1/aliases/{alias}/rollback", Resource(POST=aliases.rollback)),
     Route("/v1/queues", Resource(GET=queues.queues)),
     Route("/v1/queues:pause", Resource(POST=queues.pause)),
     Route("/v1/queues:resume", Resource(POST=queues.resume)),

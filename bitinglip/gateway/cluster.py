@@ -1,4 +1,4 @@
-"""The cluster: workers, models, and how deep its queues are."""
+"""The cluster: workers, and how deep its queues are."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ async def workers(request: Request) -> Response:
     """Answer `GET /v1/workers`."""
     requests.only(request)
     return json({"workers": await gateway_of(request).readmodel.queries.workers()})
-
-
-async def models(request: Request) -> Response:
-    """Answer `GET /v1/models`."""
-    requests.only(request)
-    return json({"models": await gateway_of(request).readmodel.queries.models()})
 
 
 async def queue_depths(log: EventLog) -> dict[Route, int]:

@@ -122,7 +122,13 @@ async def open_gateway(
         queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
         pressure = Pressure(log, settings.gateway.queue_most)
         stack.push_async_callback(pressure.close)
-        inbox = Inbox(log, settings.log.inline_max_bytes, policies_of_kinds(settings.tasks.retry), queues.ensure)
+        inbox = Inbox(
+            log,
+            settings.log.inline_max_bytes,
+            policies_of_kinds(settings.tasks.retry),
+            queues.ensure,
+            catalogue.resolve,
+        )
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
         for part in (reactor, scheduler, Sourcing(log.connection)):
             await part.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -22,11 +22,22 @@ from bitinglip.tasks.commands import invalid_input
 
 ANSWER_S = 5.0
 """How long a node may take to answer."""
+DISK_S = 30.0
+"""The same for what makes it read or change a disk."""
 LINES, LINES_MOST = 100, 2_000
 FRESH_S = 60.0
 """A node is online for this long after its last sign of life, or for three of its heartbeats, if that is longer."""
 
+_B = TypeVar("_B", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Prune(BaseModel):
+    """Whether to drop anything: the body of `POST /v1/nodes/{node_id}/models:prune`, which may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dry_run: bool = Field(default=False, description="Only say what would be dropped.")
 
 
 class Labels(BaseModel):
@@ -40,7 +51,7 @@ class Labels(BaseModel):
 async def nodes(request: Request) -> Response:
     """Answer `GET /v1/nodes`."""
     requests.only(request)
-    return json({"nodes": await _nodes(gateway_of(request))})
+    return json({"nodes": await all_nodes(gateway_of(request))})
 
 
 async def node(request: Request) -> Response:
@@ -77,6 +88,22 @@ async def logs(request: Request) -> Response:
     return json(await _tell(gateway_of(request), found.node_id, "logs", {"worker_id": found.worker_id, "lines": lines}))
 
 
+async def disk_use(request: Request) -> Response:
+    """Answer `GET /v1/nodes/{node_id}/models`: what the node has of models on its disk, asked of its agent."""
+    requests.only(request)
+    return json(await _tell(gateway_of(request), (await _node(request)).node_id, "du", {}, DISK_S))
+
+
+async def prune(request: Request) -> Response:
+    """Answer `POST /v1/nodes/{node_id}/models:prune`: drop what nothing needs, or say what that would be."""
+    gateway = gateway_of(request)
+    requests.only(request)
+    asked = Prune()
+    if requests.header(request, b"content-type"):
+        asked = _validated(Prune, await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    return json(await _tell(gateway, (await _node(request)).node_id, "prune", asked.model_dump(), DISK_S))
+
+
 def tell_node(name: str) -> Handler:
     """Return what answers `POST /v1/nodes/{node_id}/<name>`: the node as it is then."""
 
@@ -106,21 +133,27 @@ def read_labels(body: bytes) -> Labels:
         MalformedBody: it is not JSON.
         InvalidInput: a field is refused; the error names it.
     """
+    return _validated(Labels, body)
+
+
+def _validated(model: type[_B], body: bytes) -> _B:
     try:
-        return Labels.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise MalformedBody(problem=error.errors()[0]["msg"]) from error
         raise invalid_input(error) from error
 
 
-async def _tell(gateway: Gateway, node_id: str | None, name: str, body: dict[str, Any]) -> dict[str, Any]:
+async def _tell(
+    gateway: Gateway, node_id: str | None, name: str, body: dict[str, Any], timeout_s: float = ANSWER_S
+) -> dict[str, Any]:
     node_id = node_id or "unknown"
     subject = subjects.node_command(node_id, name)
-    return await command(gateway.log.connection, node_id, subject, {"by": gateway.key_id} | body, ANSWER_S)
+    return await command(gateway.log.connection, node_id, subject, {"by": gateway.key_id} | body, timeout_s)
 
 
-async def _nodes(gateway: Gateway) -> list[NodeRow]:
+async def all_nodes(gateway: Gateway) -> list[NodeRow]:
     """Return the nodes; one that went silent is offline."""
     fresh = timedelta(seconds=max(FRESH_S, 3 * gateway.settings.node.heartbeat_s))
     oldest = gateway.log.clock() - fresh
@@ -130,7 +163,7 @@ async def _nodes(gateway: Gateway) -> list[NodeRow]:
 
 async def _node(request: Request) -> NodeRow:
     node_id: str = request.path_params["node_id"]
-    found = next((row for row in await _nodes(gateway_of(request)) if row.node_id == node_id), None)
+    found = next((row for row in await all_nodes(gateway_of(request)) if row.node_id == node_id), None)
     if found is None:
         raise NodeNotFound(node_id=node_id[:200])
     return found

@@ -15,36 +15,36 @@ import bitinglip
 from bitinglip import errors
 from bitinglip.events.node import NodeWorker
 from bitinglip.gateway import problems
+from bitinglip.gateway.aliases import SetAlias
 from bitinglip.gateway.analytics import Answer, Query
 from bitinglip.gateway.batches import BatchCancel
 from bitinglip.gateway.bulk import Selection
-from bitinglip.gateway.nodes import Labels
-from bitinglip.gateway.operations import (
-    ACCEPTED,
-    ARTIFACT,
-    ENDING,
-    NODE_STATUS,
-    OPERATIONS,
-    OPTIONAL,
-    REFERENCE,
-    TEXT,
-    TIME,
-    Operation,
-    Schema,
-    array_of,
-    object_of,
-    ref,
-)
+from bitinglip.gateway.modeloperations import ALIAS, ASKED, AWAITED, FIT, HIT, MODEL, MODEL_DETAIL
+from bitinglip.gateway.models import AskCheck, AskModel, AskNodes
+from bitinglip.gateway.nodes import Labels, Prune
+from bitinglip.gateway.operations import ACCEPTED, ARTIFACT, ENDING, NODE_STATUS, OPERATIONS
 from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.schedules import ScheduleShown
-from bitinglip.projections.rows import BatchRow, ModelRow, NodeRow, TaskRow, WorkerRow
+from bitinglip.gateway.schemas import OPTIONAL, REFERENCE, TEXT, TIME, Operation, Schema, array_of, object_of, ref
+from bitinglip.projections.rows import BatchRow, NodeRow, TaskRow, WorkerRow
 from bitinglip.tasks.batches import CreateBatch
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 from bitinglip.tasks.schedules import CreateSchedule
 
 TIMES: tuple[type[BaseModel], ...] = (CreateBatch, BatchCancel, CreateSchedule, Selection, ScheduleShown)
-BODIES: tuple[type[BaseModel], ...] = (SubmitTask, Query, Answer, Labels, NodeWorker, QueueChange, QueuePurge, *TIMES)
+ABOUT_MODELS: tuple[type[BaseModel], ...] = (AskModel, AskNodes, AskCheck, SetAlias, Prune)
+BODIES: tuple[type[BaseModel], ...] = (
+    SubmitTask,
+    Query,
+    Answer,
+    Labels,
+    NodeWorker,
+    QueueChange,
+    QueuePurge,
+    *ABOUT_MODELS,
+    *TIMES,
+)
 MODELS = (*BODIES, *PARAMETERS.values(), *RESULTS.values())
 
 
@@ -143,12 +143,17 @@ def _schemas() -> Schema:
         "Accepted": ACCEPTED,
         "Artifact": ARTIFACT,
         "Ending": ENDING,
-        "Task": _row(TaskRow),
+        "Task": _task(),
         "Batch": _row(BatchRow),
         "Worker": _row(WorkerRow),
         "Node": _row(NodeRow),
         "NodeStatus": NODE_STATUS,
-        "Model": _row(ModelRow),
+        "Model": MODEL,
+        "ModelDetail": MODEL_DETAIL,
+        "ModelAsked": ASKED,
+        "ModelFit": FIT,
+        "ModelFound": HIT,
+        "Alias": ALIAS,
         "TaskPage": object_of(tasks=array_of(ref("Task")), next_cursor=OPTIONAL),
         "Schema": object_of(
             tables=array_of(object_of(table=TEXT, comment=OPTIONAL)),
@@ -165,7 +170,13 @@ def _schemas() -> Schema:
     }  # fmt: skip
 
 
-def _row(row: type[TaskRow | BatchRow | WorkerRow | NodeRow | ModelRow]) -> Schema:
+def _task() -> Schema:
+    """Return a task as it is answered; `waiting_for` is there while it waits for its model."""
+    schema = _row(TaskRow)
+    return schema | {"properties": schema["properties"] | {"waiting_for": AWAITED}}
+
+
+def _row(row: type[TaskRow | BatchRow | WorkerRow | NodeRow]) -> Schema:
     return TypeAdapter(row).json_schema(mode="serialization")
 
 

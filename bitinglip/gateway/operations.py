@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from bitinglip import errors
-from bitinglip.errors import BitingLipError
-from bitinglip.events.task import LANES
-from bitinglip.gateway.listing import FAILURES, STATES
+from bitinglip.gateway.listing import FAILURES
+from bitinglip.gateway.modeloperations import MODEL_OPERATIONS, SUBMITTED
+from bitinglip.gateway.schemas import (
+    BODY,
+    COMMANDED,
+    FLAG,
+    KIND,
+    LANE,
+    OPTIONAL,
+    STATE,
+    TEXT,
+    TIME,
+    WHOLE,
+    Operation,
+    Schema,
+    array_of,
+    in_header,
+    in_path,
+    in_query,
+    object_of,
+    ref,
+)
 from bitinglip.ids import ULID_PATTERN
-from bitinglip.tasks.parameters import PARAMETERS
-
-Schema = dict[str, Any]
-REFERENCE = "#/components/schemas/{model}"
-
-
-def ref(name: str) -> Schema:
-    """Return a reference to a schema of the document by its name."""
-    return {"$ref": REFERENCE.format(model=name)}
-
-
-def object_of(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
-    """Return the schema of an object; all of its properties are required unless `required` names them."""
-    return {"type": "object", "properties": properties, "required": list(required or properties)}
-
-
-def array_of(items: Schema) -> Schema:
-    """Return the schema of an array."""
-    return {"type": "array", "items": items}
-
-
-def in_query(name: str, description: str, schema: Schema | None = None) -> Schema:
-    """Describe a query parameter; a text unless a schema is given."""
-    return {"name": name, "in": "query", "description": description, "schema": schema or TEXT}
-
-
-def in_header(name: str, description: str, schema: Schema | None = None) -> Schema:
-    """Describe a request header; a text unless a schema is given."""
-    return {"name": name, "in": "header", "description": description, "schema": schema or TEXT}
-
-
-def in_path(name: str, description: str, pattern: str) -> Schema:
-    """Describe a part of the path."""
-    schema = {"type": "string", "pattern": f"^{pattern}$"}
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
-
-
-TEXT: Schema = {"type": "string"}
-OPTIONAL: Schema = {"type": ["string", "null"]}
-WHOLE: Schema = {"type": "integer", "minimum": 0}
-FLAG: Schema = {"type": "boolean"}
-TIME: Schema = {"type": "string", "format": "date-time"}
-STATE: Schema = {"type": "string", "enum": list(STATES)}
-LANE: Schema = {"type": "string", "enum": list(LANES)}
-KIND: Schema = {"type": "string", "enum": list(PARAMETERS)}
 
 QUEUE: Schema = object_of(
     lane=LANE,
@@ -146,29 +117,6 @@ BULK = object_of(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One route, as the document tells it."""
-
-    method: str
-    path: str
-    summary: str
-    answers: dict[int, Schema]
-    """Schema of the JSON answer by status; an empty one: no body that a schema describes."""
-    refusals: tuple[type[BitingLipError], ...] = ()
-    parameters: tuple[Schema, ...] = ()
-    body: str | None = None
-    upload: bool = False
-    """Whether the body is taken as it is, whatever it may be."""
-    media_types: tuple[str, ...] = ("application/json",)
-    open: bool = False
-    """Whether it needs no key."""
-    notes: str = ""
-
-
-BODY = (errors.MalformedBody, errors.UnsupportedMediaType, errors.PayloadTooLarge, errors.InvalidInput)
-COMMANDED = (errors.InvalidInput, errors.CommandRefused, errors.NodeSilent, errors.NoServer)
-"""How a command to a node may end."""
 ON_MANY = (*BODY, errors.ProjectionBehind, errors.NoServer)
 DEAD_LETTERS = (
     in_query("kind", "Kind of task.", KIND),
@@ -185,7 +133,7 @@ SSE = ("text/event-stream", "application/json")
 OPERATIONS = (
     Operation(
         "post", "/v1/tasks", "Submit a task.", {202: ref("Accepted"), 200: ref("Task")},
-        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
+        (*BODY, *SUBMITTED, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
         (KEY, PREFER), body="SubmitTask",
         notes="202: the task is in the log and will not be lost. 200: it ended within `Prefer: wait=n`. "
         "With `Accept: text/event-stream` the answer is the task's event stream.",
@@ -231,14 +179,14 @@ OPERATIONS = (
     Operation(
         "post", "/v1/batches", "Submit many tasks with one handle: all of them are taken, or none.",
         {202: BATCH},
-        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.BatchIsClosed, errors.NoServer,
+        (*BODY, *SUBMITTED, errors.IdempotencyMismatch, errors.BatchIsClosed, errors.NoServer,
          errors.StreamFull),
         (KEY,), body="CreateBatch",
     ),
     Operation(
         "post", "/v1/batches/{batch_id}/tasks", "Add tasks to an open batch: all of them, or none.",
         {202: object_of(added=WHOLE, **BATCH["properties"])},
-        (*BODY, errors.BatchNotFound, errors.BatchIsClosed, errors.UnknownModel, errors.IdempotencyMismatch,
+        (*BODY, errors.BatchNotFound, errors.BatchIsClosed, *SUBMITTED, errors.IdempotencyMismatch,
          errors.NoServer, errors.StreamFull),
         (BATCH_ID, KEY), body="BatchTasks",
         notes="A JSON list of at most 10,000 tasks; or JSON lines (`application/x-ndjson`), each a task.",
@@ -272,7 +220,7 @@ OPERATIONS = (
     ),
     Operation(
         "post", "/v1/schedules", "Make a schedule: a task that is submitted again and again.",
-        {201: ref("ScheduleShown")}, (*BODY, errors.UnknownModel, errors.NoServer), body="CreateSchedule",
+        {201: ref("ScheduleShown")}, (*BODY, *SUBMITTED, errors.NoServer), body="CreateSchedule",
     ),
     Operation(
         "get", "/v1/schedules", "List the schedules, the oldest first.",
@@ -345,7 +293,16 @@ OPERATIONS = (
         )
         for name, summary in NODE_COMMANDS.items()
     ),
-    Operation("get", "/v1/models", "List the registered models.", {200: object_of(models=array_of(ref("Model")))}),
+    Operation(
+        "get", "/v1/nodes/{node_id}/models", "What a node has of models on its disk.", {200: {"type": "object"}},
+        (errors.NodeNotFound, *COMMANDED), (NODE_ID,),
+    ),
+    Operation(
+        "post", "/v1/nodes/{node_id}/models:prune", "Have a node drop the models that nothing needs.",
+        {200: {"type": "object"}}, (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Prune",
+        notes="The body may be left out.",
+    ),
+    *MODEL_OPERATIONS,
     Operation(
         "get", "/v1/queues", "What waits and runs, and for how long, by lane, model, API key and what is required.",
         {200: object_of(queues=array_of(QUEUE))}, (errors.NoServer,),

@@ -20,6 +20,7 @@ from bitinglip.projections.rows import (
     BatchRow,
     ColumnSchema,
     ModelRow,
+    ModelUsageRow,
     NodeRow,
     TableSchema,
     TaskRow,
@@ -30,7 +31,7 @@ from bitinglip.projections.rows import (
 THREADS = 2
 _T = TypeVar("_T")
 _task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
-_batch = reader(BatchRow)
+_batch, _usage = reader(BatchRow), reader(ModelUsageRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +171,13 @@ class Queries:
         return [(batch_id, last, tasks, orjson.loads(counts)) for batch_id, last, tasks, counts in found]
 
     async def models(self) -> list[ModelRow]:
-        """Return all models that a worker ever registered, by name."""
+        """Return all models that were described, or that a worker ever registered, by name."""
         return [_model(values) for values in await self._rows("models")]
+
+    async def model_usage(self) -> dict[tuple[str, str | None], ModelUsageRow]:
+        """Return what tasks made of each revision of a model, by name and revision."""
+        rows = [_usage(values) for values in await self._rows("model_usage")]
+        return {(row.model, row.revision): row for row in rows}
 
     async def schema(self) -> list[TableSchema]:
         """Return the tables that a query can read."""

@@ -17,7 +17,7 @@ _Row = TypeVar("_Row")
 _JSON = frozenset({
     "metadata", "params", "params_ref", "retried_as", "depends_on",
     "result", "result_ref", "failure", "versions", "models", "loaded",
-    "labels", "devices", "workers", "counts",
+    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts",
 })  # fmt: skip
 
 
@@ -155,16 +155,79 @@ class NodeRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model that a worker can run; the columns of `models`."""
+    """A model that was described, or that a worker can run; the columns of `models`."""
 
     reference: str
-    kind: str
+    kind: str | None
     revision: str | None
     architecture: str | None
     size_bytes: int | None
     context_tokens: int | None
-    registered_at: datetime
+    registered_at: datetime | None
+    described_at: datetime | None
+    source: str | None
+    asked_revision: str | None
+    parameters: int | None
+    dtype: str | None
+    fetch_bytes: int | None
+    need_bytes: dict[str, int] | None
+    licence: str | None
+    tags: list[str] | None
+    gated: bool | None
+    parts: dict[str, str] | None
     last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNodeRow:
+    """A revision of a model on a node; the columns of `model_nodes`."""
+
+    reference: str
+    revision: str
+    node_id: str
+    status: str
+    pinned: bool
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: float | None
+    left_s: float | None
+    stored_bytes: int
+    code: str | None
+    problem: str | None
+    remedy: str | None
+    retry_at: datetime | None
+    check_asked: Literal["check", "repair"] | None
+    checked_at: datetime | None
+    changed_at: datetime
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAliasRow:
+    """A name that stands for a revision of a model; the columns of `model_aliases`."""
+
+    alias: str
+    model: str
+    revision: str
+    set_at: datetime
+    set_by: str | None
+    previous_model: str | None
+    previous_revision: str | None
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsageRow:
+    """What tasks made of a revision of a model."""
+
+    model: str
+    """Its name, without a revision."""
+    revision: str | None
+    runs: int
+    """Tasks that ran on it, ended or not."""
+    run_s: float
+    """Seconds that they took on the device."""
+    last_used_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,14 @@ class Inbox:
         inline_max_bytes: int,
         policies: Mapping[str, RetryPolicy] = MappingProxyType({}),
         opened: Callable[[TaskSubmitted], Awaitable[None]] | None = None,
+        resolve: Callable[[str], str] = lambda model: model,
     ) -> None:
-        """`policies`: retry policies of kinds that have one of their own; `opened` sees to it that a queue is there."""
+        """`policies`: retry policies of kinds that have one of their own; `opened` sees to it that a queue is there.
+
+        `resolve` returns the model that a name stands for now, which may be the name itself.
+        """
         self._opened = opened or _as_it_is
+        self._resolve = resolve
         self._log = log
         self._inline_max_bytes = inline_max_bytes
         self._policies = policies
@@ -240,11 +245,13 @@ class Inbox:
         if command.depends_on:
             await require(self._log, command.depends_on)
         params, params_ref = await self.inline_or_artifact(command.params)
+        model = self._resolve(command.model)
         made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)
         return TaskSubmitted(
             task_id=task_id or made,
             kind=command.kind,
-            model=command.model,
+            model=model,
+            alias=None if model == command.model else command.model,
             lane=command.lane,
             params=params,
             params_ref=params_ref,

@@ -82,7 +82,7 @@ async def client(cluster: Cluster, server: GuardedServer) -> AsyncIterator[httpx
     async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
 
         async def served() -> bool:
-            return bool((await client.get("/v1/models")).json()["models"])
+            return bool((await client.get("/v1/models")).json()["data"])
 
         await eventually(served)
         yield client

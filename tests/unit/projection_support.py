@@ -45,7 +45,9 @@ from bitinglip.tasks.state import Task, decide, evolve, fold
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
-TABLES = ("events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models")
+TABLES = (
+    "events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models", "model_nodes", "model_aliases",
+)  # fmt: skip
 ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "requeue", "unknown")
 KINDS = ("engine_crashed", "lost_lease", "worker_crashed", "worker_stopped", "bad_input")
 

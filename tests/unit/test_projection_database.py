@@ -13,7 +13,7 @@ from bitinglip.errors import InvalidConfig, ProjectionFileBusy
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.projections import sql
 from bitinglip.projections.database import open_database
-from bitinglip.projections.rows import ModelRow, TaskRow, WorkerRow
+from bitinglip.projections.rows import ModelAliasRow, ModelNodeRow, ModelRow, TaskRow, WorkerRow
 from bitinglip.projections.writer import write
 from tests.unit.projection_support import SETTINGS, message
 
@@ -80,7 +80,16 @@ def test_a_setting_that_duckdb_refuses_is_told(tmp_path: Path) -> None:
         open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"memory_limit": "much"}))
 
 
-@pytest.mark.parametrize(("table", "row"), [("tasks", TaskRow), ("workers", WorkerRow), ("models", ModelRow)])
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("tasks", TaskRow),
+        ("workers", WorkerRow),
+        ("models", ModelRow),
+        ("model_nodes", ModelNodeRow),
+        ("model_aliases", ModelAliasRow),
+    ],
+)
 def test_rows_have_the_columns_of_their_table(tmp_path: Path, table: str, row: type) -> None:
     database = open_database(tmp_path / "p.duckdb", SETTINGS)
     columns = [found[2] for found in database.rows(sql.blocks("system")["schema"]) if found[0] == table]

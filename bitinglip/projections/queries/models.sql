@@ -1,4 +1,4 @@
--- All models that a worker ever registered, by name.
+-- All models that were described, or that a worker ever registered, by name.
 
 select *
 from models

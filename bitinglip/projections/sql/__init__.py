@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 
 PROJECTIONS: dict[str, tuple[str, ...]] = {
     "TASKS": ("events", "tasks", "batches"),
     "WORKERS": ("events", "workers", "nodes", "worker_restarts"),
-    "MODELS": ("events", "models"),
+    "MODELS": ("events", "models", "model_nodes", "model_aliases"),
     "SCHEDULES": ("events",),
 }
 """The projections of each stream, in the order in which they are applied."""
 
 PROGRESS = frozenset({"task.progressed"})
 RESTARTS = frozenset({"node.worker_exited", "node.worker_commanded", "node.restarting_workers"})
+DESCRIPTIONS = frozenset({"model.registered", "model.described"})
 RETRY = "retry of a task"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
-NAMES = ("events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models")
+NAMES = (
+    "events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models", "model_nodes", "model_aliases",
+)  # fmt: skip
+_ONLY: dict[str, Callable[[str], bool]] = {
+    "batches": lambda kind: kind.startswith("batch."),
+    "worker_restarts": RESTARTS.__contains__,
+    "models": DESCRIPTIONS.__contains__,
+    "model_nodes": lambda kind: kind.startswith("model.") and kind not in DESCRIPTIONS,
+    "model_aliases": lambda kind: kind.startswith("model.alias_"),
+}
+"""Projections that a batch is applied to only if it has an event for them: planning a statement costs milliseconds."""
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
@@ -39,10 +51,8 @@ def applied(stream: str, types: frozenset[str | None]) -> str:
 
 
 def _steps(name: str, types: frozenset[str | None]) -> tuple[str, ...]:
-    if name == "batches":
-        return ("apply",) if any(each is not None and each.startswith("batch.") for each in types) else ()
-    if name == "worker_restarts":
-        return ("apply",) if types & RESTARTS else ()
+    if name in _ONLY:
+        return ("apply",) if any(_ONLY[name](each) for each in types if each is not None) else ()
     if name != "tasks":
         return ("apply",)
     if types == PROGRESS:

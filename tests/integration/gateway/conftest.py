@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from bitinglip.events.log import EventLog
-from bitinglip.settings import Gateway, Nats, Settings
+from bitinglip.settings import Gateway, Models, Nats, Settings
 from tests.integration.gateway.support import MODELS, Player, register, running
 
 
@@ -35,6 +35,7 @@ def settings(nats_url: str, tmp_path: Path) -> Settings:
     return Settings(
         data_dir=tmp_path,
         nats=Nats(url=nats_url),
+        models=Models(auto_download=False),
         gateway=Gateway(port=0, drain_s=5, max_body_bytes=256 * 1024, sse_heartbeat_s=0.1, wait_max_s=5),
     )
 

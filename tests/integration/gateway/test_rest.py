@@ -54,7 +54,7 @@ async def test_workers_and_models_are_listed(client: httpx.AsyncClient, log: Eve
     assert (worker["worker_id"], worker["node_id"], worker["device"]) == ("rig-1-0", "rig-1", "cuda:0")
 
     async def models() -> Any:
-        found = (await client.get("/v1/models")).json()["models"]
+        found = (await client.get("/v1/models")).json()["data"]
         return found if len(found) == 3 else None
 
     assert {(model["kind"], model["reference"]) for model in await eventually(models)} == {

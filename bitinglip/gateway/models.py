@@ -1,0 +1,250 @@
+"""Models: which there are, and having nodes fetch, take in, keep, check and drop them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.errors import MalformedBody, ModelMissing, NodeNotFound
+from bitinglip.events.model import ModelImportAsked
+from bitinglip.gateway import aliases, modelviews, requests, wishes
+from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.describing import described
+from bitinglip.gateway.modelfit import chosen_node
+from bitinglip.gateway.nodes import all_nodes
+from bitinglip.gateway.responses import json
+from bitinglip.models.reference import parse_reference
+from bitinglip.models.state import Revision
+from bitinglip.tasks.commands import invalid_input
+
+Nodes = list[Annotated[str, Field(min_length=1, max_length=200)]] | Literal["all"]
+_B = TypeVar("_B", bound=BaseModel)
+
+
+class AskModel(BaseModel):
+    """What is to be fetched, or taken in: the body of `POST /v1/models`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    model: str | None = Field(
+        default=None, min_length=1, max_length=200, description="`org/name` or `org/name@revision`, to be fetched."
+    )
+    nodes: Nodes | None = Field(
+        default=None, description="Nodes that are to have it, or `all` that are online; none: one that fits is chosen."
+    )
+    alias: str | None = Field(default=None, min_length=1, max_length=96, description="Name that is to stand for it.")
+    pin: bool = Field(default=False, description="Whether these nodes are to keep it, whatever room others need.")
+    folder: str | None = Field(
+        default=None, alias="import", min_length=1, max_length=4096, description="Folder on a node, to be taken in."
+    )
+    node: str | None = Field(default=None, min_length=1, max_length=200, description="Node that the folder lies on.")
+    name: str | None = Field(
+        default=None, alias="as", min_length=1, max_length=200, description="Name that it gets, as `org/name`."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.model is None) == (self.folder is None):
+            raise ValueError("give one of model and import")
+        if self.folder is not None and (self.node is None or self.name is None):
+            raise ValueError("an import needs node and as")
+        if self.folder is not None and (self.nodes is not None or self.alias is not None or self.pin):
+            raise ValueError("an import takes no nodes, alias or pin")
+        return self
+
+
+class AskNodes(BaseModel):
+    """Which nodes are meant: the body of `…/pin`, `…/unpin`, `…/cancel` and of `DELETE`, which may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: Nodes | None = Field(default=None, description="The nodes; none: all that this is about.")
+
+
+class AskCheck(AskNodes):
+    """Which nodes are to check, and whether to repair: the body of `…/verify`, which may be left out."""
+
+    repair: bool = Field(default=False, description="Whether to fetch anew what is damaged or missing.")
+
+
+Wish = Callable[[Gateway, Revision, list[str]], Awaitable[list[str]]]
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+async def list_models(request: Request) -> Response:
+    """Answer `GET /v1/models`."""
+    requests.only(request)
+    gateway = gateway_of(request)
+    await gateway.catalogue.catch_up()
+    usage = await gateway.readmodel.queries.model_usage()
+    return json({"object": "list", "data": modelviews.listed(gateway.catalogue, usage)})
+
+
+async def get_model(request: Request) -> Response:
+    """Answer `GET /v1/models/{ref}`."""
+    requests.only(request)
+    gateway = gateway_of(request)
+    ref = request.path_params["ref"]
+    await gateway.catalogue.catch_up()
+    usage = await gateway.readmodel.queries.model_usage()
+    if (revision := gateway.catalogue.current(ref)) is not None:
+        return json(modelviews.detail(gateway.catalogue, revision, usage))
+    shown = (each for each in modelviews.listed(gateway.catalogue, usage) if each["id"] == ref)
+    if (bare := next(shown, None)) is None:
+        raise ModelMissing(reference=ref[:200])
+    return json(bare | {"holdings": [], "files": [], "other_revisions": [], "links": modelviews.links(ref)})
+
+
+async def ask(request: Request) -> Response:
+    """Answer `POST /v1/models`: 202 with what was asked of which nodes, and where to watch it."""
+    gateway = gateway_of(request)
+    requests.only(request)
+    asked = read_body(AskModel, await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    return await (_fetch(gateway, asked) if asked.model is not None else _import(gateway, asked))
+
+
+def wish(how: Wish, *, of_all: bool) -> Answer:
+    """Return what answers a wish about a model that is known; `of_all`: a name alone means all of its revisions.
+
+    Without nodes it is about all that have it, or are to have it.
+    """
+
+    async def handle(request: Request) -> Response:
+        gateway = gateway_of(request)
+        requests.only(request)
+        asked = await _body(request, AskNodes)
+        return await _carry_out(gateway, request.path_params["ref"], asked.nodes, how, of_all=of_all)
+
+    return handle
+
+
+async def verify(request: Request) -> Response:
+    """Answer `POST /v1/models/{ref}/verify`."""
+    gateway = gateway_of(request)
+    requests.only(request)
+    asked = await _body(request, AskCheck)
+
+    async def how(gateway: Gateway, revision: Revision, nodes: list[str]) -> list[str]:
+        return await wishes.check(gateway, revision, nodes, repair=asked.repair)
+
+    return await _carry_out(gateway, request.path_params["ref"], asked.nodes, how, of_all=True)
+
+
+async def pin(request: Request) -> Response:
+    """Answer `POST /v1/models/{ref}/pin`: nodes that have it not fetch it; without nodes it is kept where it is."""
+    gateway = gateway_of(request)
+    requests.only(request)
+    asked = await _body(request, AskNodes)
+    revision = await described(gateway, request.path_params["ref"])
+    nodes = await meant(gateway, asked.nodes)
+    if nodes is None:
+        nodes = _holders(revision) or [await chosen_node(gateway, revision)]
+    told = await wishes.pin(gateway, revision, nodes)
+    return json(_answer(revision, nodes, told), 202)
+
+
+async def meant(gateway: Gateway, nodes: Nodes | None) -> list[str] | None:
+    """Return the names of the nodes that are meant; none if none were given.
+
+    Raises:
+        NodeNotFound: one of them never said something.
+    """
+    if nodes is None:
+        return None
+    rows = await all_nodes(gateway)
+    if nodes == "all":
+        return [row.node_id for row in rows if row.state != "offline"]
+    known = {row.node_id for row in rows}
+    for node_id in nodes:
+        if node_id not in known:
+            raise NodeNotFound(node_id=node_id[:200])
+    return sorted(set(nodes))
+
+
+def read_body(model: type[_B], body: bytes) -> _B:
+    """Read a request's body.
+
+    Raises:
+        MalformedBody: it is not JSON.
+        InvalidInput: a field is refused; the error names it.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise MalformedBody(problem=error.errors()[0]["msg"]) from error
+        raise invalid_input(error) from error
+
+
+async def _body(request: Request, model: type[_B]) -> _B:
+    if not requests.header(request, b"content-type"):
+        return model()
+    return read_body(model, await requests.read_json(request, gateway_of(request).settings.gateway.max_body_bytes))
+
+
+async def _fetch(gateway: Gateway, asked: AskModel) -> Response:
+    assert asked.model is not None
+    nodes = await meant(gateway, asked.nodes)
+    if asked.alias is not None:
+        await aliases.check_name(gateway, asked.alias)
+    revision = await described(gateway, asked.model, afresh=True)
+    nodes = nodes if nodes is not None else [await chosen_node(gateway, revision)]
+    told = await (wishes.pin if asked.pin else wishes.fetch)(gateway, revision, nodes)
+    for part in (revision.described.parts if revision.described else {}).values():
+        await wishes.fetch(gateway, await described(gateway, part), nodes)
+    if asked.alias is not None:
+        await aliases.stand_for(gateway, asked.alias, revision)
+    return json(_answer(revision, nodes, told) | {"alias": asked.alias}, 202)
+
+
+async def _import(gateway: Gateway, asked: AskModel) -> Response:
+    assert asked.folder is not None
+    assert asked.name is not None
+    nodes = await meant(gateway, [asked.node or ""])
+    assert nodes
+    reference = parse_reference(asked.name).name
+    event = ModelImportAsked(reference=reference, node_id=nodes[0], path=asked.folder, by=gateway.key_id)
+    sequence = await wishes.tell(gateway, event)
+    content = {"model": reference, "reference": reference, "revision": None, "nodes": nodes, "asked": nodes}
+    return json(content | {"sequence": sequence, "links": modelviews.links(reference)}, 202)
+
+
+async def _carry_out(gateway: Gateway, ref: str, nodes: Nodes | None, how: Wish, *, of_all: bool) -> Response:
+    await gateway.catalogue.catch_up()
+    current = gateway.catalogue.current(ref)
+    if current is None:
+        raise ModelMissing(reference=ref[:200])
+    named = await meant(gateway, nodes)
+    revisions = gateway.catalogue.find(ref) if of_all else [current]
+    told: set[str] = set()
+    concerned: set[str] = set()
+    for revision in revisions:
+        about = named if named is not None else _holders(revision)
+        concerned.update(about)
+        told.update(await how(gateway, revision, about))
+    shown = revisions[0] if len(revisions) == 1 else current
+    return json(_answer(shown, sorted(concerned), sorted(told)) | {"revisions": [r.revision for r in revisions]}, 202)
+
+
+def _holders(revision: Revision) -> list[str]:
+    """Return the nodes that have a revision, or have something to do with it."""
+    return sorted(
+        node_id for node_id, holding in revision.holdings.items() if holding.status != "absent" or holding.pinned
+    )
+
+
+def _answer(revision: Revision, nodes: list[str], told: list[str]) -> dict[str, Any]:
+    """Return what is answered to a wish: `asked` names the nodes for which it is a new one."""
+    reference = f"{revision.reference}@{revision.revision}"
+    return {
+        "model": reference,
+        "reference": revision.reference,
+        "revision": revision.revision,
+        "nodes": nodes,
+        "asked": told,
+        "links": modelviews.links(reference),
+    }
