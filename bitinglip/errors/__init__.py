@@ -67,6 +67,14 @@ from bitinglip.errors.rejected import (
     WorkerNotFound,
 )
 from bitinglip.errors.root import BitingLipError
+from bitinglip.errors.store import (
+    ChecksumMismatch,
+    DiskFull,
+    FetchFailed,
+    FetchTaken,
+    ModelInUse,
+    StoreReadOnly,
+)
 from bitinglip.errors.unavailable import (
     DeviceLost,
     GatewayUnreachable,
@@ -87,6 +95,7 @@ __all__ = [
     "BatchNotFound",
     "BitingLipError",
     "BrokenModel",
+    "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
     "Conflict",
@@ -94,7 +103,10 @@ __all__ = [
     "Defect",
     "Denied",
     "DeviceLost",
+    "DiskFull",
     "EngineDied",
+    "FetchFailed",
+    "FetchTaken",
     "GatewayUnreachable",
     "HostRefused",
     "HubOffline",
@@ -112,6 +124,7 @@ __all__ = [
     "MethodNotAllowed",
     "ModelDoesNotFit",
     "ModelGated",
+    "ModelInUse",
     "ModelMissing",
     "ModelNotFound",
     "ModelNotOnHub",
@@ -135,6 +148,7 @@ __all__ = [
     "ScheduleNotFound",
     "ServerBinaryMissing",
     "ServerTooOld",
+    "StoreReadOnly",
     "StreamFull",
     "TaskNotFound",
     "TooManyQueues",

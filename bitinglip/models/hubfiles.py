@@ -1,0 +1,93 @@
+"""A file of a revision from the hub, through its own client.
+
+A large file that comes over plain HTTP is written to our own part of it, which a later process goes on with: the
+client's own temporary files are of one process alone. All else is the client's: small files, and what xet brings.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+from bitinglip.events.model import ModelFile
+from bitinglip.models.layout import Place
+from bitinglip.models.meter import FileMeter
+from bitinglip.models.partial import Partial
+
+LARGE_BYTES = 8 << 20
+"""From this size on a file is worth going on with."""
+TRIES = 3
+PAUSE_S = 1.0
+FAULTS = frozenset({500, 502, 503, 504})
+"""Answers of a hub that has a fault, which is often over after a moment."""
+
+
+def is_large(file: ModelFile) -> bool:
+    """Return whether a file is one whose parts are kept."""
+    return file.sha256 is not None and file.size_bytes >= LARGE_BYTES
+
+
+def go_on(place: Place, file: ModelFile, partial: Partial, endpoint: str | None, meter: FileMeter) -> bool:
+    """Bring what is missing of a large file; tells whether it did, or whether the client itself has to (`download`).
+
+    Raises:
+        HfHubHTTPError, OSError: the hub refuses it, or sends something else than was told.
+        httpx2.TransportError: the hub cannot be reached, or was lost too often.
+    """
+    url = hf_hub_url(place.reference, file.path, revision=place.revision, endpoint=endpoint)
+    for left in reversed(range(TRIES)):
+        found = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=True)
+        if found.xet_file_data is not None or found.etag != file.sha256:
+            return False
+        try:
+            _get(url, found.location, file, partial, meter)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in FAULTS or not left:
+                raise
+            time.sleep(PAUSE_S)
+        else:
+            break
+    return True
+
+
+def _get(url: str, location: str, file: ModelFile, partial: Partial, meter: FileMeter) -> None:
+    http_get(
+        location,
+        cast("BinaryIO", partial),
+        resume_size=partial.have,
+        headers=_headers(url, location),
+        expected_size=file.size_bytes,
+        displayed_filename=Path(file.path).name,
+        tqdm_class=meter.bar(),
+    )
+
+
+def download(place: Place, file: ModelFile, endpoint: str | None, meter: FileMeter) -> None:
+    """Have the client bring a file into the cache, with its own locks, temporary files and links.
+
+    Raises:
+        HfHubHTTPError, OSError: the hub refuses it, or sends something else than was told.
+        httpx2.TransportError: the hub cannot be reached, or was lost too often.
+    """
+    hf_hub_download(
+        place.reference,
+        file.path,
+        revision=place.revision,
+        cache_dir=place.cache_dir,
+        endpoint=endpoint,
+        tqdm_class=meter.bar(),
+        library_name="bitinglip",
+    )
+
+
+def _headers(asked: str, location: str) -> dict[str, str]:
+    """Return the headers for a file's address: the token is the hub's, and not of those that it sends one to."""
+    same = urlsplit(asked)[:2] == urlsplit(location)[:2]
+    return build_hf_headers(token=None if same else False, library_name="bitinglip")
