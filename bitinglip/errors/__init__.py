@@ -84,6 +84,16 @@ from bitinglip.errors.unavailable import (
     StreamFull,
     Unavailable,
 )
+from bitinglip.errors.uploads import (
+    FilesNotTaken,
+    NoHolder,
+    UploadFileUnknown,
+    UploadIncomplete,
+    UploadNotFound,
+    UploadOffset,
+    UploadTaken,
+    WrongContent,
+)
 
 __all__ = [
     "AliasNotFound",
@@ -107,6 +117,7 @@ __all__ = [
     "EngineDied",
     "FetchFailed",
     "FetchTaken",
+    "FilesNotTaken",
     "GatewayUnreachable",
     "HostRefused",
     "HubOffline",
@@ -128,6 +139,7 @@ __all__ = [
     "ModelMissing",
     "ModelNotFound",
     "ModelNotOnHub",
+    "NoHolder",
     "NoServer",
     "NodeNotFound",
     "NodeSilent",
@@ -156,5 +168,11 @@ __all__ = [
     "UnknownModel",
     "UnsafeRepository",
     "UnsupportedMediaType",
+    "UploadFileUnknown",
+    "UploadIncomplete",
+    "UploadNotFound",
+    "UploadOffset",
+    "UploadTaken",
     "WorkerNotFound",
+    "WrongContent",
 ]

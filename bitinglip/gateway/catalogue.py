@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import datetime
 
@@ -32,6 +33,8 @@ from bitinglip.models.state import Key, Models, Revision, evolve
 log = logging.getLogger(__name__)
 
 CATCH_UP_S = 5.0
+Tell = Callable[[ModelEvent], Awaitable[int]]
+"""Puts a fact about a model into the log."""
 
 
 class Catalogue:
@@ -172,6 +175,12 @@ class Catalogue:
                 await self._moved.wait_for(lambda: self._applied >= sequence)
         except TimeoutError as error:
             raise ProjectionBehind(sequence=sequence, applied=self._applied) from error
+
+    async def moved(self, after: int) -> int:
+        """Wait until more is known than up to a sequence; returns up to which."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._applied > after)
+            return self._applied
 
     def _registered(self, reference: str) -> bool:
         return any(name == reference for name, _ in self._served)

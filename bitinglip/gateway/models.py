@@ -165,6 +165,24 @@ async def meant(gateway: Gateway, nodes: Nodes | None) -> list[str] | None:
     return sorted(set(nodes))
 
 
+async def place(
+    gateway: Gateway, revision: Revision, nodes: list[str] | None, *, alias: str | None, pin: bool
+) -> Response:
+    """Have nodes fetch a revision and what it needs beside it; without nodes one that fits is chosen.
+
+    Raises:
+        ModelDoesNotFit: it fits on none.
+        NoServer, StreamFull: the log does not take it now.
+    """
+    nodes = nodes if nodes is not None else [await chosen_node(gateway, revision)]
+    told = await (wishes.pin if pin else wishes.fetch)(gateway, revision, nodes)
+    for part in (revision.described.parts if revision.described else {}).values():
+        await wishes.fetch(gateway, await described(gateway, part), nodes)
+    if alias is not None:
+        await aliases.stand_for(gateway, alias, revision)
+    return json(_answer(revision, nodes, told) | {"alias": alias}, 202)
+
+
 def read_body(model: type[_B], body: bytes) -> _B:
     """Read a request's body.
 
@@ -192,13 +210,7 @@ async def _fetch(gateway: Gateway, asked: AskModel) -> Response:
     if asked.alias is not None:
         await aliases.check_name(gateway, asked.alias)
     revision = await described(gateway, asked.model, afresh=True)
-    nodes = nodes if nodes is not None else [await chosen_node(gateway, revision)]
-    told = await (wishes.pin if asked.pin else wishes.fetch)(gateway, revision, nodes)
-    for part in (revision.described.parts if revision.described else {}).values():
-        await wishes.fetch(gateway, await described(gateway, part), nodes)
-    if asked.alias is not None:
-        await aliases.stand_for(gateway, asked.alias, revision)
-    return json(_answer(revision, nodes, told) | {"alias": asked.alias}, 202)
+    return await place(gateway, revision, nodes, alias=asked.alias, pin=asked.pin)
 
 
 async def _import(gateway: Gateway, asked: AskModel) -> Response:

@@ -11,8 +11,9 @@ from pathlib import Path
 from bitinglip.errors import DiskFull, FetchTaken, StoreReadOnly, UnsafeRepository
 from bitinglip.events.model import ModelFile
 from bitinglip.models import snapshots
-from bitinglip.models.filling import Filler, is_there
+from bitinglip.models.filling import Filler
 from bitinglip.models.layout import Place, digest_of, place_of
+from bitinglip.models.linking import is_there
 from bitinglip.models.locks import exclusively
 from bitinglip.models.meter import Halted, Meter
 from bitinglip.models.peerfiles import Peers

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from huggingface_hub.utils import WeakFileLock
 
 from bitinglip.errors import ChecksumMismatch
@@ -12,6 +9,7 @@ from bitinglip.events.model import ModelFile
 from bitinglip.models import hubfiles
 from bitinglip.models.digests import Digests, digests_of
 from bitinglip.models.layout import Place, digest_of
+from bitinglip.models.linking import is_there, put
 from bitinglip.models.marks import Mark
 from bitinglip.models.meter import FileMeter, Meter
 from bitinglip.models.partial import Partial
@@ -93,7 +91,7 @@ class Filler:
                 return None
             found = partial.digests()
             if found.fit(file):
-                self._put(file, partial.path, digest)
+                put(self._place, file, partial.path, digest)
             else:
                 unlink(partial.path)
                 if sender is not None:
@@ -102,30 +100,3 @@ class Filler:
 
     def _from_hub(self, file: ModelFile, partial: Partial, meter: FileMeter) -> bool:
         return hubfiles.is_large(file) and hubfiles.go_on(self._place, file, partial, self._endpoint, meter)
-
-    def _put(self, file: ModelFile, part: Path, digest: str) -> None:
-        blob = self._place.blobs / digest
-        part.replace(blob)
-        link(self._place.file(file.path), blob)
-
-
-def is_there(place: Place, file: ModelFile) -> bool:
-    """Return whether a file is there, by its size; a content that lacks its link, as crashes leave it, gets it."""
-    path, digest = place.file(file.path), digest_of(file)
-    if not path.exists() and digest is not None and _has_size(place.blobs / digest, file):
-        link(path, place.blobs / digest)
-    return _has_size(path, file)
-
-
-def link(path: Path, blob: Path) -> None:
-    """Have a file of a snapshot be a link to its content; where the file system knows none, the content itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    except (NotImplementedError, PermissionError):
-        blob.replace(path)
-
-
-def _has_size(path: Path, file: ModelFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size_bytes

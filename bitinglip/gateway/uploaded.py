@@ -1,0 +1,161 @@
+"""The models that were uploaded to this gateway: told of as a node tells of its own, and kept until nodes have them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from bitinglip.errors import BitingLipError, ModelInUse
+from bitinglip.events.model import ModelDescribed, ModelDropped, ModelKept, ModelStored
+from bitinglip.gateway.catalogue import Catalogue, Tell
+from bitinglip.ids import Ulids
+from bitinglip.models import snapshots
+from bitinglip.models.holders import gateway_name, is_over
+from bitinglip.models.state import Key, Revision
+from bitinglip.models.uploads import Upload, Uploads
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""After which what could not be dropped, or told, is tried again."""
+ID_FILE = "gateway-id"
+
+
+class Uploaded:
+    """What this gateway has of models, for as long as nodes need it."""
+
+    def __init__(self, store: Uploads, node_id: str, catalogue: Catalogue, tell: Tell) -> None:
+        self.store = store
+        self.node_id = node_id
+        self._catalogue = catalogue
+        self._tell = tell
+        self._held: set[Key] = set()
+        self._freed: dict[Key, int] = {}
+        """Bytes of what was dropped and is not told yet."""
+        self._settling = asyncio.Lock()
+        self._follower: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Put in order what a former life has left, and go on with it."""
+        await asyncio.to_thread(self._heal)
+        self._follower = asyncio.create_task(self._follow(), name="uploads")
+
+    async def close(self) -> None:
+        """Leave everything as it is."""
+        if self._follower is not None:
+            self._follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._follower
+
+    async def complete(self, upload: Upload) -> Revision:
+        """Mark an upload as whole, and tell what it is and that it is here.
+
+        Raises:
+            UploadIncomplete, BrokenModel: as `Uploads.complete` says.
+            NoServer, StreamFull: the log does not take it now; the upload is to be completed once more.
+        """
+        told = await asyncio.to_thread(self.store.complete, upload)
+        key = (told.reference, told.revision)
+        async with self._catalogue.turn:
+            await self._catalogue.catch_up()
+            self._held.add(key)
+            if self._catalogue.models.get(*key).described is None:
+                await self._tell(told)
+            if self._catalogue.models.get(*key).on(self.node_id).status != "stored":
+                await self._tell(self._stored(told))
+        return self._catalogue.models.get(*key)
+
+    async def drop(self, upload: Upload) -> int:
+        """Forget an upload; returns the bytes that this freed.
+
+        Raises:
+            ModelInUse: files of it are just being sent, or handed out.
+            NoServer, StreamFull: it is gone, and the log does not take that now.
+        """
+        freed = await asyncio.to_thread(self.store.drop, upload)
+        self._gone((upload.place.reference, upload.place.revision), freed)
+        await self._settle()
+        return freed
+
+    # --- until nodes have it ------------------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        snapshots.heal(self.store.folder)
+        self._held = {(mark.reference, mark.revision) for mark in snapshots.marks(self.store.folder)}
+
+    async def _follow(self) -> None:
+        seen = 0
+        while True:
+            try:
+                await self._settle()
+                wait_s = None
+            except BitingLipError as error:
+                log.debug("not settled yet: %s", error)
+                wait_s = RETRY_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    seen = await self._catalogue.moved(seen)
+
+    async def _settle(self) -> None:
+        """Drop what is needed here no more, and tell what is gone."""
+        async with self._settling:
+            ours = [each for each in self._catalogue.models.revisions.values() if self.node_id in each.holdings]
+            for revision in ours:
+                if (revision.reference, revision.revision) in self._held:
+                    await self._let_go(revision)
+            for revision in ours:
+                await self._tell_if_gone(revision)
+
+    async def _let_go(self, revision: Revision) -> None:
+        key, status = (revision.reference, revision.revision), revision.on(self.node_id).status
+        if not (status == "removing" or (status == "stored" and is_over(revision))):
+            return
+        try:
+            freed = await asyncio.to_thread(snapshots.drop, self.store.folder, *key)
+        except ModelInUse as error:
+            if status != "removing":
+                raise
+            await self._tell(ModelKept(**_named(key), node_id=self.node_id, problem=str(error)))
+        else:
+            log.info("%s at %s is on the nodes: it is not kept here", *key)
+            self._gone(key, freed)
+
+    def _gone(self, key: Key, freed: int) -> None:
+        self._held.discard(key)
+        self._freed[key] = freed
+
+    async def _tell_if_gone(self, revision: Revision) -> None:
+        key = (revision.reference, revision.revision)
+        if key in self._held or revision.on(self.node_id).status not in {"stored", "removing"}:
+            return
+        reason = "removed" if key in self._freed else "missing"
+        freed = self._freed.get(key, 0)
+        await self._tell(ModelDropped(**_named(key), node_id=self.node_id, freed_bytes=freed, reason=reason))
+        self._freed.pop(key, None)
+
+    def _stored(self, told: ModelDescribed) -> ModelStored:
+        return ModelStored(
+            reference=told.reference,
+            revision=told.revision,
+            node_id=self.node_id,
+            source="upload",
+            size_bytes=told.size_bytes,
+            files=told.files,
+        )
+
+
+def name_of(data_dir: Path) -> str:
+    """Return the name that this gateway has among those who hold models: made once, and kept."""
+    file = data_dir / ID_FILE
+    if not file.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{ID_FILE}.tmp")
+        part.write_text(gateway_name(Ulids()()), "utf-8")
+        part.replace(file)
+    return file.read_text("utf-8").strip()
+
+
+def _named(key: Key) -> dict[str, str]:
+    return {"reference": key[0], "revision": key[1]}
