@@ -17,6 +17,8 @@ COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 GPT2 = {"reference": "openai-community/gpt2", "revision": COMMIT}
 Source = Literal["hub", "import", "upload"]
 """Where a revision's files came from."""
+IMPORT = "import"
+"""Stands for the revision in what is told of an import that failed: it never had one."""
 
 
 class ModelEvent(Event):

@@ -165,6 +165,28 @@ class WorkerDeviceLost(WorkerEvent):
 
 
 @event
+class WorkerModelsChanged(WorkerEvent):
+    """The worker serves other models than before: some were stored on its machine, or are there no more."""
+
+    type = "worker.models_changed"
+    example = {
+        "worker_id": "rig-1-0",
+        "node_id": "rig-1",
+        "models": [
+            {"kind": "echo", "reference": "echo"},
+            {
+                "kind": "text-generation",
+                "reference": "openai-community/gpt2",
+                "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+            },
+        ],
+    }
+
+    models: list[ServedModel]
+    """All of them."""
+
+
+@event
 class WorkerDrained(WorkerEvent):
     """What ran has ended, what was pulled is handed back, and the worker takes nothing new."""
 

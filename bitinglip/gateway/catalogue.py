@@ -18,12 +18,8 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     ModelAliasRemoved,
     ModelAliasSet,
-    ModelCheckAsked,
-    ModelChecked,
     ModelDescribed,
-    ModelDropped,
     ModelEvent,
-    ModelFetchFailed,
     ModelRegistered,
     RevisionEvent,
 )
@@ -53,8 +49,6 @@ class Catalogue:
         """The revision that a name alone means, by the name: of those described, the last one."""
         self._heard_at: dict[Key, datetime] = {}
         """When each revision was first heard of."""
-        self._checks: dict[tuple[str, str, str], bool] = {}
-        """Checks that were asked for and are not over, by name, revision and node: whether they repair."""
         self._applied = 0
         self._moved = asyncio.Condition()
         self._follower: asyncio.Task[None] | None = None
@@ -117,9 +111,9 @@ class Catalogue:
         Raises:
             NoServer: it is not known here, and the log cannot be asked.
         """
-        if not self._registered(reference):
+        if not self.is_served(reference):
             await self.catch_up()
-        return self._registered(reference)
+        return self.is_served(reference)
 
     def find(self, reference: str) -> list[Revision]:
         """Return all revisions that an alias, `name@revision` or `name` can mean."""
@@ -141,12 +135,7 @@ class Catalogue:
 
     def heard_at(self, reference: str, revision: str | None) -> datetime | None:
         """Return when a revision was first heard of."""
-        return self._heard_at.get((reference, revision or ""))
-
-    def is_checked_on(self, revision: Revision, node_id: str, repair: bool) -> bool:
-        """Tell whether a node is to check a revision's files already, and to repair them if that is asked for."""
-        asked = self._checks.get((revision.reference, revision.revision, node_id))
-        return asked is not None and (asked or not repair)
+        return self._heard_at.get((reference.partition("@")[0], revision or ""))
 
     def aliases_of(self, reference: str, revision: str) -> list[str]:
         """Return the aliases that stand for a revision."""
@@ -182,7 +171,8 @@ class Catalogue:
             await self._moved.wait_for(lambda: self._applied > after)
             return self._applied
 
-    def _registered(self, reference: str) -> bool:
+    def is_served(self, reference: str) -> bool:
+        """Tell whether a worker has registered a model under this very name, for whatever kind."""
         return any(name == reference for name, _ in self._served)
 
     # --- following ----------------------------------------------------------------------------------------------------
@@ -206,19 +196,14 @@ class Catalogue:
             self._moved.notify_all()
 
     def _fold(self, recorded: Recorded, event: ModelEvent) -> None:
-        if isinstance(event, ModelRegistered):
-            self._register(event)
-            event = event.model_copy(update={"reference": event.reference.partition("@")[0]})
         self.models = evolve(self.models, event, recorded.time, recorded.sequence)
         if isinstance(event, ModelRegistered | RevisionEvent):
-            self._heard_at.setdefault((event.reference, event.revision or ""), recorded.time)
+            self._heard_at.setdefault((event.reference.partition("@")[0], event.revision or ""), recorded.time)
         match event:
+            case ModelRegistered():
+                self._register(event)
             case ModelDescribed():
                 self._describe(event)
-            case ModelCheckAsked():
-                self._checks |= {(event.reference, event.revision, node_id): event.repair for node_id in event.nodes}
-            case ModelChecked() | ModelDropped() | ModelFetchFailed():
-                self._checks.pop((event.reference, event.revision, event.node_id), None)
             case ModelAliasSet():
                 self._stands_for[event.reference] = f"{event.model}@{event.revision}"
             case ModelAliasRemoved():
@@ -232,7 +217,7 @@ class Catalogue:
 
     def _describe(self, event: ModelDescribed) -> None:
         asked = f"{event.reference}@{event.asked_revision}"
-        if event.asked_revision not in (None, event.revision) and not self._registered(asked):
+        if event.asked_revision not in (None, event.revision) and not self.is_served(asked):
             self._stands_for[asked] = f"{event.reference}@{event.revision}"
         if event.asked_revision in (None, "main") or event.reference not in self._newest:
             self._newest[event.reference] = event.revision

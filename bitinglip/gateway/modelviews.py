@@ -24,10 +24,10 @@ DESCRIBED = {*REGISTERED, "parameters", "dtype", "need_bytes", "licence", "tags"
 def listed(catalogue: Catalogue, usage: Usage) -> list[dict[str, Any]]:
     """Return all models: each revision that is known, and what workers can run without one; by name."""
     shown = [summary(catalogue, revision, usage) for revision in catalogue.models.revisions.values()]
-    known = catalogue.models.revisions
+    named = {each["id"] for each in shown}
     bare: dict[str, list[ModelRegistered]] = defaultdict(list)
     for event in catalogue.served():
-        if event.revision is None or (event.reference.partition("@")[0], event.revision) not in known:
+        if event.reference not in named and event.revision is None:
             bare[event.reference].append(event)
     shown += [_bare(catalogue, events, usage) for events in bare.values()]
     return sorted(shown, key=lambda each: (each["reference"], each["id"]))
@@ -47,7 +47,7 @@ def summary(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str,
         "aliases": catalogue.aliases_of(revision.reference, revision.revision),
         "nodes": _by_status(revision),
         "pinned": sorted(node_id for node_id, holding in revision.holdings.items() if holding.pinned),
-        "served": bool(revision.registered),
+        "served": bool(revision.registered) or (alone and catalogue.is_served(revision.reference)),
     }
 
 

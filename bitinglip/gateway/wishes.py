@@ -97,12 +97,12 @@ async def unpin(gateway: Gateway, revision: Revision, nodes: Iterable[str]) -> l
 
 async def check(gateway: Gateway, revision: Revision, nodes: Iterable[str], *, repair: bool) -> list[str]:
     """Have nodes compare a revision's files with their digests; returns those that have it and do not do so already."""
-    catalogue = gateway.catalogue
+    under_way = {"repair"} if repair else {"check", "repair"}
     return await _ask(
         gateway,
         revision,
         nodes,
-        lambda holding: holding.status == "stored" and not catalogue.is_checked_on(revision, holding.node_id, repair),
+        lambda holding: holding.status == "stored" and holding.check not in under_way,
         lambda known, left: ModelCheckAsked(**known, nodes=left, repair=repair, by=gateway.key_id),
     )
 

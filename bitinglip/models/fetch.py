@@ -15,7 +15,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from bitinglip.errors import BitingLipError, InvalidInput
-from bitinglip.models.meter import Halted, Meter
+from bitinglip.models.meter import EACH_S, Halted, Meter
 from bitinglip.models.protocol import Failed, FetchJob, Line, Stopped, say
 from bitinglip.processes import die_with_parent
 
@@ -46,7 +46,8 @@ def main() -> None:
     work = threading.Thread(target=_work, args=(job, meter, outcomes, over), daemon=True)
     stopped = _on_signal(meter, over)
     work.start()
-    over.wait()
+    while not over.wait(EACH_S):
+        meter.tell()
     work.join(GRACE_S if stopped.is_set() else None)
     end(outcomes[0] if outcomes else Line(stopped=Stopped(done_bytes=meter.done_bytes)))
 

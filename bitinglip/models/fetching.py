@@ -51,7 +51,6 @@ def _bring(job: FetchJob, place: Place, meter: Meter) -> tuple[ModelFile, ...]:
     snapshots.sweep(place.repo)
     _room(job, place)
     filler = Filler(place, job.endpoint, Peers(job.peers), meter, snapshots.mark_of(place))
-    meter.tell()
     with ThreadPoolExecutor(job.parallel, "fetch") as threads:
         largest_first = sorted(job.files, key=lambda file: -file.size_bytes)
         work = {file.path: threads.submit(filler.fill, file) for file in largest_first}

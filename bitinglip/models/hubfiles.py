@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
@@ -23,6 +23,8 @@ from bitinglip.models.partial import Partial
 
 LARGE_BYTES = 8 << 20
 """From this size on a file is worth going on with."""
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
+"""The client's own is ten times as large: on a slow line that is seconds without a sign of life, and lost by a kill."""
 TRIES = 3
 PAUSE_S = 1.0
 FAULTS = frozenset({500, 502, 503, 504})
@@ -43,10 +45,10 @@ def go_on(place: Place, file: ModelFile, partial: Partial, endpoint: str | None,
     """
     url = hf_hub_url(place.reference, file.path, revision=place.revision, endpoint=endpoint)
     for left in reversed(range(TRIES)):
-        found = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=True)
-        if found.xet_file_data is not None or found.etag != file.sha256:
-            return False
         try:
+            found = get_hf_file_metadata(url, endpoint=endpoint)
+            if found.xet_file_data is not None or found.etag != file.sha256:
+                return False
             _get(url, found.location, file, partial, meter)
         except HfHubHTTPError as error:
             if error.response.status_code not in FAULTS or not left:

@@ -1,15 +1,14 @@
-"""How far a fetch has come, told at most five times a second."""
+"""How far a fetch has come."""
 
 from __future__ import annotations
 
 import threading
-import time
 from types import TracebackType
 from typing import Any
 
 from bitinglip.models.protocol import Line, Progress, Step, say
 
-LEAST_S = 0.2
+EACH_S = 0.2
 """Between two lines of progress."""
 TRANSFER = "downloading bytes"
 """Ends the name of the second bar of a file that xet brings: what travels, beside what is written."""
@@ -30,7 +29,7 @@ class Meter:
         self.peer_bytes = 0
         self._total = total_bytes
         self._moving = 0
-        self._told = 0.0
+        self._told: Progress | None = None
         self._lock = threading.Lock()
 
     def moving(self, change: int) -> None:
@@ -48,12 +47,6 @@ class Meter:
             self.done_bytes += change
             self.hub_bytes += hub
             self.peer_bytes += peer
-            now = time.monotonic()
-            due = now - self._told >= LEAST_S
-            if due:
-                self._told = now
-        if due:
-            self.tell()
         self.halt()
 
     def halt(self) -> None:
@@ -66,9 +59,12 @@ class Meter:
             raise Halted
 
     def tell(self) -> None:
-        """Write a line of progress now."""
+        """Write a line of progress, if there is anything new."""
         step: Step = "fetching" if self._moving else "checking"
-        say(Line(progress=Progress(step=step, done_bytes=self.done_bytes, total_bytes=self._total)))
+        progress = Progress(step=step, done_bytes=self.done_bytes, total_bytes=self._total)
+        if progress != self._told:
+            self._told = progress
+            say(Line(progress=progress))
 
 
 class FileMeter:

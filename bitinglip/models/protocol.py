@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict
 
 from bitinglip.errors import BitingLipError, Unavailable
@@ -130,7 +131,8 @@ class Line(BaseModel):
 
 def say(line: Line) -> None:
     """Write a line; nobody may be listening any more."""
-    text = line.model_dump_json(exclude_none=True, exclude_unset=True)
+    parts: dict[str, BaseModel] = {name: getattr(line, name) for name in line.model_fields_set}
+    text = orjson.dumps({name: part.model_dump(mode="json") for name, part in parts.items()}).decode()
     with _writing:
         try:
             sys.stdout.write(f"{text}\n")

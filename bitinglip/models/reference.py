@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bitinglip.errors import InvalidReference
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
 class Reference(NamedTuple):

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from bitinglip.events.model import (
+    IMPORT,
     HoldingEvent,
     ModelAliasRemoved,
     ModelAliasSet,
+    ModelCheckAsked,
     ModelChecked,
     ModelDescribed,
     ModelDropped,
@@ -24,6 +26,7 @@ from bitinglip.events.model import (
     ModelFetchProgressed,
     ModelFetchStarted,
     ModelFetchStopped,
+    ModelImportAsked,
     ModelKept,
     ModelPinned,
     ModelRegistered,
@@ -59,6 +62,10 @@ class Holding:
     """Of what went wrong."""
     problem: str | None = None
     remedy: str | None = None
+    retry_at: datetime | None = None
+    """When a fetch that failed is tried again; none: not before somebody asks anew."""
+    check: Literal["check", "repair"] | None = None
+    """What was asked for and is not done: to compare it with its digests, or to bring what is damaged as well."""
     checked_at: datetime | None = None
     changed_at: datetime | None = None
     sequence: int = 0
@@ -101,11 +108,25 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
+class Import:
+    """A folder of a node that it is to take in as a model."""
+
+    path: str
+    asked_at: datetime
+    code: str | None = None
+    problem: str | None = None
+    """Why it could not; then it is not tried again before somebody asks anew."""
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Models:
     """All that MODELS tells of models; `evolve` returns the next one."""
 
     revisions: Mapping[Key, Revision] = field(default_factory=dict[Key, Revision])
     aliases: Mapping[str, Alias] = field(default_factory=dict[str, Alias])
+    imports: Mapping[Key, Import] = field(default_factory=dict[Key, Import])
+    """By the model's name and the node, those that are not done."""
 
     def of(self, reference: str) -> list[Revision]:
         """Return the revisions of a model, by its name."""
@@ -128,16 +149,31 @@ def evolve(models: Models, event: ModelEvent, at: datetime, sequence: int) -> Mo
             left = {name: alias for name, alias in models.aliases.items() if name != event.reference}
             return replace(models, aliases=left)
         case ModelRegistered(revision=str() as revision):
-            known = models.get(event.reference, revision)
+            known = models.get(event.reference.partition("@")[0], revision)
             others = tuple(each for each in known.registered if each.kind != event.kind)
             return _with(models, replace(known, registered=(*others, event)))
         case ModelDescribed():
             return _with(models, replace(models.get(event.reference, event.revision), described=event))
-        case ModelFetchAsked() | ModelFetchCancelled() | ModelRemovalAsked() | ModelPinned() | ModelUnpinned():
+        case ModelImportAsked():
+            return _importing(models, event.reference, event.node_id, Import(event.path, at))
+        case ModelFetchFailed(revision=revision) if revision == IMPORT:
+            asked = models.imports.get((event.reference, event.node_id)) or Import("", at)
+            failed = replace(asked, code=event.code, problem=event.message, remedy=event.remedy)
+            return _importing(models, event.reference, event.node_id, failed)
+        case (
+            ModelFetchAsked()
+            | ModelFetchCancelled()
+            | ModelRemovalAsked()
+            | ModelCheckAsked()
+            | ModelPinned()
+            | ModelUnpinned()
+        ):
             known = models.get(event.reference, event.revision)
             asked = {node_id: _asked(known.on(node_id), event, at, sequence) for node_id in event.nodes}
             return _with(models, replace(known, holdings={**known.holdings, **asked}))
         case HoldingEvent():
+            if isinstance(event, ModelStored) and event.source == "import":
+                models = _importing(models, event.reference, event.node_id, None)
             known = models.get(event.reference, event.revision)
             holding = _told(known.on(event.node_id), event, at, sequence)
             return _with(models, replace(known, holdings={**known.holdings, event.node_id: holding}))
@@ -149,10 +185,17 @@ def _with(models: Models, revision: Revision) -> Models:
     return replace(models, revisions={**models.revisions, (revision.reference, revision.revision): revision})
 
 
-_Asked = ModelFetchAsked | ModelFetchCancelled | ModelRemovalAsked | ModelPinned | ModelUnpinned
+def _importing(models: Models, reference: str, node_id: str, what: Import | None) -> Models:
+    others = {key: each for key, each in models.imports.items() if key != (reference, node_id)}
+    return replace(models, imports=others if what is None else {**others, (reference, node_id): what})
+
+
+_Asked = ModelFetchAsked | ModelFetchCancelled | ModelRemovalAsked | ModelCheckAsked | ModelPinned | ModelUnpinned
 
 
 def _asked(holding: Holding, event: _Asked, at: datetime, sequence: int) -> Holding:
+    if isinstance(event, ModelCheckAsked):
+        return replace(holding, check="repair" if event.repair else "check") if holding.status == "stored" else holding
     there = holding.status in {"stored", "removing"}
     status: Status
     match event:
@@ -167,15 +210,26 @@ def _asked(holding: Holding, event: _Asked, at: datetime, sequence: int) -> Hold
         case ModelFetchCancelled():
             status, pinned = "stopped" if holding.wanted else holding.status, holding.pinned and not holding.wanted
         case ModelRemovalAsked():
-            status, pinned = "removing" if there else "absent", False
+            # What has yet to come may have come in part: that goes as well.
+            status, pinned = "absent" if holding.status == "absent" else "removing", False
     return replace(
-        holding, status=status, pinned=pinned, code=None, problem=None, remedy=None, changed_at=at, sequence=sequence
+        holding,
+        status=status,
+        pinned=pinned,
+        code=None,
+        problem=None,
+        remedy=None,
+        retry_at=None,
+        changed_at=at,
+        sequence=sequence,
     )
 
 
 def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) -> Holding:
     changed = replace(holding, changed_at=at, sequence=sequence)
     match event:
+        case ModelFetchStarted() | ModelFetchFailed() if holding.status in {"stopped", "removing"}:
+            return holding  # it was overtaken by what was asked meanwhile
         case ModelFetchStarted():
             done = event.total_bytes - event.missing_bytes
             return replace(changed, status="fetching", done_bytes=done, total_bytes=event.total_bytes, problem=None)
@@ -190,15 +244,22 @@ def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) ->
                 left_s=event.left_s,
             )
         case ModelFetchFailed():
+            again_at = None if event.retry_in_s is None else at + timedelta(seconds=event.retry_in_s)
             return replace(
-                changed, status="failed", code=event.code, problem=event.message, remedy=event.remedy, left_s=None
+                changed,
+                status="failed",
+                code=event.code,
+                problem=event.message,
+                remedy=event.remedy,
+                retry_at=again_at,
+                left_s=None,
             )
         case ModelFetchStopped():
             return replace(changed, status="stopped", done_bytes=event.done_bytes, left_s=None)
         case ModelStored():
             return replace(
                 changed,
-                status="stored",
+                status="removing" if holding.status == "removing" else "stored",
                 done_bytes=event.size_bytes,
                 total_bytes=event.size_bytes,
                 stored_bytes=event.size_bytes,
@@ -210,14 +271,17 @@ def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) ->
                 checked_at=at,
             )
         case ModelDropped():
-            # A pinned one that somebody else took away, or damaged, is fetched again.
-            status: Status = "wanted" if holding.pinned and event.reason in {"missing", "damaged"} else "absent"
+            # A pinned one that somebody else took away, or damaged, is fetched again; and so is one that was asked for
+            # while it was being removed.
+            lost = holding.pinned and event.reason in {"missing", "damaged"}
+            revived = event.reason == "removed" and holding.status in {"stored", "wanted"}
+            status: Status = "wanted" if lost or revived else "absent"
             return replace(
                 Holding(event.node_id), status=status, pinned=holding.pinned, changed_at=at, sequence=sequence
             )
         case ModelKept():
             return replace(changed, status="stored", problem=event.problem)
         case ModelChecked():
-            return replace(changed, checked_at=at)
+            return replace(changed, checked_at=at, check=None)
         case _:
             return holding

@@ -13,6 +13,8 @@ from typing import Any, cast
 import orjson
 
 from bitinglip.errors import InvalidReference, ModelNotFound
+from bitinglip.models.layout import place_of
+from bitinglip.models.marks import marks
 from bitinglip.models.reference import Reference, parse_reference
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,10 @@ class StoredModel:
 def find_models(
     wanted: Iterable[str], models_dir: Path, hub_cache: Path | None, elsewhere: Collection[str] = ()
 ) -> list[StoredModel]:
-    """Return the models that a worker is to serve: those named, or `echo` and all in the models directory.
+    """Return the models that a worker is to serve: those named, or `echo` and all that are ours.
+
+    Ours are those in the models directory, and what is marked in the hub's cache: each as `NAME@REVISION`, and as `NAME`
+    the one that the cache calls `main`. Of two of one name that in the models directory counts.
 
     A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`. One that
     is `elsewhere` is a language model on a server that runs: its files need not be on this machine.
@@ -74,7 +79,8 @@ def find_models(
     if names:
         found = [_elsewhere(name) if name in elsewhere else _find(name, models_dir, cache) for name in names]
     else:
-        found = [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir)]
+        everything = [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir), *_managed(cache)]
+        found = list({model.reference: model for model in reversed(everything)}.values())[::-1]
     return [_with_parts(model, models_dir, cache) for model in found]
 
 
@@ -151,6 +157,19 @@ def _all_in(models_dir: Path) -> Iterator[StoredModel]:
             yield inspect(folder.relative_to(models_dir).as_posix(), folder.resolve())
         except InvalidReference as error:
             log.info("%s is left out: %s", folder, error)
+
+
+def _managed(hub_cache: Path) -> Iterator[StoredModel]:
+    """Yield the revisions of a cache that we stored there; one that no engine takes is no reason not to serve others."""
+    for mark in marks(hub_cache):
+        place = place_of(hub_cache, mark.reference, mark.revision)
+        main = _hub_snapshot(Reference(mark.reference), hub_cache)
+        names = [mark.reference] if main == place.snapshot else []
+        for name in [*names, str(Reference(mark.reference, mark.revision))]:
+            try:
+                yield inspect(name, place.snapshot, revision=mark.revision)
+            except (InvalidReference, ModelNotFound) as error:
+                log.info("%s is left out: %s", place.snapshot, error)
 
 
 def _is_model(folder: Path) -> bool:

@@ -195,6 +195,8 @@ class ModelNodeRow:
     code: str | None
     problem: str | None
     remedy: str | None
+    retry_at: datetime | None
+    check_asked: Literal["check", "repair"] | None
     checked_at: datetime | None
     changed_at: datetime
     last_sequence: int

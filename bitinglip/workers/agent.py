@@ -87,9 +87,10 @@ class Agent:
         self.noteworthy = asyncio.Event()
         """Set whenever there is something to tell early: an attempt has failed, which may be the fault of a device, or
         the memory of one that serves several models has changed."""
-        several = len({model.reference for model in models}) > 1
+        self._identity = identity
         self._asked: set[Route] = set()
-        self.facts = Facts(event_log, settings, identity.worker_id, models) if several else None
+        self._coming: list[ModelSpec] | None = None
+        self.facts = self._facts_of(models)
         self._view = WorkerView(
             routes=common_routes(model.reference for model in models),
             card=CardView(identity.worker_id, identity.node_id, frozenset(settings.worker.labels)),
@@ -110,8 +111,7 @@ class Agent:
         self._look_again()
         cancels = await self.runner.listen_for_cancels()
         if self.facts is not None:
-            self.runner.engine.on_load = self._load_heard
-            await self.facts.start(lambda: replace(self._view, card=self.card()), self._queue.interrupt)
+            await self._gather(self.facts)
         spare_the_heap()
         keeper = asyncio.create_task(self._leases.run(), name="leases")
         try:
@@ -141,6 +141,12 @@ class Agent:
         if self.facts is not None:
             self.facts.routes_gone()
         self._look_again()
+
+    def serve(self, models: Sequence[ModelSpec]) -> None:
+        """Serve these models from now on, and no others: as soon as what runs has ended, with its own revisions."""
+        self._coming = list(models)
+        self._drain.changed.set()
+        self._queue.interrupt()
 
     def stop(self) -> None:
         """Pull nothing more; what runs may end within the grace period, then it is handed back."""
@@ -173,8 +179,66 @@ class Agent:
 
     async def _rest(self) -> None:
         self._drain.rest(True)
-        await self._drain.changed.wait()
+        while self._drain.asked and not self._stopping:
+            self._drain.changed.clear()
+            try:
+                await self._take_models()
+            except NoServer as error:
+                log.debug("the models stay as they are: %s", error)
+                await asyncio.sleep(AWAY_S)
+                continue
+            await self._drain.changed.wait()
         self._drain.rest(False)
+
+    # --- models that come and go --------------------------------------------------------------------------------------
+
+    async def _take_models(self) -> None:
+        """Serve what is to be served from now on, while nothing runs.
+
+        Raises:
+            NoServer: it is tried again.
+        """
+        if (coming := self._coming) is None:
+            return
+        names = {model.reference for model in coming}
+        before = self._view.routes
+        routes = {name: views for name, views in before.items() if name in names}
+        new = common_routes(name for name in names if name not in before)
+        await self._queue.ensure([route_of(view) for views in new.values() for view in views])
+        for view in [view for name, views in before.items() if name not in names for view in views]:
+            self._queue.drop(route_of(view))
+        self._view = replace(self._view, routes={**routes, **new}, idle=False)
+        await self.runner.serve(coming)
+        await self._know_models(coming)
+        self._coming = None if self._coming is coming else self._coming
+        self._look_again()
+
+    async def _know_models(self, models: list[ModelSpec]) -> None:
+        if self.facts is not None:
+            await self.facts.serve(models)
+        elif (facts := self._facts_of(models)) is not None:
+            self.facts = facts
+            try:
+                await self._gather(facts)
+            except NoServer:
+                self.facts = None
+                raise
+
+    def _facts_of(self, models: list[ModelSpec]) -> Facts | None:
+        """Return what gathers the facts for a worker of these models; one model needs none."""
+        if len({model.reference for model in models}) < 2:
+            return None
+        return Facts(self._log, self._settings, self._identity.worker_id, models)
+
+    async def _gather(self, facts: Facts) -> None:
+        self.runner.engine.on_load = self._load_heard
+        if self._view.card.total_bytes is not None:
+            facts.device(self._view.card.total_bytes)
+        await facts.start(lambda: replace(self._view, card=self.card()), self._queue.interrupt)
+
+    def _serves(self, reference: str) -> bool:
+        """Tell whether a model is still to be served."""
+        return self._coming is None or any(model.reference == reference for model in self._coming)
 
     def card(self) -> CardView:
         """Return what this worker has and does, as far as it gathers facts."""
@@ -212,7 +276,7 @@ class Agent:
         await asyncio.gather(*running)
 
     async def _let_join(self, reference: str, running: set[asyncio.Task[None]], until: float) -> None:
-        while not self._leaving and time.monotonic() < until and not all(task.done() for task in running):
+        while self._lets_join and time.monotonic() < until and not all(task.done() for task in running):
             room = self._settings.worker.max_batch - self.runner.held
             if room <= 0:
                 self.runner.freed.clear()
@@ -260,7 +324,7 @@ class Agent:
     async def _run(self, batch: list[Delivery]) -> None:
         failed = self.runner.counts.failed
         try:
-            if self._leaving:
+            if self._leaving or not self._serves(_reference(batch[0])):
                 await self._hand_back(batch)
             else:
                 await self._run_measured(batch)
@@ -307,6 +371,8 @@ class Agent:
             self._found.remove(route)
 
     async def _pull(self) -> list[Delivery]:
+        await self._take_models()
+        await self.runner.drop_strangers()
         await self._take_in()
         self._view = replace(self._view, loaded=self.runner.loaded)
         seen = self._view if self.facts is None else self.facts.view(self._view)
@@ -389,6 +455,11 @@ class Agent:
             except NoServer:
                 log.debug("a work message comes back when its lease ends")
             self._leases.release(delivery)
+
+    @property
+    def _lets_join(self) -> bool:
+        """Whether new tasks may join what runs: it goes on as long as they come."""
+        return not self._leaving and self._coming is None
 
     @property
     def _leaving(self) -> bool:

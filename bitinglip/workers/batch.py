@@ -87,6 +87,16 @@ class BatchRunner:
         """Set whenever a task is settled, and there is room for another one."""
         event_log.connection.on_reconnect(self._reconnected)
 
+    async def serve(self, models: Seq[ModelSpec]) -> None:
+        """Run these models from now on; the others leave the memory."""
+        self._models = {(model.kind, model.reference): model for model in models}
+        await self.drop_strangers()
+
+    async def drop_strangers(self) -> None:
+        """Drop from memory what is no more to be run: models that are not served, and their former revisions."""
+        ours = {model.key for model in self._models.values()}
+        await self.engine.drop_keys(self.engine.keys - ours)
+
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""

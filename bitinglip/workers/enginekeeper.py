@@ -12,6 +12,7 @@ from bitinglip.errors import EngineDied
 from bitinglip.settings import Worker
 from bitinglip.workers.engine import Loaded, LoadFailed, Loading, ModelSpec
 from bitinglip.workers.enginehost import EngineHost
+from bitinglip.workers.inuse import InUse
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class EngineKeeper:
         self._scratch = scratch
         self._host: EngineHost | None = None
         self._starting = asyncio.Lock()
+        self._in_use = InUse()
+        self._loads: list[str] = []
         self.loading: str | None = None
         """Reference of the model that is being loaded."""
         self.on_load: Callable[[str, Loaded | None], None] = lambda _reference, _loaded: None
@@ -34,7 +37,12 @@ class EngineKeeper:
     @property
     def loaded(self) -> frozenset[str]:
         """References of the models in memory."""
-        return frozenset(key.split("|")[1] for key in (self._host.loaded if self._host else ()))
+        return frozenset(key.split("|")[1] for key in self.keys)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The models in memory, by their keys: with their revisions."""
+        return frozenset(self._host.loaded if self._host else ())
 
     async def get(self) -> EngineHost:
         """Return the process, a new one if there is none, or none that lives.
@@ -59,6 +67,8 @@ class EngineKeeper:
             EngineDied: the process ended meanwhile, or took too long and was ended.
         """
         limit_s = self._settings.load_timeout_s
+        self._loads.append(model.key)
+        await self._in_use.begin(model)
         self.loading = model.reference
         self.on_load(model.reference, None)
         try:
@@ -70,17 +80,28 @@ class EngineKeeper:
             raise EngineDied(problem=problem) from error
         finally:
             self.loading = None
+            self._loads.remove(model.key)
+            self.settle()
         if isinstance(answer, Loaded):
             self.on_load(model.reference, answer)
         return answer
 
     async def drop(self, references: Iterable[str]) -> None:
         """Drop models from memory, if they are there."""
-        if self._host is None:
-            return
-        for key in [key for key in self._host.loaded if key.split("|")[1] in set(references)]:
+        named = set(references)
+        await self.drop_keys(key for key in self.keys if key.split("|")[1] in named)
+
+    async def drop_keys(self, keys: Iterable[str]) -> None:
+        """Drop models from memory by their keys, if they are there."""
+        for key in keys:
             with suppress(EngineDied):
-                await self._host.unload(key)
+                if self._host is not None:
+                    await self._host.unload(key)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let go of what is in memory no more: its files may be dropped from the disk."""
+        self._in_use.keep(self.keys.union(self._loads))
 
     @asynccontextmanager
     async def watched(self, host: EngineHost) -> AsyncGenerator[None]:

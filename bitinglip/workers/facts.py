@@ -9,30 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bitinglip.errors import NoServer
 from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route
-from bitinglip.models.memory import estimate
 from bitinglip.settings import Settings
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.loading import Plan, plan
 from bitinglip.workers.peers import Peers
+from bitinglip.workers.room import CPU, budget_bytes, need_bytes
 from bitinglip.workers.routebook import route_of
-from bitinglip.workers.view import GIB, CardView, ClusterView, Held, ModelView, RouteView, WorkerView
+from bitinglip.workers.view import CardView, ClusterView, Held, ModelView, RouteView, WorkerView
 
 log = logging.getLogger(__name__)
 
 LOOK_S, SELDOM = 1.0, 2.0
 """Seconds between two looks while there is work; while there is none each pause is so many times the one before."""
-SHARE = 0.9
-"""Part of a device's memory that models may take, if nothing else is set."""
 READ_BYTES_PER_S, LEAST_LOAD_S, SERVER_LOAD_S = 200e6, 2.0, 60.0
 """How long a load takes, as long as none was measured: by its bytes, or that of a server of its own."""
 TASK_S = 1.0
@@ -93,10 +90,23 @@ class Facts:
     async def start(self, own: Callable[[], WorkerView], changed: Callable[[], None]) -> None:
         """Look once, and go on in the background; `changed` is called when the plan has another line for us."""
         self._own, self._changed = own, changed
-        self._models = {spec.reference: await asyncio.to_thread(self._model, spec) for spec in self._specs.values()}
+        await self._size(self._specs)
         await self._peers.start()
         await self._look()
         self._task = asyncio.create_task(self._run(), name="facts")
+
+    async def serve(self, models: Sequence[ModelSpec]) -> None:
+        """Take in which models the worker serves from now on."""
+        specs = {model.reference: model for model in models}
+        same = {name for name, spec in specs.items() if self._specs.get(name) == spec}
+        self._models = {name: model for name, model in self._models.items() if name in same}
+        await self._size({name: spec for name, spec in specs.items() if name not in same})
+        self._specs = specs
+        self.routes_gone()
+
+    async def _size(self, specs: Mapping[str, ModelSpec]) -> None:
+        """Take in what these models need."""
+        self._models |= {name: await asyncio.to_thread(self._model, spec) for name, spec in specs.items()}
 
     async def close(self) -> None:
         """Gather no more."""
@@ -181,21 +191,14 @@ class Facts:
         return max(self._bytes.get(reference, 0), model.need_bytes if model else 0)
 
     def _budget(self) -> int | None:
-        memory_gb = self._settings.worker.memory_gb
-        if memory_gb is not None:
-            return round(memory_gb * GIB)
-        return None if self._total_bytes is None else round(self._total_bytes * SHARE)
+        return budget_bytes(self._settings.worker, self._total_bytes)
 
     def _model(self, spec: ModelSpec) -> ModelView:
         if spec.vllm == "start":
             return ModelView(spec.reference, self._budget() or 0, SERVER_LOAD_S)
         if spec.vllm is not None or spec.path is None:
             return ModelView(spec.reference)
-        try:
-            need = estimate(Path(spec.path)).total
-        except (OSError, ValueError) as error:
-            log.debug("%s: the memory that it needs is not known: %s", spec.reference, error)
-            need = 0
+        need = need_bytes(spec, self._settings.worker, on_cpu=self._settings.worker.device == CPU)
         return ModelView(spec.reference, need, LEAST_LOAD_S + need / READ_BYTES_PER_S)
 
     # --- gathering ----------------------------------------------------------------------------------------------------

@@ -15,16 +15,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import psutil
 import uvloop
 
 from bitinglip import __version__
-from bitinglip.errors import BitingLipError, DeviceLost, InvalidConfig, NoServer
+from bitinglip.errors import BitingLipError, DeviceLost, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.registry import Event
@@ -34,24 +34,27 @@ from bitinglip.events.worker import (
     WorkerDeviceLost,
     WorkerDrained,
     WorkerHeartbeat,
+    WorkerModelsChanged,
     WorkerStarted,
     WorkerStopped,
     WorkerUndrained,
 )
 from bitinglip.logs import configure_logging
 from bitinglip.models.registry import register
-from bitinglip.models.store import StoredModel, find_models
-from bitinglip.settings import Settings, Worker, load
+from bitinglip.models.store import StoredModel
+from bitinglip.settings import Settings, load
 from bitinglip.workers.agent import Agent
 from bitinglip.workers.device import Devices, identify, open_devices
-from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.identity import Identity
+from bitinglip.workers.shelf import Shelf
 from bitinglip.workers.tether import Tether
 
 log = logging.getLogger("bitinglip.worker")
 
 LEAST_PAUSE_S = 1.0
 """Least time between two looks at the devices, however many attempts fail."""
+AGAIN_S = 1.0
+"""Pause before models that have come or gone are told once more."""
 
 
 class WorkerProcess:
@@ -62,6 +65,7 @@ class WorkerProcess:
         settings: Settings,
         event_log: EventLog,
         identity: Identity,
+        shelf: Shelf,
         models: list[StoredModel],
         devices: Devices,
         tether: Tether | None = None,
@@ -69,8 +73,10 @@ class WorkerProcess:
         self._settings = settings
         self._log = event_log
         self._identity = identity
+        self._shelf = shelf
         self._models = models
-        specs = [_spec(model, settings.worker) for model in models]
+        self._models_moved = asyncio.Event()
+        specs = [shelf.spec(model) for model in self._models]
         self._agent = Agent(event_log, settings, identity, specs, tether)
         self._tether = tether
         self._doing: set[asyncio.Task[None]] = set()
@@ -101,6 +107,7 @@ class WorkerProcess:
         beside = [asyncio.create_task(self._heartbeats(), name="heartbeats")]
         if self._tether is not None:
             beside.append(asyncio.create_task(self._tell_drains(self._tether), name="drains"))
+            beside.append(asyncio.create_task(self._follow_models(), name="models"))
         self._say_ready()
         try:
             await self._agent.run()
@@ -127,6 +134,8 @@ class WorkerProcess:
                         self._agent.undrain()
                     case "labels":
                         self._agent.know_labels(command["labels"])
+                    case "models":
+                        self._models_moved.set()
                     case "load" | "unload" as what:
                         self._do(self._load_or_unload(tether, what == "load", command["model"], command["id"]))
                     case other:
@@ -135,6 +144,29 @@ class WorkerProcess:
         log.warning("the node agent is gone: stopping; what runs is handed back")
         self._agent.runner.stop_after(0.0)
         self._agent.stop()
+
+    async def _follow_models(self) -> None:
+        """Serve what is on the disk, for ever: it is looked at again whenever the node agent says so."""
+        while True:
+            await self._models_moved.wait()
+            self._models_moved.clear()
+            models = await asyncio.to_thread(self._shelf.look)
+            if models != self._models:
+                try:
+                    await self._change_to(models)
+                except BitingLipError as error:
+                    log.warning("the models stay as they are for now: %s", error)
+                    self._models_moved.set()
+                    await asyncio.sleep(AGAIN_S)
+
+    async def _change_to(self, models: list[StoredModel]) -> None:
+        for model in [model for model in models if model not in self._models]:
+            await register(self._log, model)
+        worker_id, node_id = self._identity.worker_id, self._identity.node_id
+        await self._tell(WorkerModelsChanged(worker_id=worker_id, node_id=node_id, models=_served(models)))
+        self._models = models
+        self._agent.serve([self._shelf.spec(model) for model in models])
+        log.info("serving %s", ", ".join(model.reference for model in models) or "nothing")
 
     async def _load_or_unload(self, tether: Tether, load: bool, model: str, number: int) -> None:
         runner = self._agent.runner
@@ -185,6 +217,7 @@ class WorkerProcess:
         while True:
             try:
                 reading = await self._devices.read()
+                self._agent.runner.engine.settle()  # the engine process may have ended while it was idle
                 if self._agent.facts is not None:
                     self._agent.facts.device(reading.memory_total_bytes)
             except DeviceLost as lost:
@@ -263,10 +296,7 @@ class WorkerProcess:
             pid=os.getpid(),
             device=self._identity.device,
             release=__version__,
-            models=[
-                ServedModel(kind=model.kind, reference=model.reference, revision=model.revision)
-                for model in self._models
-            ],
+            models=_served(self._models),
         )
 
 
@@ -277,16 +307,22 @@ async def serve(settings: Settings, tether_fd: int | None = None) -> None:
         BitingLipError: the start failed (no server, no such model, no such device), or a device was lost.
     """
     identity = identify(settings.worker.id, settings.worker.node, settings.worker.device)
-    models = _models(settings)
     devices = await open_devices(settings.worker.device)
+    # Without a node agent nobody would say that a model has come.
+    shelf = Shelf(settings, await devices.read(), later=tether_fd is not None)
+    models = shelf.first_look()
     event_log = await EventLog.connect(settings.nats, f"/worker/{identity.worker_id}")
     tether = None if tether_fd is None else await Tether.open(tether_fd)
     try:
-        await WorkerProcess(settings, event_log, identity, models, devices, tether).run()
+        await WorkerProcess(settings, event_log, identity, shelf, models, devices, tether).run()
     finally:
         if tether is not None:
             tether.close()
         await event_log.close()
+
+
+def _served(models: Sequence[StoredModel]) -> list[ServedModel]:
+    return [ServedModel(kind=model.kind, reference=model.reference, revision=model.revision) for model in models]
 
 
 def main() -> int:
@@ -302,38 +338,6 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\nremedy: {error.remedy}\n")
         return error.exit_code
     return 0
-
-
-def _models(settings: Settings) -> list[StoredModel]:
-    """Return the models to serve; those on a vLLM server that runs already need not be on this machine."""
-    servers = _settings_of(settings.worker.vllm)
-    elsewhere = {reference for reference, address in servers.items() if address}
-    models = find_models(settings.worker.models, settings.models_dir, settings.models.hub_cache, elsewhere)
-    if strangers := servers.keys() - {model.reference for model in models}:
-        raise InvalidConfig(
-            problem=f"worker.vllm names {min(strangers)}, which this worker does not serve; see worker.models"
-        )
-    return models
-
-
-def _settings_of(entries: Iterable[str], default: str = "") -> dict[str, str]:
-    """Read what is set for single models, as `REFERENCE=VALUE` or, for the default, `REFERENCE`."""
-    pairs = [entry.partition("=") for entry in entries]
-    return {reference: value or default for reference, _, value in pairs}
-
-
-def _spec(model: StoredModel, settings: Worker) -> ModelSpec:
-    return ModelSpec(
-        kind=model.kind,
-        reference=model.reference,
-        revision=model.revision,
-        path=str(model.path) if model.path else None,
-        parts={part: str(folder) for part, folder in model.parts.items()},
-        trust_pickles=model.reference in settings.trust_pickles,
-        trust_code=model.reference in settings.trust_code,
-        quantize=cast("Any", _settings_of(settings.quantize).get(model.reference)),
-        vllm=_settings_of(settings.vllm, "start").get(model.reference),
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,13 @@ from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.registry import Event
 from bitinglip.events.streams import WORKERS
-from bitinglip.events.worker import WorkerHeartbeat, WorkerModelLoaded, WorkerStarted, WorkerStopped
+from bitinglip.events.worker import (
+    WorkerHeartbeat,
+    WorkerModelLoaded,
+    WorkerModelsChanged,
+    WorkerStarted,
+    WorkerStopped,
+)
 from bitinglip.workers.view import CardView, Held
 
 LATE_BEATS = 3.0
@@ -50,10 +56,12 @@ class Peers:
             NoServer: the server does not answer.
         """
         self._subscription = await self._log.connection.subscribe(subjects.worker_subject("*", "*"), self._heard)
-        for name in ("started", "heartbeat", "stopped"):
-            for message in await get_last_each(self._log.connection, WORKERS, subjects.worker_subject("*", name)):
-                age_s = self._log.clock().timestamp() - message.time_ns / 1e9
-                self._take(decode(message, WORKERS).event, time.monotonic() - max(0.0, age_s))
+        said: list[RawMessage] = []
+        for name in ("started", "models_changed", "heartbeat", "stopped"):
+            said += await get_last_each(self._log.connection, WORKERS, subjects.worker_subject("*", name))
+        for message in sorted(said, key=lambda message: message.sequence):
+            age_s = self._log.clock().timestamp() - message.time_ns / 1e9
+            self._take(decode(message, WORKERS).event, time.monotonic() - max(0.0, age_s))
 
     async def close(self) -> None:
         """Listen no more."""
@@ -80,6 +88,9 @@ class Peers:
                 if at > peer.heard_at:
                     peer.beat = None
                 peer.serves = frozenset(model.reference for model in event.models)
+            case WorkerModelsChanged():
+                peer.serves = frozenset(model.reference for model in event.models)
+                self._changed()
             case WorkerStopped():
                 if at > peer.heard_at:
                     peer.beat = None

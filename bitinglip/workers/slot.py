@@ -131,6 +131,10 @@ class Slot:
         self._env = {**self._env, "BITINGLIP_WORKER_LABELS": ",".join(labels)}
         self._tell("labels", labels=list(labels))
 
+    def look_for_models(self) -> None:
+        """Have it look at its disk again: models have come or gone. One that starts does so anyway."""
+        self._tell("models")
+
     def close(self) -> None:
         """End it for good."""
         self._closing = True

@@ -214,7 +214,7 @@ async def test_a_node_outlives_the_server_and_stops_without_it(
 async def test_none_of_the_workers_comes_up(cluster: Cluster, tmp_path: Any) -> None:
     env = {
         "BITINGLIP_NATS_URL": cluster.nats_url,
-        "BITINGLIP_WORKER_MODELS": "no/such",
+        "BITINGLIP_WORKER_MODELS": "no/such=nowhere",
         "BITINGLIP_DATA_DIR": str(tmp_path),
     }
     node = Process("node", env | {"BITINGLIP_NODE_WORKERS": "2"}, tmp_path / "late.log")

@@ -10,7 +10,7 @@ import pytest
 from bitinglip.events.log import EventLog
 from bitinglip.events.registry import Event
 from bitinglip.events.subjects import worker_subject
-from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
+from bitinglip.events.worker import WorkerHeartbeat, WorkerModelsChanged, WorkerStarted, WorkerStopped
 from bitinglip.workers.peers import Peers
 from bitinglip.workers.view import CardView
 
@@ -56,6 +56,9 @@ async def test_what_was_said_before_is_known_at_once(
 ) -> None:
     await say(log, WorkerStarted, "w1", models=[{"kind": "echo", "reference": "org/a"}])
     await say(log, WorkerHeartbeat, "w1", running=0, loaded=["org/a"], taken_bytes={"org/a": 7}, labels=["eu"])
+    await say(log, WorkerModelsChanged, "w1", models=[{"kind": "echo", "reference": "org/b"}])
+    await say(log, WorkerModelsChanged, "w2", models=[{"kind": "echo", "reference": "org/a"}])
+    await say(log, WorkerStarted, "w2", models=[{"kind": "echo", "reference": "org/c"}])
     await say(log, WorkerHeartbeat, "w2", running=2, loaded=[])
     await say(log, WorkerHeartbeat, "me")
     await say(log, WorkerHeartbeat, "w3")
@@ -64,9 +67,9 @@ async def test_what_was_said_before_is_known_at_once(
     one, two = watched.card("w1"), watched.card("w2")
     assert one is not None
     assert two is not None
-    assert (one.serves, one.idle, one.labels) == ({"org/a"}, True, {"eu"})
+    assert (one.serves, one.idle, one.labels) == ({"org/b"}, True, {"eu"})
     assert [(held.reference, held.taken_bytes) for held in one.loaded] == [("org/a", 7)]
-    assert (two.serves, two.idle) == (None, False)
+    assert (two.serves, two.idle) == ({"org/c"}, False)
     assert {card.worker_id for card in watched.peers.cards()} == {"w1", "w2"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ ASKED: tuple[type[ModelEvent], ...] = (
     facts.ModelFetchAsked,
     facts.ModelFetchCancelled,
     facts.ModelRemovalAsked,
+    facts.ModelCheckAsked,
     facts.ModelPinned,
     facts.ModelUnpinned,
 )
@@ -36,7 +37,8 @@ TOLD: tuple[type[ModelEvent], ...] = (
     facts.ModelKept,
     facts.ModelChecked,
 )
-SHARED = [field.name for field in fields(Holding) if field.name != "sequence"]
+SHARED = {field.name: field.name for field in fields(Holding)} | {"check": "check_asked", "sequence": "last_sequence"}
+"""Fields of a holding, and the columns that are the same."""
 NODES = ("n1", "n2")
 ALIASES = ("llama", "best")
 
@@ -47,12 +49,15 @@ def _told(draw: Any, cls: type[ModelEvent]) -> ModelEvent:
         changes["reason"] = draw(st.sampled_from(["removed", "evicted", "missing", "damaged"]))
     if cls in {facts.ModelFetchProgressed, facts.ModelFetchStopped}:
         changes["done_bytes"] = draw(st.integers(0, 9))
+    if cls is facts.ModelFetchFailed:
+        changes["retry_in_s"] = draw(st.sampled_from([None, 1.5, 60]))
     return cls.model_validate(cls.example | changes)
 
 
 def _asked(draw: Any, cls: type[ModelEvent]) -> ModelEvent:
-    nodes = sorted(draw(st.sets(st.sampled_from(NODES))))
-    return cls.model_validate(cls.example | {"nodes": nodes, "revision": draw(st.sampled_from(["r1", "r2"]))})
+    changes: dict[str, Any] = {"nodes": sorted(draw(st.sets(st.sampled_from(NODES))))}
+    changes |= {"repair": draw(st.booleans())} if cls is facts.ModelCheckAsked else {}
+    return cls.model_validate(cls.example | changes | {"revision": draw(st.sampled_from(["r1", "r2"]))})
 
 
 def _named(draw: Any, cls: type[ModelEvent]) -> ModelEvent:
@@ -101,8 +106,7 @@ def test_sql_and_python_have_the_same_of_nodes_and_aliases(data: st.DataObject) 
     assert {(row.reference, row.revision, row.node_id) for row in rows} == expected.keys()
     for row in rows:
         holding = expected[row.reference, row.revision, row.node_id]
-        assert {name: getattr(row, name) for name in SHARED} == {name: getattr(holding, name) for name in SHARED}
-        assert row.last_sequence == holding.sequence
+        assert {name: getattr(row, column) for name, column in SHARED.items()} == asdict(holding)
     told = {row.alias: (row.model, row.revision, row.previous_model, row.previous_revision) for row in aliases}
     assert told == {
         name: (alias.model, alias.revision, *(alias.before[-1] if alias.before else (None, None)))

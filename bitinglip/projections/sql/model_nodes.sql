@@ -2,7 +2,8 @@
 -- Units: times are the events' own `time`, UTC; sizes are bytes.
 --
 -- What an event means depends on the ones before it, so the events of a row are folded one by one, by the same rules as
--- in `models/state.py`. An event is a step; a row is what the steps so far have come to, and has the same fields.
+-- in `models/state.py`. An event is a step; a row is what the steps so far have come to, and has the same fields. What
+-- is told of an import that failed is about no revision, and so in no row.
 
 -- name: table
 create table model_nodes (
@@ -19,6 +20,8 @@ create table model_nodes (
     code varchar,
     problem varchar,
     remedy varchar,
+    retry_at timestamp,
+    check_asked varchar,
     checked_at timestamp,
     changed_at timestamp not null,
     last_sequence ubigint not null,
@@ -39,6 +42,8 @@ comment on column model_nodes.stored_bytes is 'Bytes that it takes on the node''
 comment on column model_nodes.code is 'Error that a fetch ended with, as in the table of errors.';
 comment on column model_nodes.problem is 'What went wrong, in words.';
 comment on column model_nodes.remedy is 'What can be done about it.';
+comment on column model_nodes.retry_at is 'When a fetch that failed is tried again (UTC); null: not before somebody asks anew.';
+comment on column model_nodes.check_asked is 'check or repair, if that was asked for and is not done.';
 comment on column model_nodes.checked_at is 'When its files were last compared with their digests (UTC).';
 comment on column model_nodes.changed_at is 'Time of the last event that changed the row (UTC).';
 comment on column model_nodes.last_sequence is 'Sequence of the last event that changed the row, in MODELS.';
@@ -54,11 +59,12 @@ with said as (
             "reference": "VARCHAR", "revision": "VARCHAR", "node_id": "VARCHAR", "nodes": ["VARCHAR"],
             "done_bytes": "BIGINT", "total_bytes": "BIGINT", "missing_bytes": "BIGINT", "bytes_per_s": "DOUBLE",
             "left_s": "DOUBLE", "size_bytes": "BIGINT", "code": "VARCHAR", "message": "VARCHAR", "problem": "VARCHAR",
-            "remedy": "VARCHAR", "reason": "VARCHAR"
+            "remedy": "VARCHAR", "reason": "VARCHAR", "retry_in_s": "DOUBLE", "repair": "BOOLEAN"
         }') as said
     from batch
     where type in (
-        'model.fetch_asked', 'model.fetch_cancelled', 'model.removal_asked', 'model.pinned', 'model.unpinned',
+        'model.fetch_asked', 'model.fetch_cancelled', 'model.removal_asked', 'model.check_asked', 'model.pinned',
+        'model.unpinned',
         'model.fetch_started', 'model.fetch_progressed', 'model.fetch_failed', 'model.fetch_stopped', 'model.stored',
         'model.dropped', 'model.kept', 'model.checked'
     )
@@ -84,6 +90,8 @@ select
         'problem': coalesce(said.message, said.problem),
         'remedy': said.remedy,
         'reason': said.reason,
+        'retry_at': time + to_microseconds(round(said.retry_in_s * 1e6)::bigint),
+        'check_asked': if(said.repair, 'repair', 'check'),
         'checked_at': time,
         'changed_at': time,
         'sequence': sequence
@@ -109,6 +117,8 @@ with steps as (
             'problem': any_value(old.problem),
             'remedy': any_value(old.remedy),
             'reason': null::varchar,
+            'retry_at': any_value(old.retry_at),
+            'check_asked': any_value(old.check_asked),
             'checked_at': any_value(old.checked_at),
             'changed_at': any_value(old.changed_at),
             'sequence': coalesce(any_value(old.last_sequence), 0)
@@ -117,7 +127,7 @@ with steps as (
     from model_node_steps as new
     left join model_nodes as old
         on old.reference = new.reference and old.revision = new.revision and old.node_id = new.node_id
-    where new.reference is not null and new.revision is not null and new.node_id is not null
+    where new.reference is not null and new.revision <> 'import' and new.node_id is not null
     group by all
 )
 select
@@ -128,28 +138,31 @@ select
         list_prepend(before, since),
         lambda row, step: case
             when step.type = 'model.fetch_progressed' and row.status <> 'fetching' then row
+            when step.type = 'model.check_asked' and row.status <> 'stored' then row
+            when step.type = 'model.check_asked' then struct_update(row, check_asked := step.check_asked)
+            when step.type in ('model.fetch_started', 'model.fetch_failed') and row.status in ('stopped', 'removing')
+                then row
             else {
                 'type': step.type,
-                'status': case step.type
-                    when 'model.fetch_asked' then case
+                'status': case
+                    when step.type in ('model.fetch_asked', 'model.pinned') then case
                         when row.status in ('stored', 'removing') then 'stored'
                         when row.status = 'fetching' then 'fetching'
                         else 'wanted'
                     end
-                    when 'model.pinned' then case
-                        when row.status in ('stored', 'removing') then 'stored'
-                        when row.status = 'fetching' then 'fetching'
-                        else 'wanted'
-                    end
-                    when 'model.fetch_cancelled' then
+                    when step.type = 'model.fetch_cancelled' then
                         if(row.status in ('wanted', 'fetching', 'failed'), 'stopped', row.status)
-                    when 'model.removal_asked' then if(row.status in ('stored', 'removing'), 'removing', 'absent')
-                    when 'model.fetch_started' then 'fetching'
-                    when 'model.fetch_failed' then 'failed'
-                    when 'model.fetch_stopped' then 'stopped'
-                    when 'model.stored' then 'stored'
-                    when 'model.kept' then 'stored'
-                    when 'model.dropped' then if(row.pinned and step.reason in ('missing', 'damaged'), 'wanted', 'absent')
+                    when step.type = 'model.removal_asked' then if(row.status = 'absent', 'absent', 'removing')
+                    when step.type = 'model.fetch_started' then 'fetching'
+                    when step.type = 'model.fetch_failed' then 'failed'
+                    when step.type = 'model.fetch_stopped' then 'stopped'
+                    when step.type = 'model.stored' then if(row.status = 'removing', 'removing', 'stored')
+                    when step.type = 'model.kept' then 'stored'
+                    when step.type = 'model.dropped' then if(
+                        (row.pinned and step.reason in ('missing', 'damaged'))
+                        or (step.reason = 'removed' and row.status in ('stored', 'wanted')),
+                        'wanted', 'absent'
+                    )
                     else row.status
                 end,
                 'pinned': case step.type
@@ -208,6 +221,14 @@ select
                     ) then row.remedy
                 end,
                 'reason': null::varchar,
+                'retry_at': case
+                    when step.type = 'model.fetch_failed' then step.retry_at
+                    when step.type in (
+                        'model.fetch_started', 'model.fetch_progressed', 'model.fetch_stopped', 'model.stored',
+                        'model.kept', 'model.checked'
+                    ) then row.retry_at
+                end,
+                'check_asked': if(step.type not in ('model.checked', 'model.dropped'), row.check_asked, null),
                 'checked_at': case
                     when step.type in ('model.stored', 'model.checked') then step.checked_at
                     when step.type <> 'model.dropped' then row.checked_at
@@ -223,6 +244,6 @@ insert or replace into model_nodes
 select
     reference, revision, node_id, folded.status, folded.pinned, folded.done_bytes, folded.total_bytes,
     folded.bytes_per_s, folded.left_s, folded.stored_bytes, folded.code, folded.problem, folded.remedy,
-    folded.checked_at, folded.changed_at, folded.sequence
+    folded.retry_at, folded.check_asked, folded.checked_at, folded.changed_at, folded.sequence
 from model_node_rows
 where folded.changed_at is not null;

@@ -83,6 +83,7 @@ select
     bool_or(type = 'worker.started') as begins,
     max_by(said.node_id, sequence) as node_id,
     max_by(said, sequence) filter (type = 'worker.started') as started,
+    max_by(said.models, sequence) filter (type in ('worker.started', 'worker.models_changed')) as models,
     max_by(said, sequence) filter (type = 'worker.heartbeat') as beat,
     json_transform((max_by(said, sequence) filter (type = 'worker.heartbeat')).device, '{
         "name": "VARCHAR", "memory_total_bytes": "BIGINT", "memory_used_bytes": "BIGINT",
@@ -108,7 +109,7 @@ select
     coalesce(new.started.pid, old.pid) as pid,
     coalesce(new.started.device ->> '$', old.device) as device,
     coalesce(new.started.release, old.release) as release,
-    coalesce(new.started.models, old.models) as models,
+    coalesce(new.models, old.models) as models,
     coalesce(new.beat.running, old.running, 0) as running,
     coalesce(new.beat.done, old.done, 0) as done,
     coalesce(new.beat.failed, old.failed, 0) as failed,

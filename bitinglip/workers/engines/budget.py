@@ -6,16 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from bitinglip.models.memory import estimate
+from bitinglip.models.memory import LINEAR_BYTES, SHARE, estimate
 from bitinglip.workers.engine import ModelSpec, Placement
 from bitinglip.workers.engines.torch_device import dtype_for, memory_bytes, places
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.9
-"""Part of a device's memory that models may take, if nothing else is set."""
-LINEAR_BYTES = {"int8": 1.05, "int4": 0.56}
-"""Bytes of one number of a quantised linear layer, the scales included."""
 START_SERVER = "start"
 
 

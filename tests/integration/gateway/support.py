@@ -67,7 +67,7 @@ class Player:
         assert task is not None
         return task
 
-    async def assign(self, task_id: str) -> int:
+    async def assign(self, task_id: str, revision: str | None = None) -> int:
         """Take the next attempt."""
         task = await self.task(task_id)
         return await self._do(
@@ -77,7 +77,7 @@ class Player:
                 worker_id="w-0",
                 node_id="w",
                 device="cpu",
-                revision=None,
+                revision=revision,
                 batch_size=1,
                 now=self.log.clock(),
             ),
