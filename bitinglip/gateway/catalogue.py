@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import datetime
 
@@ -29,8 +28,6 @@ from bitinglip.models.state import Key, Models, Revision, evolve
 log = logging.getLogger(__name__)
 
 CATCH_UP_S = 5.0
-Tell = Callable[[ModelEvent], Awaitable[int]]
-"""Puts a fact about a model into the log."""
 
 
 class Catalogue:
@@ -164,6 +161,18 @@ class Catalogue:
                 await self._moved.wait_for(lambda: self._applied >= sequence)
         except TimeoutError as error:
             raise ProjectionBehind(sequence=sequence, applied=self._applied) from error
+
+    async def tell(self, event: ModelEvent) -> int:
+        """Put a fact about a model into the log; when this returns, it is known here.
+
+        Raises:
+            NoServer, StreamFull: the log does not take it now.
+            ProjectionBehind: it is in the log, and this gateway is slow to hear of it.
+        """
+        subject = subjects.model_subject(event.reference, event.type.removeprefix("model."))
+        sequence = await self._log.append(self._log.fact_append(event, subject, event.reference))
+        await self.reach(sequence)
+        return sequence
 
     async def moved(self, after: int) -> int:
         """Wait until more is known than up to a sequence; returns up to which."""

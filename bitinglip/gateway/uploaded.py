@@ -6,34 +6,37 @@ import asyncio
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from bitinglip.errors import BitingLipError, ModelInUse
 from bitinglip.events.model import ModelDescribed, ModelDropped, ModelKept, ModelStored
-from bitinglip.gateway.catalogue import Catalogue, Tell
+from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.ids import Ulids
 from bitinglip.models import snapshots
 from bitinglip.models.holders import gateway_name, is_over
 from bitinglip.models.state import Key, Revision
 from bitinglip.models.uploads import Upload, Uploads
+from bitinglip.settings import Settings
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 """After which what could not be dropped, or told, is tried again."""
+GIB = 2**30
 ID_FILE = "gateway-id"
+Reason = Literal["removed", "evicted", "missing"]
 
 
 class Uploaded:
     """What this gateway has of models, for as long as nodes need it."""
 
-    def __init__(self, store: Uploads, node_id: str, catalogue: Catalogue, tell: Tell) -> None:
+    def __init__(self, store: Uploads, node_id: str, catalogue: Catalogue) -> None:
         self.store = store
         self.node_id = node_id
         self._catalogue = catalogue
-        self._tell = tell
         self._held: set[Key] = set()
-        self._freed: dict[Key, int] = {}
-        """Bytes of what was dropped and is not told yet."""
+        self._untold: dict[Key, tuple[int, Reason]] = {}
+        """What was dropped and is not told yet: the bytes that this freed, and why."""
         self._settling = asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None
 
@@ -49,7 +52,7 @@ class Uploaded:
             with suppress(asyncio.CancelledError):
                 await self._follower
 
-    async def complete(self, upload: Upload) -> Revision:
+    async def complete(self, upload: Upload, by: str | None) -> Revision:
         """Mark an upload as whole, and tell what it is and that it is here.
 
         Raises:
@@ -62,9 +65,9 @@ class Uploaded:
             await self._catalogue.catch_up()
             self._held.add(key)
             if self._catalogue.models.get(*key).described is None:
-                await self._tell(told)
+                await self._catalogue.tell(told.model_copy(update={"by": by}))
             if self._catalogue.models.get(*key).on(self.node_id).status != "stored":
-                await self._tell(self._stored(told))
+                await self._catalogue.tell(self._stored(told))
         return self._catalogue.models.get(*key)
 
     async def drop(self, upload: Upload) -> int:
@@ -75,7 +78,7 @@ class Uploaded:
             NoServer, StreamFull: it is gone, and the log does not take that now.
         """
         freed = await asyncio.to_thread(self.store.drop, upload)
-        self._gone((upload.place.reference, upload.place.revision), freed)
+        self._gone((upload.place.reference, upload.place.revision), freed, "evicted")
         await self._settle()
         return freed
 
@@ -117,23 +120,22 @@ class Uploaded:
         except ModelInUse as error:
             if status != "removing":
                 raise
-            await self._tell(ModelKept(**_named(key), node_id=self.node_id, problem=str(error)))
+            await self._catalogue.tell(ModelKept(**_named(key), node_id=self.node_id, problem=str(error)))
         else:
-            log.info("%s at %s is on the nodes: it is not kept here", *key)
-            self._gone(key, freed)
+            log.info("%s at %s is not kept here any more", *key)
+            self._gone(key, freed, "removed" if status == "removing" else "evicted")
 
-    def _gone(self, key: Key, freed: int) -> None:
+    def _gone(self, key: Key, freed: int, reason: Reason) -> None:
         self._held.discard(key)
-        self._freed[key] = freed
+        self._untold[key] = (freed, reason)
 
     async def _tell_if_gone(self, revision: Revision) -> None:
         key = (revision.reference, revision.revision)
         if key in self._held or revision.on(self.node_id).status not in {"stored", "removing"}:
             return
-        reason = "removed" if key in self._freed else "missing"
-        freed = self._freed.get(key, 0)
-        await self._tell(ModelDropped(**_named(key), node_id=self.node_id, freed_bytes=freed, reason=reason))
-        self._freed.pop(key, None)
+        freed, reason = self._untold.get(key, (0, "missing"))
+        await self._catalogue.tell(ModelDropped(**_named(key), node_id=self.node_id, freed_bytes=freed, reason=reason))
+        self._untold.pop(key, None)
 
     def _stored(self, told: ModelDescribed) -> ModelStored:
         return ModelStored(
@@ -144,6 +146,15 @@ class Uploaded:
             size_bytes=told.size_bytes,
             files=told.files,
         )
+
+
+async def open_uploaded(settings: Settings, catalogue: Catalogue) -> Uploaded:
+    """Open what a gateway has of uploads."""
+    most, free = settings.gateway.max_model_gb * GIB, settings.models.min_free_gb * GIB
+    store = Uploads(settings.uploads_dir, round(most), round(free))
+    uploaded = Uploaded(store, await asyncio.to_thread(name_of, settings.data_dir), catalogue)
+    await uploaded.start()
+    return uploaded
 
 
 def name_of(data_dir: Path) -> str:

@@ -114,7 +114,7 @@ async def complete(request: Request) -> Response:
     nodes = await models.meant(gateway, asked.nodes)
     if asked.alias is not None:
         await aliases.check_name(gateway, asked.alias)
-    revision = await gateway.uploaded.complete(upload)
+    revision = await gateway.uploaded.complete(upload, gateway.key_id)
     return await models.place(gateway, revision, nodes, alias=asked.alias, pin=asked.pin)
 
 

@@ -42,8 +42,6 @@ from bitinglip.models.repofiles import wanted
 MAIN = "main"
 """What an upload is on the nodes that get it, so that its name alone means it."""
 REVISION_CHARACTERS = 40
-RESERVE_BYTES = 1 << 30
-"""What is left on the disk, on which a gateway has more than uploads."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -124,10 +122,11 @@ def sorted_out(reference: str, files: Iterable[ModelFile]) -> tuple[list[ModelFi
 class Uploads:
     """The uploads of one gateway."""
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
-        """`most_bytes`: size of the largest model, all of its files together."""
+    def __init__(self, folder: Path, most_bytes: int, min_free_bytes: int) -> None:
+        """`most_bytes`: size of the largest model, all of its files together; `min_free_bytes`: left on the disk."""
         self.folder = folder
         self._most_bytes = most_bytes
+        self._min_free_bytes = min_free_bytes
 
     def look(self, reference: str, files: Iterable[ModelFile]) -> tuple[list[ModelFile], list[str]]:
         """Return which files of a folder would be taken, and the paths of those that would not; nothing is begun.
@@ -135,14 +134,11 @@ class Uploads:
         Raises:
             InvalidInput, UnsafeRepository, OnlyPickles, NothingToLoad: as `sorted_out` says.
             PayloadTooLarge: they are larger than a model may be.
-            DiskFull: there is no room for them.
         """
         taken, left_out = sorted_out(reference, files)
         size = sum(file.size_bytes for file in taken)
         if size > self._most_bytes:
             raise PayloadTooLarge(what="The model", limit_bytes=self._most_bytes)
-        if not self.folder.exists():
-            self._room(size)
         return taken, left_out
 
     def begin(self, reference: str, files: Iterable[ModelFile]) -> Upload:
@@ -151,7 +147,8 @@ class Uploads:
         Raises:
             FilesNotTaken: some of the files are not to be loaded.
             InvalidReference: the name is none for a model.
-            InvalidInput, UnsafeRepository, OnlyPickles, NothingToLoad, PayloadTooLarge, DiskFull: as for `look`.
+            InvalidInput, UnsafeRepository, OnlyPickles, NothingToLoad, PayloadTooLarge: as for `look`.
+            DiskFull: there is no room for what is missing.
         """
         taken, left_out = self.look(reference, files)
         if left_out:
@@ -201,8 +198,9 @@ class Uploads:
 
     def _room(self, needed: int) -> None:
         free = snapshots.free_bytes(self.folder)
-        if needed and needed + RESERVE_BYTES > free:
-            raise DiskFull(folder=str(self.folder), needed_bytes=needed + RESERVE_BYTES, free_bytes=free)
+        needed_bytes = needed + self._min_free_bytes
+        if needed and needed_bytes > free:
+            raise DiskFull(folder=str(self.folder), needed_bytes=needed_bytes, free_bytes=free)
 
 
 class Receiving:
