@@ -10,7 +10,7 @@ from bitinglip.errors.unavailable import Unavailable
 
 @dataclass(eq=False, kw_only=True)
 class UploadNotFound(Rejected):
-    """This gateway has no upload of this id: it was never begun here, or is over."""
+    """A gateway has no upload of this id: it was never begun there, or is over."""
 
     code, status = "upload_not_found", 404
     template = "There is no upload {upload_id} at this gateway."
@@ -68,7 +68,9 @@ class WrongContent(Rejected):
 
     code, status = "wrong_content", 422
     template = "{path} came with other bytes than its digest tells ({expected}): it was not kept."
-    remedy = "If the file was changed meanwhile, begin anew with its new digest; else send it again, from its beginning."
+    remedy = (
+        "If the file was changed meanwhile, begin anew with its new digest; else send it again, from its beginning."
+    )
     path: str
     expected: str
 

@@ -145,5 +145,10 @@ def _shown(upload: Upload) -> dict[str, Any]:
         "size_bytes": size,
         "have_bytes": size - sum(each.size_bytes - each.have_bytes for each in missing),
         "missing": [asdict(each) for each in missing],
-        "links": {"self": here, "files": f"{here}/files", "complete": f"{here}/complete", "model": f"/v1/models/{model}"},
+        "links": {
+            "self": here,
+            "files": f"{here}/files",
+            "complete": f"{here}/complete",
+            "model": f"/v1/models/{model}",
+        },
     }

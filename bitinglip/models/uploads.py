@@ -284,6 +284,4 @@ def _described(upload: Upload) -> ModelDescribed:
         told = known(place.snapshot)
     except ValueError as error:
         raise BrokenModel(reference=place.reference, path="of weights", problem=str(error)) from error
-    return described(
-        place.reference, place.revision, upload.files, told, source="upload", asked_revision=MAIN
-    )
+    return described(place.reference, place.revision, upload.files, told, source="upload", asked_revision=MAIN)
