@@ -271,6 +271,21 @@ class Models(_Section):
         description="Whether a task for a model that no node has makes one fetch it; none: if `gateway.host` is "
         "loopback.",
     )
+    parallel: int = Field(default=2, ge=1, le=64, description="Models that a node fetches at a time.")
+    disk_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB that the models of a node may take; those that were not used for the longest make room for "
+        "others, but for pinned ones. None: all of the disk but the next.",
+    )
+    min_free_gb: float = Field(default=5.0, ge=0, description="GiB of a node's disk that models leave free.")
+    share: bool = Field(default=True, description="Whether a node hands out the models that it has to other nodes.")
+    share_host: str | None = Field(
+        default=None,
+        description="Address at which other nodes reach this one for that; none: the one that it has towards the NATS "
+        "server.",
+    )
+    share_port: Port = Field(default=0, description="Port for that; 0: a free one.")
 
 
 class Projections(_Section):

@@ -73,6 +73,7 @@ from bitinglip.errors.store import (
     FetchFailed,
     FetchTaken,
     ModelInUse,
+    NoRoom,
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
@@ -140,6 +141,7 @@ __all__ = [
     "ModelNotFound",
     "ModelNotOnHub",
     "NoHolder",
+    "NoRoom",
     "NoServer",
     "NodeNotFound",
     "NodeSilent",

@@ -44,6 +44,21 @@ class DiskFull(Unavailable):
 
 
 @dataclass(eq=False, kw_only=True)
+class NoRoom(Unavailable):
+    """Models have no room for another one, whatever may be dropped for it."""
+
+    code = "no_room"
+    template = (
+        "{reference} needs {needed_bytes} bytes: {missing_bytes} are missing, even without all that may be dropped."
+    )
+    remedy = "Unpin or remove models, end the workers that have some in memory, or raise `models.disk_gb`."
+    reference: str
+    needed_bytes: int
+    missing_bytes: int
+    retry_after_s: int = 60
+
+
+@dataclass(eq=False, kw_only=True)
 class ChecksumMismatch(Unavailable):
     """A file came twice with bytes that are not the published ones."""
 

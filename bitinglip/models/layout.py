@@ -12,6 +12,7 @@ from bitinglip.models.reference import parse_reference
 
 OURS = ".bitinglip"
 """Folder in a model's folder that holds what we know of it."""
+REPO_LOCK = "store.lock"
 MARK, INTENT, DROPPING = ".json", ".part.json", ".drop.json"
 PARTIAL = ".bitinglip.incomplete"
 """How the name of a file ends that we have a part of; before it stands its digest."""
@@ -79,7 +80,7 @@ class Place:
     @property
     def repo_lock(self) -> Path:
         """Held for the moment in which marks and intents are written, or blobs removed."""
-        return self.ours / "store.lock"
+        return self.ours / REPO_LOCK
 
     def file(self, path: str) -> Path:
         """Return where a file of the revision lies.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from bitinglip.models.layout import OURS, Place, digest_of
+from bitinglip.models.layout import MARK, OURS, REPO_LOCK, Place, digest_of
 from bitinglip.models.locks import exclusively
 from bitinglip.models.marks import Intent, intents, write
 
@@ -38,7 +38,9 @@ def finish(place: Place) -> int:
         kept = set(_used(place))
         freed += _drop_blobs(place, [place.blobs / name for name in names if name not in kept])
     place.dropping.unlink()
-    _tidy(place)
+    place.fetch_lock.unlink(missing_ok=True)
+    place.lock.unlink(missing_ok=True)
+    tidy(place.repo)
     return freed
 
 
@@ -137,16 +139,21 @@ def _drop_shared(cache_dir: Path, blobs: list[Path]) -> int:
     return sum(size for target, size in targets if not target.exists())
 
 
-def _tidy(place: Place) -> None:
-    """Remove what only served this revision, and the model's folder once nothing is left in it."""
-    place.fetch_lock.unlink(missing_ok=True)
-    place.lock.unlink(missing_ok=True)
-    for name in ("refs", "snapshots", "blobs", "trees", ".no_exist"):
-        _remove_if_empty(place.repo / name)
-    with exclusively(place.repo_lock, wait=True):
-        if _entries(place.repo) == {OURS} and _entries(place.ours) == {place.repo_lock.name}:
-            place.repo_lock.unlink()
-            _remove_if_empty(place.repo)
+def tidy(repo: Path) -> None:
+    """Remove a model's folder if nothing of it is left but empty folders and locks that nobody holds."""
+    ours = repo / OURS
+    with exclusively(ours / REPO_LOCK, wait=True):
+        if any(ours.glob(f"*{MARK}")):
+            return
+        for lock in ours.glob("*.lock"):
+            with exclusively(lock) as alone:
+                if alone:
+                    lock.unlink()
+        for name in ("refs", "snapshots", "blobs", "trees", ".no_exist"):
+            _remove_if_empty(repo / name)
+        if _entries(repo) == {OURS} and _entries(ours) == {REPO_LOCK}:
+            (ours / REPO_LOCK).unlink()
+            _remove_if_empty(repo)
 
 
 def _entries(folder: Path) -> set[str]:

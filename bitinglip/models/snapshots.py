@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.errors import ModelInUse, StoreReadOnly
-from bitinglip.models.layout import DROPPING, OURS, PARTIAL, Place, blob_lock, digest_of, place_of
+from bitinglip.models.layout import DROPPING, OURS, PARTIAL, REPO_LOCK, Place, blob_lock, digest_of, place_of
 from bitinglip.models.locks import exclusively, in_use, is_held
 from bitinglip.models.marks import (
     Intent,
@@ -26,7 +26,7 @@ from bitinglip.models.marks import (
     read_only,
     touch,
 )
-from bitinglip.models.removal import finish, plan, unlink
+from bitinglip.models.removal import finish, plan, tidy, unlink
 
 __all__ = [
     "Healed",
@@ -113,6 +113,8 @@ def heal(cache_dir: Path) -> Healed:
         unmark(place_of(cache_dir, each.reference, each.revision), each)
     pending = [(place_of(cache_dir, each.reference, each.revision), each) for each in intents(cache_dir)]
     swept += sum(sweep(repo) for repo in sorted(cache_dir.glob("models--*")) if repo.is_dir())
+    for ours in sorted(cache_dir.glob(f"models--*/{OURS}")):
+        tidy(ours.parent)
     unfinished = tuple(each for place, each in pending if not place.mark.exists() and not is_held(place.fetch_lock))
     return Healed(missing=missing, unfinished=unfinished, swept_bytes=swept)
 
@@ -169,7 +171,7 @@ def sweep(repo: Path) -> int:
     ours = repo / OURS
     wanted = {digest_of(file) for each in intents(repo.parent, repo.name) for file in each.files}
     if ours.is_dir():
-        with exclusively(ours / "store.lock", wait=True):  # whoever writes a note holds it
+        with exclusively(ours / REPO_LOCK, wait=True):  # whoever writes a note holds it
             for left in ours.glob("*.tmp"):
                 left.unlink(missing_ok=True)
     return sum(_sweep_part(repo, part, wanted) for part in (repo / "blobs").glob("*.incomplete"))

@@ -228,7 +228,9 @@ def _asked(holding: Holding, event: _Asked, at: datetime, sequence: int) -> Hold
 def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) -> Holding:
     changed = replace(holding, changed_at=at, sequence=sequence)
     match event:
-        case ModelFetchStarted() | ModelFetchFailed() if holding.status in {"stopped", "removing"}:
+        case ModelFetchStarted() | ModelFetchFailed() | ModelFetchStopped() if holding.status == "removing":
+            return holding
+        case ModelFetchStarted() | ModelFetchFailed() if holding.status == "stopped":
             return holding  # it was overtaken by what was asked meanwhile
         case ModelFetchStarted():
             done = event.total_bytes - event.missing_bytes

@@ -65,8 +65,8 @@ def find_models(
 ) -> list[StoredModel]:
     """Return the models that a worker is to serve: those named, or `echo` and all that are ours.
 
-    Ours are those in the models directory, and what is marked in the hub's cache: each as `NAME@REVISION`, and as `NAME`
-    the one that the cache calls `main`. Of two of one name that in the models directory counts.
+    Ours are those in the models directory, and what is marked in the hub's cache: each as `NAME@REVISION`, and as
+    `NAME` the one that the cache calls `main`. Of two of one name that in the models directory counts.
 
     A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`. One that
     is `elsewhere` is a language model on a server that runs: its files need not be on this machine.
@@ -160,7 +160,7 @@ def _all_in(models_dir: Path) -> Iterator[StoredModel]:
 
 
 def _managed(hub_cache: Path) -> Iterator[StoredModel]:
-    """Yield the revisions of a cache that we stored there; one that no engine takes is no reason not to serve others."""
+    """Yield the revisions of a cache that are ours; one that no engine takes is no reason not to serve the others."""
     for mark in marks(hub_cache):
         place = place_of(hub_cache, mark.reference, mark.revision)
         main = _hub_snapshot(Reference(mark.reference), hub_cache)

@@ -1,4 +1,4 @@
-"""What a worker has in memory is kept from being dropped from the disk: from before it is loaded until it is dropped."""
+"""What a worker has in memory stays on the disk: from before it is loaded until it is dropped."""
 
 from __future__ import annotations
 

@@ -131,16 +131,17 @@ def _turn(key: Key, revision: Revision, holding: Holding, now: datetime) -> date
     others = [other for node_id, other in revision.holdings.items() if node_id != holding.node_id]
     if any(other.status == "stored" for other in others):
         return None
-    waits = [_until(other, PATIENCE_S) for other in others if other.status == "fetching"]
+    waits = [_after(other, PATIENCE_S) for other in others if other.status == "fetching"]
     ours = _rank(key, holding.node_id)
     waits += [
-        _until(other, TURN_S) for other in others if other.status == "wanted" and _rank(key, other.node_id) < ours
+        _after(other, TURN_S) for other in others if other.status == "wanted" and _rank(key, other.node_id) < ours
     ]
     return max((until for until in waits if until > now), default=None)
 
 
-def _until(other: Holding, patience_s: float) -> datetime:
-    return (other.changed_at or datetime.min) + timedelta(seconds=patience_s)
+def _after(other: Holding, patience_s: float) -> datetime:
+    assert other.changed_at is not None  # it has a status
+    return other.changed_at + timedelta(seconds=patience_s)
 
 
 def _rank(key: Key, node_id: str) -> tuple[int, str]:

@@ -109,5 +109,5 @@ def fetching(job: FetchJob, preexec: Callable[[], None] | None = None, **environ
 
 def fetched(job: FetchJob, **environ: str) -> dict[str, Any]:
     """Fetch, and return the outcome."""
-    with fetching(job, **environ) as child:
+    with fetching(job, None, **environ) as child:
         return child.outcome()

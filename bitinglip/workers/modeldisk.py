@@ -1,0 +1,104 @@
+"""What models take on a node's disk: what is there, what may go, and how much is still to come of one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from bitinglip.errors import StoreReadOnly
+from bitinglip.events.model import ModelFile
+from bitinglip.models import snapshots
+from bitinglip.models.eviction import Evictions, Stored, evictions
+from bitinglip.models.layout import digest_of, place_of
+from bitinglip.models.locks import exclusively
+from bitinglip.models.snapshots import Mark
+from bitinglip.models.state import Key
+from bitinglip.models.store import default_hub_cache
+from bitinglip.settings import Models as Settings
+from bitinglip.workers.modelplan import Disk
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What models may take."""
+
+    budget_bytes: int | None
+    """All of them together; none: what is free."""
+    min_free_bytes: int
+
+
+class ModelDisk:
+    """The managed store of one node. Everything here waits for the disk: call it in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.cache_dir: Path = settings.hub_cache or default_hub_cache()
+        budget = None if settings.disk_gb is None else round(settings.disk_gb * GIB)
+        self.room = Room(budget, round(settings.min_free_gb * GIB))
+
+    def look(self) -> Disk:
+        """Return what is there."""
+        marks = {(each.reference, each.revision): each for each in snapshots.marks(self.cache_dir)}
+        unfinished = {(each.reference, each.revision) for each in snapshots.intents(self.cache_dir)}
+        return Disk({key: mark.size_bytes for key, mark in marks.items()}, frozenset(unfinished - marks.keys()))
+
+    def mark(self, key: Key) -> Mark | None:
+        """Return what is noted of a revision that is there."""
+        return snapshots.mark_of(place_of(self.cache_dir, *key))
+
+    def drop(self, key: Key) -> int:
+        """Remove a revision, and return how many bytes that freed.
+
+        Raises:
+            ModelInUse, StoreReadOnly: see there.
+        """
+        return snapshots.drop(self.cache_dir, *key)
+
+    def missing_bytes(self, key: Key, files: Collection[ModelFile]) -> int:
+        """Return how many bytes of a revision are yet to come."""
+        place = place_of(self.cache_dir, *key)
+        lacking: dict[str, int] = {}
+        for file in files:
+            digest = digest_of(file) or file.path
+            there = place.file(file.path)
+            if not (there.is_file() and there.stat().st_size == file.size_bytes):
+                part, blob = place.partial(digest), place.blobs / digest
+                here = next((path.stat().st_size for path in (blob, part) if path.is_file()), 0)
+                lacking[digest] = max(0, file.size_bytes - here)
+        return sum(lacking.values())
+
+    def stored(self, pinned: Collection[Key], needed: Collection[Key]) -> list[Stored]:
+        """Return all that is there as a whole; what is `needed` beside other models counts as in use."""
+        return [_stored(self.cache_dir, mark, pinned, needed) for mark in snapshots.marks(self.cache_dir)]
+
+    def evictions(self, stored: list[Stored], needed_bytes: int, now: datetime) -> Evictions:
+        """Return what is to go so that so many bytes can come."""
+        free = max(0, snapshots.free_bytes(self.cache_dir) - self.room.min_free_bytes)
+        return evictions(
+            stored, needed_bytes=needed_bytes, now=now, budget_bytes=self.room.budget_bytes, free_bytes=free
+        )
+
+
+def _stored(cache_dir: Path, mark: Mark, pinned: Collection[Key], needed: Collection[Key]) -> Stored:
+    key = (mark.reference, mark.revision)
+    sizes: Mapping[str, int] = {digest_of(file) or file.path: file.size_bytes for file in mark.files}
+    return Stored(
+        reference=mark.reference,
+        revision=mark.revision,
+        files=sizes,
+        last_used=mark.last_used,
+        pinned=key in pinned,
+        in_use=key in needed or _in_memory(cache_dir, key),
+    )
+
+
+def _in_memory(cache_dir: Path, key: Key) -> bool:
+    """Tell whether somebody has a revision in memory."""
+    try:
+        with exclusively(place_of(cache_dir, *key).lock) as alone:
+            return not alone
+    except (OSError, StoreReadOnly):  # then nothing can be dropped anyway
+        return True

@@ -1,0 +1,307 @@
+"""How a node does what is to be done about a model: fetch it, make room for it, drop it, check it, take it in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bitinglip.errors import BitingLipError, ModelInUse, NoRoom
+from bitinglip.events.log import EventLog
+from bitinglip.events.model import (
+    IMPORT,
+    ModelChecked,
+    ModelDescribed,
+    ModelDropped,
+    ModelFetchFailed,
+    ModelFetchProgressed,
+    ModelFetchStarted,
+    ModelFetchStopped,
+    ModelKept,
+    ModelStored,
+)
+from bitinglip.models.protocol import CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
+from bitinglip.models.state import Key
+from bitinglip.settings import Settings
+from bitinglip.workers.modelchild import ModelChild
+from bitinglip.workers.modeldisk import ModelDisk
+from bitinglip.workers.modelpeers import ModelPeers
+from bitinglip.workers.modelwishes import Wishes
+
+log = logging.getLogger("bitinglip.node")
+
+FETCH, CHECK = "bitinglip.models.fetch", "bitinglip.models.check"
+TICK_S = 0.5
+"""Least time between two facts about how far a fetch is."""
+PACE_S = 5.0
+"""Bytes a second are those of the last so many seconds."""
+BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0)
+"""When a fetch that failed is tried again, if it does not say itself that it takes longer."""
+
+
+class Work:
+    """Something that is being done about a revision; a fetch can be stopped."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.changed = False
+        """Whether a model has come or gone by it."""
+        self.left_bytes = 0
+        """What a fetch has yet to bring."""
+        self._child: ModelChild | None = None
+        self._stopped = False
+
+    def child(self, module: str) -> ModelChild:
+        """Return a process for it, which it stops with."""
+        self._child = ModelChild(module)
+        if self._stopped:
+            self._child.stop()
+        return self._child
+
+    def stop(self) -> None:
+        """End it soon; what it has done stays."""
+        if not self._stopped:
+            self._stopped = True
+            if self._child is not None:
+                self._child.stop()
+
+
+class ModelWork:
+    """Does it, and tells the log."""
+
+    def __init__(
+        self, event_log: EventLog, settings: Settings, node_id: str, wishes: Wishes, disk: ModelDisk
+    ) -> None:
+        self._log = event_log
+        self._settings = settings
+        self._node_id = node_id
+        self._wishes = wishes
+        self._disk = disk
+        self._fetches: dict[Key, Work] = {}
+        self._failures: dict[Key, int] = {}
+        self._making_room = asyncio.Lock()
+        self.peers = ModelPeers(event_log.connection, settings.models, node_id)
+
+    # --- fetch --------------------------------------------------------------------------------------------------------
+
+    async def fetch(self, work: Work) -> None:
+        """Bring a revision: make room, ask other nodes for it, then the hub."""
+        key = work.key
+        described = self._wishes.models.get(*key).described
+        assert described is not None
+        self._fetches[key] = work
+        try:
+            missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
+            try:
+                await self._make_room(work)
+            except NoRoom as error:
+                await self._fail(key, Failed.of(error))
+                return
+            started = ModelFetchStarted(
+                **self._about(key),
+                files=len(described.files),
+                total_bytes=described.size_bytes,
+                missing_bytes=missing,
+            )
+            await self._wishes.tell(started)
+            async with self._telling(work) as hear:
+                job = self._job(described, await self.peers.ask(self._wishes.models.get(*key)))
+                outcome = await work.child(FETCH).run(job, hear)
+        finally:
+            del self._fetches[key]
+        await self._end_fetch(work, outcome)
+
+    def _job(self, described: ModelDescribed, peers: tuple[PeerSource, ...]) -> FetchJob:
+        return FetchJob(
+            reference=described.reference,
+            revision=described.revision,
+            asked_revision=described.asked_revision,
+            cache_dir=self._disk.cache_dir,
+            files=tuple(described.files),
+            peers=peers,
+            min_free_bytes=self._disk.room.min_free_bytes,
+        )
+
+    async def _end_fetch(self, work: Work, outcome: Line) -> None:
+        if outcome.stored is not None:
+            self._failures.pop(work.key, None)
+            work.changed = True
+            await self._wishes.tell(self._stored(work.key, outcome.stored))
+        elif outcome.failed is not None:
+            await self._fail(work.key, outcome.failed)
+        elif outcome.stopped is not None and self._status(work.key) == "stopped":
+            stopped = ModelFetchStopped(**self._about(work.key), done_bytes=outcome.stopped.done_bytes)
+            await self._wishes.tell(stopped)
+
+    def _stored(self, key: Key, stored: Stored) -> ModelStored:
+        return ModelStored(
+            **self._about(key),
+            source="hub",
+            size_bytes=sum(file.size_bytes for file in stored.files),
+            hub_bytes=stored.hub_bytes,
+            peer_bytes=stored.peer_bytes,
+            took_s=round(stored.took_s, 3),
+            files=list(stored.files),
+        )
+
+    async def _fail(self, key: Key, failed: Failed) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        pause_s = max(failed.retry_after_s or 0.0, BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+        log.warning("%s at %s is not fetched: %s", *key, failed.message)
+        await self._wishes.tell(
+            ModelFetchFailed(
+                **self._about(key),
+                code=failed.code,
+                message=failed.message,
+                remedy=failed.remedy,
+                retry_in_s=pause_s if failed.retryable else None,
+            )
+        )
+
+    @asynccontextmanager
+    async def _telling(self, work: Work) -> AsyncIterator[Any]:
+        """Tell how far a fetch is, inside; gives what is to be called with its progress."""
+        latest: deque[Progress] = deque(maxlen=1)
+        moved = asyncio.Event()
+
+        def hear(progress: Progress) -> None:
+            work.left_bytes = progress.total_bytes - progress.done_bytes
+            latest.append(progress)
+            moved.set()
+
+        telling = asyncio.create_task(self._tell_progress(work.key, latest, moved), name="fetch-progress")
+        try:
+            yield hear
+        finally:
+            telling.cancel()
+
+    async def _tell_progress(self, key: Key, latest: deque[Progress], moved: asyncio.Event) -> None:
+        seen: deque[tuple[float, int]] = deque()
+        while True:
+            await moved.wait()
+            moved.clear()
+            progress, now = latest[-1], time.monotonic()
+            seen.append((now, progress.done_bytes))
+            while now - seen[0][0] > PACE_S and len(seen) > 2:
+                seen.popleft()
+            took_s, came = now - seen[0][0], progress.done_bytes - seen[0][1]
+            pace = came / took_s if took_s > 0 and came > 0 else None
+            tick = ModelFetchProgressed(
+                **self._about(key),
+                done_bytes=progress.done_bytes,
+                total_bytes=progress.total_bytes,
+                bytes_per_s=pace,
+                left_s=(progress.total_bytes - progress.done_bytes) / pace if pace else None,
+                step=progress.step,
+            )
+            await self._wishes.mention(tick, self._settings.log.tick_ttl_s)
+            await asyncio.sleep(TICK_S)
+
+    # --- room ---------------------------------------------------------------------------------------------------------
+
+    async def _make_room(self, work: Work) -> None:
+        """Drop what was not used for the longest, until there is room for this one and those under way.
+
+        Raises:
+            NoRoom: there is no way.
+        """
+        async with self._making_room:
+            passed_over: set[Key] = set()
+            while True:
+                keys = await self._next_to_drop(work, passed_over)
+                if not keys:
+                    return
+                if not await self._evict(keys[0]):
+                    passed_over.add(keys[0])
+
+    async def _next_to_drop(self, work: Work, passed_over: set[Key]) -> list[Key]:
+        needed = sum(each.left_bytes for each in self._fetches.values())
+        models = self._wishes.models.revisions
+        pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
+        stored = await asyncio.to_thread(self._disk.stored, pinned, passed_over | self._parts_needed())
+        found = await asyncio.to_thread(self._disk.evictions, stored, needed, self._log.clock())
+        if found.refused and work.left_bytes:
+            raise NoRoom(reference=work.key[0], needed_bytes=needed, missing_bytes=found.missing_bytes)
+        return [(each.reference, each.revision) for each in found.drop]
+
+    def _parts_needed(self) -> set[Key]:
+        """Return the revisions of models that others of this node need beside them."""
+        here = [each for each in self._wishes.models.revisions.values() if each.on(self._node_id).status != "absent"]
+        names = {name for each in here if each.described for name in each.described.parts.values()}
+        return {(each.reference, each.revision) for each in here if each.reference in names}
+
+    async def _evict(self, key: Key) -> bool:
+        try:
+            freed = await asyncio.to_thread(self._disk.drop, key)
+        except ModelInUse:
+            return False
+        log.info("%s at %s makes room: %d bytes", *key, freed)
+        await self._wishes.tell(ModelDropped(**self._about(key), freed_bytes=freed, reason="evicted"))
+        return True
+
+    # --- remove, check ------------------------------------------------------------------------------------------------
+
+    async def remove(self, work: Work, *, tell: bool) -> None:
+        """Drop a revision, or what is there of it, unless somebody has it in memory."""
+        work.changed = True
+        try:
+            freed = await asyncio.to_thread(self._disk.drop, work.key)
+        except BitingLipError as error:
+            if tell:
+                await self._wishes.tell(ModelKept(**self._about(work.key), problem=str(error)))
+            return
+        if tell:
+            await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=freed, reason="removed"))
+
+    async def check(self, work: Work, *, repair: bool) -> None:
+        """Compare a revision with its digests, and bring what is damaged or missing if it is to be repaired."""
+        reference, revision = work.key
+        job = CheckJob(
+            reference=reference, revision=revision, cache_dir=self._disk.cache_dir, drop_damaged=repair
+        )
+        found = await work.child(CHECK).run(job)
+        if (checked := found.checked) is None:
+            problem = found.failed.message if found.failed else "it was stopped"
+            raise CheckFailed(reference=reference, problem=problem)
+        bad = bool(checked.missing or checked.damaged)
+        repaired = bad and repair and await self._repair(work)
+        await self._wishes.tell(
+            ModelChecked(
+                **self._about(work.key),
+                files=checked.files,
+                checked_bytes=checked.checked_bytes,
+                missing=list(checked.missing),
+                damaged=list(checked.damaged),
+                repaired=repaired,
+            )
+        )
+
+    async def _repair(self, work: Work) -> bool:
+        revision = self._wishes.models.get(*work.key)
+        if revision.described is None or revision.described.source != "hub":
+            return False
+        job = self._job(revision.described, await self.peers.ask(revision))
+        outcome = await work.child(FETCH).run(job)
+        work.changed = True
+        if outcome.failed is not None:
+            log.warning("%s at %s is not repaired: %s", *work.key, outcome.failed.message)
+        return outcome.stored is not None
+
+    # --- import -------------------------------------------------------------------------------------------------------
+
+    async def take_in(self, work: Work, path: str) -> None:
+        """Copy a folder of this machine into the models directory."""
+        raise NotImplementedError
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _about(self, key: Key) -> dict[str, Any]:
+        return {"reference": key[0], "revision": key[1], "node_id": self._node_id}
+
+    def _status(self, key: Key) -> str:
+        return self._wishes.models.get(*key).on(self._node_id).status
