@@ -258,11 +258,6 @@ class Models(_Section):
         default=None, description="Folder of local models, `<org>/<name>`; none: `<data_dir>/models`."
     )
     hub_cache: Path | None = Field(default=None, description="The hub's cache; none: huggingface_hub's own place.")
-    endpoint: str | None = Field(
-        default=None,
-        pattern=r"^https?://\S+$",
-        description="Address of the hub; none: `HF_ENDPOINT`, else the public one.",
-    )
     hub_wait_s: float = Field(
         default=30.0, gt=0, description="Seconds that a gateway waits for the hub to tell what a model is."
     )
@@ -286,6 +281,16 @@ class Models(_Section):
         "server.",
     )
     share_port: Port = Field(default=0, description="Port for that; 0: a free one.")
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = Field(
+        default=None,
+        description="Address of the hub of models, if it is a mirror; none: what `HF_ENDPOINT` says, or the hub's own. "
+        "A token for it is taken from `HF_TOKEN` alone.",
+    )
+    offline: bool = Field(
+        default=False,
+        description="Never ask the hub, as `HF_HUB_OFFLINE` has it: what is on the nodes works, and folders can be "
+        "imported.",
+    )
 
 
 class Projections(_Section):

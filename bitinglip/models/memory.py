@@ -1,25 +1,28 @@
-"""How much memory a model takes, from the headers of its files alone: nothing is loaded, and no torch is needed."""
+"""How much memory a model takes, from its configuration and the headers of its files: nothing is loaded.
+
+The same rules hold for a folder on this machine and for a repository of which only the headers are known.
+"""
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import orjson
 
-BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1, "U64": 8, "U32": 4, "U16": 2,
-}  # fmt: skip
-"""Bytes of one number, by safetensors' names."""
+from bitinglip.models.headers import BYTES, Tensor, read_header
+from bitinglip.models.kinds import Config, architecture_of, kind_of, language_of, part_names
+from bitinglip.models.repofiles import CONFIG, PICKLE, PIPELINE, loaded_weights
+
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """What is converted when a model is loaded in another precision."""
-MOST_HEADER_BYTES = 100 * 2**20
-"""safetensors' own bound."""
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one number, by the name of the precision of a load."""
+LINEAR_BYTES = {"int8": 1.05, "int4": 0.56}
+"""Bytes of one number of a quantised linear layer, the scales included."""
 ACTIVATIONS = 0.1
 """Share of the weights that a running model takes besides them, as a rule of thumb; measured after the load."""
 LEAST_ACTIVATIONS = 64 * 2**20
@@ -29,10 +32,17 @@ LINEAR_BYTES = {"int8": 1.05, "int4": 0.56}
 """Bytes of one number of a quantised linear layer, the scales included."""
 CONTEXT = 4096
 """Tokens of context that a text model is given room for, if nothing else is asked for."""
-PIPELINE = "model_index.json"
-"""What a folder of diffusers' has, whose weights are in the folders of its parts."""
-NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "shared", "norm")
+
+_NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "shared", "norm")
 """Parts of the names of weights that are no linear layers, or stay as they are when a model is quantised."""
+_DENOISERS = frozenset({"unet", "transformer"})
+"""The part of a pipeline that is quantised."""
+_UNQUANTISED = ("GPT2", "OpenAIGPT", "VitsModel", "BarkModel")
+"""Architectures whose layers torchao leaves as they are (they are no `Linear`), or cannot load."""
+_MASKED = "BarkModel"
+"""What keeps the causal masks of its checkpoint; older ones of others have them as well, and they are not loaded."""
+_HEADS = ("cls.", "lm_head.", "predictions.")
+"""What a checkpoint has beside an encoder, and is not loaded when that makes vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +59,81 @@ class Need:
         return self.weights + self.cache + max(LEAST_ACTIVATIONS, round(self.weights * ACTIVATIONS))
 
 
-class _Tensor(NamedTuple):
-    name: str
-    dtype: str
-    shape: list[int]
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a model before it is loaded."""
+
+    config: Config
+    """Its `config.json`, or a pipeline's `model_index.json`."""
+    names: frozenset[str] = frozenset()
+    """What lies in its folder, files and folders."""
+    tensors: Mapping[str, Sequence[Tensor]] = field(default_factory=dict[str, Sequence[Tensor]])
+    """Of its weights, by the folder that they are in; the model's own is the empty one."""
+    pickle_bytes: int = 0
+    """Size of weights in pickles, whose headers are not read."""
+
+    @property
+    def loaded(self) -> list[tuple[str, Tensor]]:
+        """The tensors that a load keeps, with their folders."""
+        return [(folder, tensor) for folder, each in self.tensors.items() for tensor in each if self._keeps(tensor)]
+
+    @property
+    def parameters(self) -> int | None:
+        """Numbers in its weights."""
+        if self.pickle_bytes:
+            return round(self.pickle_bytes / self._pickle_item_bytes)
+        return sum(tensor.numbers for _, tensor in self.loaded) or None
+
+    @property
+    def dtype(self) -> str | None:
+        """Precision of most of its weights, by safetensors' name."""
+        counts: Counter[str] = Counter()
+        for _, tensor in self.loaded:
+            counts[tensor.dtype] += tensor.numbers
+        return counts.most_common(1)[0][0] if counts else None
+
+    def need(self, item_bytes: int | None = None, context: int = CONTEXT, linear_bytes: float | None = None) -> Need:
+        """Return what it needs; the arguments are those of `estimate`."""
+        weights = sum(self._bytes(folder, tensor, item_bytes, linear_bytes) for folder, tensor in self.loaded)
+        weights += self.pickle_bytes * (item_bytes / self._pickle_item_bytes if item_bytes else 1)
+        weights += _positions(self.config) * (item_bytes or 4)
+        return Need(round(weights), _cache_bytes(self.config, item_bytes or 2, context))
+
+    def needs(self) -> dict[str, int]:
+        """Return what it needs in all, by the precision that it can be loaded in.
+
+        Quantised, what is no linear layer is as the files have it.
+        """
+        needs = {name: self.need(item_bytes) for name, item_bytes in ITEM_BYTES.items()}
+        smaller = {name: self.need(linear_bytes=linear_bytes) for name, linear_bytes in LINEAR_BYTES.items()}
+        own = self.need()
+        needs |= {name: need for name, need in smaller.items() if need.weights < own.weights}
+        return {name: need.total for name, need in needs.items()}
+
+    @property
+    def _pickle_item_bytes(self) -> int:
+        own = self.config.get("dtype") or self.config.get("torch_dtype")
+        return ITEM_BYTES.get(str(own), 4)
+
+    def _keeps(self, tensor: Tensor) -> bool:
+        if tensor.name.endswith(".bias") and len(tensor.shape) == 4:
+            return architecture_of(self.config) == _MASKED  # for others it is computed anew, and not kept
+        if tensor.name == "lm_head.weight" and self.config.get("tie_word_embeddings") is True:
+            return False  # it is the embeddings'
+        return not (tensor.name.startswith(_HEADS) and kind_of(self.config, self.names) == "embedding")
+
+    def _bytes(self, folder: str, tensor: Tensor, item_bytes: int | None, linear_bytes: float | None) -> float:
+        if tensor.dtype not in FLOATS:
+            return tensor.numbers * BYTES.get(tensor.dtype, 1)
+        if linear_bytes is not None and self._is_quantised(folder, tensor):
+            return tensor.numbers * linear_bytes
+        return tensor.numbers * (item_bytes or BYTES[tensor.dtype])
+
+    def _is_quantised(self, folder: str, tensor: Tensor) -> bool:
+        """Tell whether a tensor is a linear layer's, of those that a load in a smaller precision quantises."""
+        if (architecture_of(self.config) or "").startswith(_UNQUANTISED) or (folder and folder not in _DENOISERS):
+            return False
+        return len(tensor.shape) == 2 and not any(part in tensor.name for part in _NOT_LINEAR)
 
 
 def estimate(
@@ -69,64 +150,57 @@ def estimate(
     Raises:
         ValueError: a file is not safetensors.
     """
-    weights = sum(
-        _bytes(tensor, item_bytes, linear_bytes) for file in weight_files(folder) for tensor in _tensors(file)
-    )
-    return Need(round(weights), _cache_bytes(folder, item_bytes or 2, context))
+    return known(folder).need(item_bytes, context, linear_bytes)
+
+
+def known(folder: Path) -> Known:
+    """Read what a folder tells of its model.
+
+    Raises:
+        ValueError: a file is not safetensors.
+    """
+    tensors: dict[str, list[Tensor]] = {}
+    pickle_bytes = 0
+    for file in weight_files(folder):
+        if file.name.endswith(PICKLE):
+            pickle_bytes += file.stat().st_size
+            continue
+        part = file.relative_to(folder).parent.as_posix()
+        tensors.setdefault("" if part == "." else part, []).extend(read_header(file))
+    names = frozenset(entry.name for entry in folder.iterdir())
+    return Known(_config(folder), names, tensors, pickle_bytes)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that are loaded: of several variants of a part, the one without a variant's name."""
-    files = sorted(folder.rglob("*.safetensors"))
-    found: list[Path] = []
-    for parent in dict.fromkeys(file.parent for file in files):
-        here = [file for file in files if file.parent == parent]
-        index = next((file for file in sorted(parent.glob("*.safetensors.index.json")) if _is_plain(file)), None)
-        if index is not None:
-            named = {parent / name for name in set(orjson.loads(index.read_bytes())["weight_map"].values())}
-            found += sorted(named & set(here))
-            continue
-        plain = [file for file in here if _is_plain(file)] or here
-        if not (parent == folder and (folder / PIPELINE).is_file()):  # beside its parts lies a pipeline in one file
-            found += plain
-    return found
+    """Return the files of weights that are loaded: of several variants of a part, the one without a variant's name."""
+    index = _read(folder / PIPELINE)
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    weights = loaded_weights(paths, part_names(index) or None if index is not None else None)
+    return [folder / path for part in sorted(weights) for path in weights[part]]
 
 
-def _is_plain(file: Path) -> bool:
-    """Tell whether the name has no variant in it, as `model.fp16.safetensors` has."""
-    return "." not in file.name.partition(".safetensors")[0]
+def _config(folder: Path) -> Config:
+    index = _read(folder / PIPELINE)
+    return index if index is not None else _read(folder / CONFIG) or {}
 
 
-def _bytes(tensor: _Tensor, item_bytes: int | None, linear_bytes: float | None) -> float:
-    count = math.prod(tensor.shape)
-    if tensor.dtype not in FLOATS:
-        return count * BYTES.get(tensor.dtype, 1)
-    if linear_bytes is not None and len(tensor.shape) == 2 and not any(part in tensor.name for part in NOT_LINEAR):
-        return count * linear_bytes
-    return count * (item_bytes or BYTES[tensor.dtype])
-
-
-def _tensors(file: Path) -> Iterator[_Tensor]:
-    """Yield what a file's header tells of each tensor."""
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        size = struct.unpack("<Q", head)[0] if len(head) == 8 else MOST_HEADER_BYTES + 1
-        if size > MOST_HEADER_BYTES:
-            raise ValueError(f"{file.name}: this is no safetensors file")
-        header = cast("dict[str, Any]", orjson.loads(stream.read(size)))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            yield _Tensor(name, tensor["dtype"], tensor["shape"])
-
-
-def _cache_bytes(folder: Path, item_bytes: int, context: int) -> int:
-    """Return the size of keys and values: two numbers a layer, head and dimension for each token."""
+def _read(file: Path) -> Config | None:
     try:
-        config = cast("dict[str, Any]", orjson.loads((folder / "config.json").read_bytes()))
+        return cast("Config", orjson.loads(file.read_bytes()))
     except (OSError, orjson.JSONDecodeError):
+        return None
+
+
+def _positions(config: Config) -> int:
+    """Count the numbers of a SpeechT5's places of letters and of sounds, which no file has: they are computed."""
+    if config.get("model_type") != "speecht5":
         return 0
-    architecture = str((config.get("architectures") or [""])[0])
-    config = cast("dict[str, Any]", config.get("text_config") or config)
+    return _first(config, "hidden_size") * sum(_each(config, "max_text_positions", "max_speech_positions"))
+
+
+def _cache_bytes(config: Config, item_bytes: int, context: int) -> int:
+    """Return the size of keys and values: two numbers a layer, head and dimension for each token."""
+    architecture, config = architecture_of(config) or "", language_of(config)
     layers, heads = _first(config, "num_hidden_layers", "n_layer"), _first(config, "num_attention_heads", "n_head")
     width = _first(config, "hidden_size", "n_embd")
     if not architecture.endswith(("ForCausalLM", "LMHeadModel", "Generation")) or not (layers and heads and width):
@@ -137,5 +211,9 @@ def _cache_bytes(folder: Path, item_bytes: int, context: int) -> int:
     return 2 * layers * shared * size * item_bytes * min(context, longest)
 
 
-def _first(config: dict[str, Any], *names: str) -> int:
-    return next((value for name in names if isinstance(value := config.get(name), int)), 0)
+def _first(config: Config, *names: str) -> int:
+    return next(_each(config, *names), 0)
+
+
+def _each(config: Config, *names: str) -> Iterator[int]:
+    return (value for name in names if isinstance(value := config.get(name), int))

@@ -37,7 +37,7 @@ _BESIDE: Mapping[str, str] = {
     "speaker_embeddings/v2": ".npy",
 }
 """Folders of what is small beside a model, and how it is named."""
-_VOCODER = "vocoder"
+_VOCODER, _POOLING = "vocoder", "1_Pooling"
 _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -64,17 +64,35 @@ def wanted(
     files = {_safe(file.path, reference): file for file in listing}
     if PIPELINE not in files and CONFIG not in files:
         raise NothingToLoad(reference=reference, problem=_what_else(files))
-    folders = _folders(files)
-    chosen: set[str] = set()
-    weights = False
-    for folder in _part_folders(folders, parts) if PIPELINE in files else _model_folders(folders):
-        texts = {name for name in folders[folder] if _TEXTS.fullmatch(name) and not _OTHERS.fullmatch(name)}
-        heavy = _weights(folder, folders[folder], reference, trust_pickles=trust_pickles)
-        weights |= bool(heavy) and (folder == "" or PIPELINE in files)
-        chosen |= {f"{folder}/{name}" if folder else name for name in texts | heavy}
-    if not weights:
+    folders = loaded_folders(files, parts)
+    weights = {folder: _weights(folder, names) for folder, names in folders.items()}
+    pickles = [path for paths in weights.values() for path in paths if path.endswith(PICKLE)]
+    if pickles and not trust_pickles:
+        raise OnlyPickles(reference=reference, path=pickles[0])
+    if not (any(weights.values()) if PIPELINE in files else weights[""]):
         raise NothingToLoad(reference=reference, problem=_what_else(files))
-    return [files[path] for path in sorted(chosen | _beside(files))]
+    texts = {_join(folder, name) for folder, names in folders.items() for name in names if _is_text(name)}
+    heavy = {path for paths in weights.values() for path in paths}
+    indexes = {_join(folder, name) for folder, names in folders.items() for name in _indexes(names, weights[folder])}
+    return [files[path] for path in sorted(texts | heavy | indexes | _beside(files))]
+
+
+def loaded_weights(paths: Iterable[str], parts: Collection[str] | None = None) -> dict[str, list[str]]:
+    """Return the weights that are loaded of a model's files, by their folders; pickles where there is nothing else."""
+    folders = loaded_folders(paths, parts)
+    return {folder: found for folder, names in folders.items() if (found := _weights(folder, names))}
+
+
+def loaded_folders(paths: Iterable[str], parts: Collection[str] | None = None) -> dict[str, set[str]]:
+    """Return the folders of a repository in which something is loaded, with the names in each.
+
+    The repository's own is the empty one. `parts`: those of a pipeline; none: all that there are.
+    """
+    folders: dict[str, set[str]] = {"": set()}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, set()).add(name)
+    return {folder: names for folder, names in folders.items() if _is_loaded(folder, folders, parts)}
 
 
 def weights_of(names: Collection[str], suffix: str = SAFETENSORS) -> list[str]:
@@ -113,42 +131,37 @@ def _safe(path: str, reference: str) -> str:
     return path
 
 
-def _folders(files: Collection[str]) -> dict[str, set[str]]:
-    """Return the names in each folder; the repository's own is the empty one."""
-    folders: dict[str, set[str]] = {}
-    for path in files:
-        folder, _, name = path.rpartition("/")
-        folders.setdefault(folder, set()).add(name)
-    return folders
+def _is_loaded(folder: str, folders: Mapping[str, set[str]], parts: Collection[str] | None) -> bool:
+    """Tell whether a folder is the model's own, of a part of a pipeline, of a module, or of a vocoder."""
+    if folder == "":
+        return True
+    if PIPELINE in folders[""]:
+        return "/" not in folder and (parts is None or folder in parts)
+    if folder == _VOCODER:
+        return CONFIG in folders[folder]
+    return folder == _POOLING or ("modules.json" in folders[""] and _MODULE.fullmatch(folder) is not None)
 
 
-def _part_folders(folders: Mapping[str, set[str]], parts: Collection[str] | None) -> list[str]:
-    """Return a pipeline's own folder and those of its parts."""
-    return ["", *[folder for folder in folders if folder and "/" not in folder and (parts is None or folder in parts)]]
-
-
-def _model_folders(folders: Mapping[str, set[str]]) -> list[str]:
-    """Return the folder of a model, of sentence-transformers' modules, and of a vocoder that it brings."""
-    modules = [folder for folder in folders if _MODULE.fullmatch(folder)] if "modules.json" in folders[""] else []
-    pooling = ["1_Pooling"] if "1_Pooling" in folders and not modules else []
-    return ["", *modules, *pooling, *([_VOCODER] if CONFIG in folders.get(_VOCODER, ()) else [])]
-
-
-def _weights(folder: str, names: set[str], reference: str, *, trust_pickles: bool) -> set[str]:
-    """Return a folder's weights, and the indexes of them."""
+def _weights(folder: str, names: set[str]) -> list[str]:
+    """Return the paths of a folder's weights; pickles if there is nothing else."""
     if folder == "" and PIPELINE in names:
-        return set()  # what lies beside a pipeline's parts is the same, in one file
-    found, pickles = weights_of(names), _pickles(names)
-    if not found and pickles:
-        if not trust_pickles:
-            raise OnlyPickles(reference=reference, path=f"{folder}/{pickles[0]}".lstrip("/"))
-        found = pickles
-    sharded = any("-of-" in name for name in found)
-    return set(found) | ({name for name in names if _is_index_of(name, found[0])} if sharded else set())
+        return []  # what lies beside a pipeline's parts is the same, in one file
+    pickles = [name for name in weights_of(names, PICKLE) if name.startswith(BASES)]
+    return [_join(folder, name) for name in weights_of(names) or pickles]
 
 
-def _pickles(names: Collection[str]) -> list[str]:
-    return [name for name in weights_of(names, PICKLE) if name.startswith(BASES)]
+def _indexes(names: Collection[str], weights: list[str]) -> list[str]:
+    """Return the index of a folder's weights, if these are shards."""
+    shard = next((path.rpartition("/")[2] for path in weights if "-of-" in path), None)
+    return [name for name in names if shard is not None and _is_index_of(name, shard)]
+
+
+def _is_text(name: str) -> bool:
+    return _TEXTS.fullmatch(name) is not None and _OTHERS.fullmatch(name) is None
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _is_index_of(name: str, shard: str) -> bool:

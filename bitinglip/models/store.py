@@ -13,9 +13,11 @@ from typing import Any, cast
 import orjson
 
 from bitinglip.errors import InvalidReference, ModelNotFound
+from bitinglip.models.kinds import PARTS, architecture_of, context_of, kind_of
 from bitinglip.models.layout import place_of
 from bitinglip.models.marks import marks
 from bitinglip.models.reference import Reference, parse_reference
+from bitinglip.models.repofiles import CONFIG, PIPELINE
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +25,8 @@ SMALL_FILE_BYTES = 1 << 20
 """A local folder's revision covers the whole content of files up to this size, and the head and size of larger ones."""
 
 ECHO = "echo"
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
-PIPELINE = "model_index.json"
-MARKERS = ("config.json", PIPELINE)
+MARKERS = (CONFIG, PIPELINE)
 """A folder with one of these files holds a model: transformers', or diffusers'."""
-KIND_OF_ARCHITECTURE: dict[tuple[str, ...], str] = {
-    ("Pipeline",): "text-to-image",
-    ("ForTextToSpeech", "VitsModel", "BarkModel"): "text-to-speech",
-    ("WhisperForConditionalGeneration", "ForSpeechSeq2Seq"): "speech-to-text",
-    ("BlipForConditionalGeneration", "ForImageTextToText"): "image-to-text",
-    ("ForCausalLM", "LMHeadModel"): "text-generation",
-    ("Model", "ForMaskedLM"): "embedding",
-}
-"""How the names of architectures end, and the kind that runs them; the first that fits counts."""
-PARTS: dict[str, dict[str, str]] = {"SpeechT5ForTextToSpeech": {"vocoder": "microsoft/speecht5_hifigan"}}
-"""Architecture -> the models that it needs beside it: what they are to it, and where they are published."""
-VISION_LANGUAGE = ("ForConditionalGeneration",)
-"""Such a model takes pictures if its configuration has a part for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +85,8 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
         InvalidReference: it is of an architecture that no engine takes.
     """
     config = _config(reference, path)
-    architectures = cast("list[str]", config.get("architectures") or [])
-    architecture = architectures[0] if architectures else None
-    kind = _kind(path, architecture)
-    if kind is None and "vision_config" in config and (architecture or "").endswith(VISION_LANGUAGE):
-        kind = "image-to-text"
+    architecture = architecture_of(config)
+    kind = kind_of(config, {entry.name for entry in path.iterdir()})
     if kind is None:
         raise InvalidReference(reference=reference, problem=f"no engine takes the architecture {architecture}")
     return StoredModel(
@@ -112,7 +96,7 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
         path=path,
         architecture=architecture,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*.safetensors")),
-        context_tokens=next((config[field] for field in CONTEXT_FIELDS if isinstance(config.get(field), int)), None),
+        context_tokens=context_of(config),
     )
 
 
@@ -187,24 +171,12 @@ def _hub_snapshot(reference: Reference, hub_cache: Path) -> Path | None:
 
 
 def _config(reference: str, path: Path) -> dict[str, Any]:
-    """Return the snapshot's configuration; a diffusers pipeline's names its class, which stands for an architecture."""
+    """Return the snapshot's configuration."""
     marker = next((path / name for name in reversed(MARKERS) if (path / name).is_file()), path / MARKERS[0])
     try:
-        config = cast("dict[str, Any]", orjson.loads(marker.read_bytes()))
+        return cast("dict[str, Any]", orjson.loads(marker.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelNotFound(reference=reference, looked_in=f"{path}: no readable {marker.name}") from error
-    return config | {"architectures": [config.get("_class_name")]} if marker.name == PIPELINE else config
-
-
-def _kind(path: Path, architecture: str | None) -> str | None:
-    if (path / "modules.json").is_file() or (path / "1_Pooling").is_dir():
-        return "embedding"
-    if architecture is None:
-        return None
-    for ends, kind in KIND_OF_ARCHITECTURE.items():
-        if architecture.endswith(ends):
-            return kind
-    return None
 
 
 def _digest(path: Path) -> str:

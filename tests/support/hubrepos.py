@@ -91,6 +91,7 @@ class Repo:
 
     def info(self, commit: str, *, files: bool = True, whole: bool = False) -> dict[str, Any]:
         """Tell of the model; `files`: with its files' names, `whole`: and sizes and digests."""
+        safe = ["safetensors"] if any(path.endswith(".safetensors") for path in self.commits[commit]) else []
         licence = [f"license:{self.licence}"] if self.licence else []
         info: dict[str, Any] = {
             "id": self.name,
@@ -100,7 +101,7 @@ class Repo:
             "gated": "manual" if self.gated else False,
             "downloads": self.downloads,
             "likes": self.likes,
-            "tags": [*self.tags, *licence],
+            "tags": [*self.tags, *safe, *licence],
             "pipeline_tag": self.pipeline_tag,
             "cardData": {"license": self.licence} if self.licence else {},
             "createdAt": DATE,

@@ -50,6 +50,8 @@ class Fault:
     """How often it still goes wrong; none: until the fault is mended."""
     status: int | None = None
     """The answer is an error of this status."""
+    body: bytes | None = None
+    """What the answer with that status says instead."""
     bytes_per_s: float | None = None
     """The body comes slowly."""
     cut_after: int | None = None
@@ -69,6 +71,10 @@ class ModelHub:
         """Bytes of files that were sent, by `org/name/path`."""
         self.asked: Counter[str] = Counter()
         """Requests by method and address without query, as `GET /api/models/org/name`."""
+        self.authorized: dict[str, str | None] = {}
+        """What the last request to each address had as its `Authorization`, by the names of `asked`."""
+        self.unknown_tokens: set[str] = set()
+        """Tokens that the hub refuses, whatever is asked."""
         self.stalled: Counter[str] = Counter()
         """Answers that stall now, by `org/name/path`."""
         self.faults: list[Fault] = []
@@ -152,7 +158,11 @@ class ModelHub:
 
     async def _answer(self, request: Request) -> Response:
         path = request.scope["raw_path"].decode().partition("?")[0]
-        self.asked[f"{request.method} {unquote(path)}"] += 1
+        asked = f"{request.method} {unquote(path)}"
+        self.asked[asked] += 1
+        self.authorized[asked] = request.headers.get("authorization")
+        if _token(request) in self.unknown_tokens:
+            return _error(401, None, "Invalid credentials in Authorization header")
         if path == "/api/models":
             return self._fail(path) or self._list(request)
         for pattern, answer in ((TREE, self._tree), (INFO, self._info), (FILE, self._file)):
@@ -189,7 +199,7 @@ class ModelHub:
         shown.sort(key=lambda each: each.get(asked.get("sort", "downloads"), 0), reverse=True)
         if fields := asked.getlist("expand"):
             shown = [{key: value for key, value in each.items() if key in {"id", *fields}} for each in shown]
-        return self._paged(request, shown[: int(asked.get("limit", len(shown)))])
+        return self._paged(request, shown, int(asked.get("limit", self._page)))  # of a page, not of all
 
     def _file(self, request: Request, parts: Parts) -> Response:
         repo, commit, refused = self._find(request, parts, content=True)
@@ -222,7 +232,7 @@ class ModelHub:
     def _find(self, request: Request, parts: Parts, *, content: bool = False) -> tuple[Repo, str, Response | None]:
         """Find the commit that is meant, or an answer that says why not: then the others are of no use."""
         name, revision = parts["name"] or "", parts.get("revision") or "main"
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        token = _token(request)
         repo, failed = self._repos.get(name), self._fail(f"{name}/{parts['path']}" if content else request.url.path)
         if failed:
             return Repo(name), "", failed
@@ -235,18 +245,21 @@ class ModelHub:
             return repo, "", _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repo, commit, None
 
-    def _paged(self, request: Request, entries: list[dict[str, Any]]) -> Response:
-        start = int(request.query_params.get("cursor", 0))
+    def _paged(self, request: Request, entries: list[dict[str, Any]], most: int | None = None) -> Response:
+        start, page = int(request.query_params.get("cursor", 0)), min(most or self._page, self._page)
         headers: dict[str, str] = {}
-        if start + self._page < len(entries):
+        if start + page < len(entries):
             query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-            url = f"{self.endpoint}{request.url.path}?{urlencode([*query, ('cursor', start + self._page)])}"
+            url = f"{self.endpoint}{request.url.path}?{urlencode([*query, ('cursor', start + page)])}"
             headers["Link"] = f'<{url}>; rel="next"'
-        return JSONResponse(entries[start : start + self._page], headers=headers)
+        return JSONResponse(entries[start : start + page], headers=headers)
 
     def _fail(self, path: str) -> Response | None:
         fault = next((fault for fault in self._fitting(path) if fault.status), None)
-        return _error(_spent(fault).status or 500, None, "the hub has a fault") if fault else None
+        if fault is None:
+            return None
+        status, body = _spent(fault).status or 500, fault.body
+        return _error(status, None, "the hub has a fault") if body is None else Response(body, status)
 
     def _take(self, path: str) -> Fault | None:
         fault = next((fault for fault in self._fitting(path) if not fault.status), None)
@@ -254,6 +267,10 @@ class ModelHub:
 
     def _fitting(self, path: str) -> Iterator[Fault]:
         return (fault for fault in self.faults if fault.times != 0 and fnmatchcase(path, fault.path))
+
+
+def _token(request: Request) -> str:
+    return request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
 def _spent(fault: Fault) -> Fault:

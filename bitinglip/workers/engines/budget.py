@@ -27,16 +27,15 @@ def need_bytes(spec: ModelSpec, placement: Placement) -> int:
     if spec.path is None or spec.vllm is not None:
         return 0
     dtype = dtype_for(places(placement)[0], placement)
+    own = 2 if spec.kind == "text-to-image" else None  # a pipeline is loaded in bfloat16, whatever its files have
+    item_bytes = own if isinstance(dtype, str) else dtype.itemsize
     try:
-        need = estimate(
-            Path(spec.path),
-            None if isinstance(dtype, str) else dtype.itemsize,
-            linear_bytes=LINEAR_BYTES.get(spec.quantize or ""),
-        )
+        need = estimate(Path(spec.path), item_bytes, linear_bytes=LINEAR_BYTES.get(spec.quantize or ""))
+        parts = [estimate(Path(folder), item_bytes).weights for folder in spec.parts.values()]
     except (OSError, ValueError) as error:
         log.warning("%s: the memory that it needs is not known: %s", spec.reference, error)
         return 0
-    return need.total
+    return need.total + sum(parts)
 
 
 def spread(spec: ModelSpec, placement: Placement) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bitinglip.tasks.parameters import TextToSpeechParameters
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.engines.failures import BadInputError, LoadError, described
 from bitinglip.workers.engines.media import Samples
+from bitinglip.workers.engines.quantize import tensor_bytes
 from bitinglip.workers.engines.weights import Weights
 
 VOCODER = "vocoder"
@@ -34,6 +35,8 @@ class Speaking(Protocol):
     """Texts of one call."""
     most_characters: int
     """Length of a text."""
+    more_bytes: int
+    """Memory of what it has beside the model."""
 
     def voice(self, params: TextToSpeechParameters) -> Any:
         """Return the voice that was asked for, as `speak` takes it.
@@ -56,6 +59,7 @@ class SpeechT5:
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self._weights = weights
         self._vocoder: Any = _vocoder(spec, weights)
+        self.more_bytes = tensor_bytes((*self._vocoder.parameters(), *self._vocoder.buffers()))
         self._voices = {file.stem: _embedding(file) for file in sorted((Path(spec.path or "") / VOICES).glob("*.npy"))}
         config: Any = weights.model.config
         self._size = int(config.speaker_embedding_dim)
@@ -107,6 +111,7 @@ class Vits:
 
     most_together = 1
     most_characters = 400
+    more_bytes = 0
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self._weights = weights
@@ -141,6 +146,7 @@ class Bark:
 
     most_together = 1
     most_characters = 200
+    more_bytes = 0
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self._weights = weights

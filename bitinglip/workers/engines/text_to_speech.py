@@ -100,7 +100,7 @@ class Speaker:
         self.device = str(weights.device)
         self.dtype: str | None = weights.dtype
         self.versions = weights.versions
-        self.memory_bytes = weights.memory_bytes
+        self.memory_bytes = weights.memory_bytes + way.more_bytes
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job[TextToSpeechParameters]], sink: Sink) -> None:

@@ -58,7 +58,7 @@ def test_a_model_is_told_of_with_sizes_and_digests(hub: ModelHub, folder: Path) 
     hub.add(NAME, folder, licence="mit", tags=["small"], pipeline_tag="text-generation", downloads=7, likes=3)
     info = HfApi(endpoint=hub.endpoint, token=False).model_info(NAME, files_metadata=True)
     assert (info.downloads, info.likes, info.gated, info.pipeline_tag) == (7, 3, False, "text-generation")
-    assert info.tags == ["small", "license:mit"]
+    assert info.tags == ["small", "safetensors", "license:mit"]
     assert info.card_data is not None
     assert info.card_data["license"] == "mit"
     files = {file.rfilename: file for file in info.siblings or []}
