@@ -17,6 +17,7 @@ from bitinglip.gateway.describing import described
 from bitinglip.gateway.modelfit import chosen_node
 from bitinglip.gateway.nodes import all_nodes
 from bitinglip.gateway.responses import json
+from bitinglip.models.holders import is_gateway
 from bitinglip.models.reference import parse_reference
 from bitinglip.models.state import Revision
 from bitinglip.tasks.commands import invalid_input
@@ -235,17 +236,19 @@ async def _carry_out(gateway: Gateway, ref: str, nodes: Nodes | None, how: Wish,
     told: set[str] = set()
     concerned: set[str] = set()
     for revision in revisions:
-        about = named if named is not None else _holders(revision)
+        about = named if named is not None else _holders(revision, gateways=how is wishes.remove)
         concerned.update(about)
         told.update(await how(gateway, revision, about))
     shown = revisions[0] if len(revisions) == 1 else current
     return json(_answer(shown, sorted(concerned), sorted(told)) | {"revisions": [r.revision for r in revisions]}, 202)
 
 
-def _holders(revision: Revision) -> list[str]:
-    """Return the nodes that have a revision, or have something to do with it."""
+def _holders(revision: Revision, *, gateways: bool = False) -> list[str]:
+    """Return the nodes that have a revision, or have something to do with it; and the gateways, if these are meant."""
     return sorted(
-        node_id for node_id, holding in revision.holdings.items() if holding.status != "absent" or holding.pinned
+        node_id
+        for node_id, holding in revision.holdings.items()
+        if (holding.status != "absent" or holding.pinned) and (gateways or not is_gateway(node_id))
     )
 
 
