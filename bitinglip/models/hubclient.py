@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn, cast
 from urllib.parse import quote
 
 import httpx
@@ -53,7 +53,7 @@ class HubClient:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token.get_secret_value()}"
 
-    def info(self, model: Reference) -> Any:
+    def info(self, model: Reference) -> object:
         """Return what the hub tells of a model at a revision, its files with sizes and digests among it.
 
         Raises:
@@ -65,7 +65,7 @@ class HubClient:
         at = f"/revision/{quote(model.revision, safe='')}" if model.revision else ""
         return self._json(f"/api/models/{model.name}{at}", [("blobs", "true")], model)
 
-    def models(self, query: Query) -> Iterator[Any]:
+    def models(self, query: Query) -> Iterator[object]:
         """Yield the models that a query finds, page after page.
 
         Raises:
@@ -75,7 +75,9 @@ class HubClient:
         while url:
             body, answer = self._read(url, asked, MOST_SMALL_BYTES, None, None)
             page = self._parsed(body)
-            yield from page if isinstance(page, list) else self._unlike("it lists no models")
+            if not isinstance(page, list):
+                self._unlike("it lists no models")
+            yield from cast("list[object]", page)
             url, asked = answer.links.get("next", {}).get("url", ""), []
 
     def file(self, model: Reference, path: str, most: int = MOST_SMALL_BYTES) -> bytes:
@@ -114,11 +116,11 @@ class HubClient:
     def _place(self, model: Reference, path: str) -> str:
         return f"{self.endpoint}/{model.name}/resolve/{quote(model.revision or 'main', safe='')}/{quote(path)}"
 
-    def _json(self, path: str, query: Query, model: Reference) -> Any:
+    def _json(self, path: str, query: Query, model: Reference) -> object:
         body, _ = self._read(f"{self.endpoint}{path}", query, MOST_SMALL_BYTES, None, model)
         return self._parsed(body)
 
-    def _parsed(self, body: bytes) -> Any:
+    def _parsed(self, body: bytes) -> object:
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -128,16 +130,12 @@ class HubClient:
         self, url: str, query: Query, most: int, part: tuple[int, int] | None, model: Reference | None
     ) -> tuple[bytes, httpx.Response]:
         """Read at most so many bytes of an answer; `part`: its first byte, and the one behind its last."""
-        headers = (
-            self._headers
-            | {"Accept-Encoding": "identity"}
-            | ({"Range": f"bytes={part[0]}-{part[1] - 1}"} if part else {})
-        )
+        headers = self._headers | ({"Range": f"bytes={part[0]}-{part[1] - 1}"} if part else {})
         try:
             with self._client.stream("GET", url, params=[*query] or None, headers=headers) as answer:
                 if answer.is_error:
                     self._refused(answer, model)
-                skip = part[0] if part and answer.status_code == httpx.codes.OK else 0  # it knows no ranges
+                skip = part[0] if part and not answer.headers.get("content-range") else 0  # it knows no ranges
                 return _bounded(answer, skip, most), answer
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HubUnreachable(endpoint=self.endpoint, problem=str(error) or type(error).__name__) from error
@@ -145,7 +143,7 @@ class HubClient:
     def _refused(self, answer: httpx.Response, model: Reference | None) -> NoReturn:
         code, message = answer.headers.get("x-error-code"), answer.headers.get("x-error-message", "")
         status = answer.status_code
-        if status == httpx.codes.UNAUTHORIZED and message == BAD_TOKEN:
+        if message == BAD_TOKEN:
             raise HubTokenRefused(endpoint=self.endpoint)
         if model is not None and (error := _refusal(status, code, message, model, self.endpoint)):
             raise error

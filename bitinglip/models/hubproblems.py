@@ -65,9 +65,9 @@ def _answered(error: HfHubHTTPError, job: FetchJob, endpoint: str) -> BitingLipE
     status = error.response.status_code
     if isinstance(error, RemoteEntryNotFoundError):
         return RevisionNotOnHub(name=job.reference, revision=f"{job.revision} with {error.response.url.path}")
-    if status == httpx2.codes.UNAUTHORIZED:
+    if status == 401:
         return HubTokenRefused(endpoint=endpoint)
-    if status == httpx2.codes.FORBIDDEN:
+    if status == 403:
         return ModelGated(name=job.reference, problem=error.server_message or "the hub forbids it")
     after = error.response.headers.get("retry-after", "")
     wait_s = min(int(after), LONGEST_WAIT_S) if after.isdecimal() else HubUnreachable.retry_after_s

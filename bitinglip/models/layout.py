@@ -12,6 +12,8 @@ from bitinglip.models.reference import parse_reference
 
 OURS = ".bitinglip"
 """Folder in a model's folder that holds what we know of it."""
+REPO = "models--"
+"""How the names of models' folders begin."""
 REPO_LOCK = "store.lock"
 MARK, INTENT, DROPPING = ".json", ".part.json", ".drop.json"
 PARTIAL = ".bitinglip.incomplete"
@@ -30,7 +32,7 @@ class Place:
     @property
     def repo(self) -> Path:
         """Folder of the model, for all its revisions."""
-        return self.cache_dir / f"models--{self.reference.replace('/', '--')}"
+        return self.cache_dir / f"{REPO}{self.reference.replace('/', '--')}"
 
     @property
     def snapshot(self) -> Path:
@@ -123,3 +125,15 @@ def place_of(cache_dir: Path, reference: str, revision: str) -> Place:
     if _REVISION.fullmatch(revision) is None or ".." in revision:
         raise InvalidReference(reference=f"{reference}@{revision}", problem="the revision cannot be a folder's name")
     return Place(cache_dir, reference, revision)
+
+
+def place_in(repo: Path, revision: str) -> Place:
+    """Return where a revision lies in a model's folder.
+
+    Raises:
+        InvalidReference: the folder's name is no model's, or the revision cannot be a folder's.
+    """
+    reference = repo.name.removeprefix(REPO).replace("--", "/", 1)  # leads to the same folder, whatever had the dashes
+    if not repo.name.startswith(REPO):
+        raise InvalidReference(reference=repo.name, problem="a model's folder has another name")
+    return place_of(repo.parent, reference, revision)

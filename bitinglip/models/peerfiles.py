@@ -61,10 +61,10 @@ class Peers:
             headers["Range"] = f"bytes={partial.have}-"
         address = f"{peer.url}/{quote(place.repo.name)}/{quote(place.revision)}/{quote(file.path)}"
         with self._client.stream("GET", address, headers=headers) as answer:
-            if answer.status_code == httpx.codes.OK and partial.have:
+            if answer.status_code == 200 and partial.have:
                 partial.truncate()
                 meter.is_at(0)
-            elif answer.status_code not in {httpx.codes.OK, httpx.codes.PARTIAL_CONTENT}:
+            elif answer.status_code not in {200, 206}:
                 raise _Refused(f"it answers {answer.status_code}")
             for piece in answer.iter_bytes(PIECE_BYTES):
                 if partial.have + len(piece) > file.size_bytes:

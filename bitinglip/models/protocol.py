@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 from bitinglip.errors import BitingLipError, Unavailable
 from bitinglip.events.model import ModelFile
@@ -60,6 +60,25 @@ class CheckJob(_Message):
     cache_dir: Path
     drop_damaged: bool = False
     """Whether what is damaged is to be removed, so that a fetch brings it again."""
+
+
+class ShareJob(_Message):
+    """A store whose revisions other nodes may have."""
+
+    cache_dir: Path
+    secret: SecretStr
+    """What tokens are signed with, in hexadecimal digits."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Zero: one that is free."""
+    most_connections: int = 32
+    """Who comes beyond is told to come later."""
+
+
+class Listening(_Message):
+    """The share takes connections."""
+
+    port: int
 
 
 class Progress(_Message):
@@ -122,6 +141,7 @@ class Stopped(_Message):
 class Line(BaseModel):
     """A line on standard output; one field is there."""
 
+    listening: Listening | None = None
     progress: Progress | None = None
     stored: Stored | None = None
     checked: Checked | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from bitinglip.models.layout import MARK, OURS, REPO_LOCK, Place, digest_of
+from bitinglip.models.layout import MARK, OURS, REPO_LOCK, Place
 from bitinglip.models.locks import exclusively
 from bitinglip.models.marks import Intent, intents, write
 
@@ -89,9 +89,10 @@ def _used(place: Place) -> Iterator[str]:
 
 
 def _names(place: Place, intent: Intent) -> Iterator[str]:
-    for digest in filter(None, map(digest_of, intent.files)):
-        yield digest
-        yield place.partial(digest).name
+    for file in intent.files:
+        for digest in filter(None, (file.sha256, file.git_sha1)):
+            yield digest
+            yield place.partial(digest).name
 
 
 def _drop_refs(place: Place) -> None:

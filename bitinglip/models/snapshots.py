@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.errors import ModelInUse, StoreReadOnly
-from bitinglip.models.layout import DROPPING, OURS, PARTIAL, REPO_LOCK, Place, blob_lock, digest_of, place_of
+from bitinglip.models.layout import DROPPING, OURS, PARTIAL, REPO_LOCK, Place, blob_lock, digest_of, place_in, place_of
 from bitinglip.models.locks import exclusively, in_use, is_held
 from bitinglip.models.marks import (
     Intent,
@@ -110,6 +110,7 @@ def heal(cache_dir: Path) -> Healed:
         return Healed(missing=missing, read_only=True)
     swept = sum(_finish_drops(cache_dir))
     for each in missing:
+        log.warning("%s at %s was taken away, in part or as a whole, by another program", each.reference, each.revision)
         unmark(place_of(cache_dir, each.reference, each.revision), each)
     pending = [(place_of(cache_dir, each.reference, each.revision), each) for each in intents(cache_dir)]
     swept += sum(sweep(repo) for repo in sorted(cache_dir.glob("models--*")) if repo.is_dir())
@@ -150,8 +151,11 @@ def _is_whole(place: Place, mark: Mark) -> bool:
 
 
 def unmark(place: Place, mark: Mark) -> None:
-    """Make an intent of the mark of a revision that is no longer whole, so that what is left is used, or dropped."""
-    log.warning("%s at %s was taken away in part, or as a whole, by another program", mark.reference, mark.revision)
+    """Make an intent of the mark of a revision that is no longer whole, so that what is left is used, or dropped.
+
+    Raises:
+        StoreReadOnly: the store cannot be written.
+    """
     if place.snapshot.is_dir():
         intend(place, mark.files)
     place.mark.unlink(missing_ok=True)
@@ -159,8 +163,7 @@ def unmark(place: Place, mark: Mark) -> None:
 
 def _finish_drops(cache_dir: Path) -> Iterator[int]:
     for note in sorted(cache_dir.glob(f"models--*/{OURS}/*{DROPPING}")):
-        reference = note.parent.parent.name.removeprefix("models--").replace("--", "/")
-        place = place_of(cache_dir, reference, note.name.removesuffix(DROPPING))
+        place = place_in(note.parent.parent, note.name.removesuffix(DROPPING))
         with exclusively(place.lock) as alone:
             if alone:
                 yield finish(place)

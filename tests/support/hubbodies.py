@@ -91,7 +91,9 @@ class FileBody(Response):
             if fault and fault.bytes_per_s:
                 await asyncio.sleep(len(piece) / fault.bytes_per_s)  # sleep-ok: the slowness that a test asked for
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            self._ledger.sent[self._name] += len(piece)
+            await asyncio.sleep(0)  # sleep-ok: sending to a client that is gone does not wait, and this notices it
+            if not gone.done():
+                self._ledger.sent[self._name] += len(piece)
             at += len(piece)
         return at >= stop
 

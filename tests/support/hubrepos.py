@@ -37,7 +37,7 @@ class HubFile:
 
     def entry(self) -> dict[str, Any]:
         """Tell of it as a tree does."""
-        entry = {"type": "file", "oid": self.git_sha1, "size": self.size, "path": self.path}
+        entry: dict[str, Any] = {"type": "file", "oid": self.git_sha1, "size": self.size, "path": self.path}
         if self.sha256 is not None:
             entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(_pointer(self.sha256, self.size))}
         return entry
@@ -46,7 +46,7 @@ class HubFile:
         """Tell of it as a model's page does."""
         if not whole:
             return {"rfilename": self.path}
-        sibling = {"rfilename": self.path, "size": self.size, "blobId": self.git_sha1}
+        sibling: dict[str, Any] = {"rfilename": self.path, "size": self.size, "blobId": self.git_sha1}
         if self.sha256 is not None:
             pointer_size = len(_pointer(self.sha256, self.size))
             sibling["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": pointer_size}

@@ -60,6 +60,8 @@ class Fault:
     """After so many bytes nothing more comes, until the fault is mended."""
     wrong: bool = False
     """The content is another, of the same length."""
+    whole: bool = False
+    """Ranges are not heeded."""
 
 
 class ModelHub:
@@ -217,16 +219,17 @@ class ModelHub:
         return self._send(request, f"{repo.name}/{file.path}", file, headers)
 
     def _send(self, request: Request, name: str, file: HubFile, headers: dict[str, str]) -> Response:
-        start, stop = span(request.headers.get("range"), file.size)
+        fault = self._take(name) if request.method == "GET" else None
+        asked = None if fault and fault.whole else request.headers.get("range")
+        start, stop = span(asked, file.size)
         if start is None:
             return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{file.size}"})
-        status = 200 if request.headers.get("range") is None else 206
+        status = 200 if asked is None else 206
         headers |= {"Content-Length": str(stop - start), "Content-Type": "application/octet-stream"}
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
-        fault = self._take(name)
         return FileBody(self, name, file.place, (start, stop), fault, status, headers)
 
     def _find(self, request: Request, parts: Parts, *, content: bool = False) -> tuple[Repo, str, Response | None]:

@@ -144,6 +144,16 @@ def test_a_header_may_be_longer_than_what_is_read_at_once(hub: ModelHub, tmp_pat
     assert hub.sent[f"{NAME}/model.safetensors"] == header + 8
 
 
+def test_a_hub_without_ranges_is_not_heard_to_the_end(hub: ModelHub, tmp_path: Path) -> None:
+    folder = make_gpt2(tmp_path / "small")
+    tensors = {f"a_rather_long_name.{n}": ("F32", [1]) for n in range(5000)} | {"large": ("F32", [10_000_000])}
+    size = save_tensors(folder / "model.safetensors", tensors).stat().st_size
+    hub.add(NAME, folder)
+    hub.fault(path="*.safetensors", whole=True)
+    assert describe(hub).parameters == 10_005_000
+    assert hub.sent[f"{NAME}/model.safetensors"] < size / 2
+
+
 def test_what_a_model_needs_beside_it_is_told(hub: ModelHub, tmp_path: Path) -> None:
     folder = tmp_path / "speaker"
     save_json(folder / "config.json", {"architectures": ["SpeechT5ForTextToSpeech"]})

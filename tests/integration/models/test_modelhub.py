@@ -215,6 +215,15 @@ async def test_a_client_that_leaves_is_noticed(hub: ModelHub, folder: Path, even
     await eventually(lambda: not hub.stalled[f"{NAME}/model.safetensors"])
 
 
+def test_what_a_client_did_not_wait_for_is_not_sent(hub: ModelHub, folder: Path) -> None:
+    size = save_tensors(folder / "model.safetensors", {"a": ("F32", [20_000_000])}).stat().st_size
+    hub.add(NAME, folder)
+    with httpx2.stream("GET", f"{hub.endpoint}/{NAME}/resolve/main/model.safetensors") as answer:
+        next(answer.iter_raw())
+    httpx2.get(f"{hub.endpoint}/{NAME}/resolve/main/config.json")
+    assert hub.sent[f"{NAME}/model.safetensors"] < size / 2
+
+
 def test_a_hub_may_be_away_and_come_back(hub: ModelHub, folder: Path) -> None:
     hub.add(NAME, folder)
     api = HfApi(endpoint=hub.endpoint, token=False)
