@@ -68,10 +68,12 @@ from bitinglip.errors.rejected import (
 )
 from bitinglip.errors.root import BitingLipError
 from bitinglip.errors.store import (
+    CheckFailed,
     ChecksumMismatch,
     DiskFull,
     FetchFailed,
     FetchTaken,
+    ImportRefused,
     ModelInUse,
     NoRoom,
     StoreReadOnly,
@@ -106,6 +108,7 @@ __all__ = [
     "BatchNotFound",
     "BitingLipError",
     "BrokenModel",
+    "CheckFailed",
     "ChecksumMismatch",
     "ChildFailed",
     "CommandRefused",
@@ -126,6 +129,7 @@ __all__ = [
     "HubUnreachable",
     "IdempotencyMismatch",
     "IllegalTransition",
+    "ImportRefused",
     "IncompatibleStream",
     "InternalError",
     "InvalidConfig",

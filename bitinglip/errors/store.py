@@ -21,6 +21,29 @@ class ModelInUse(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ImportRefused(Rejected):
+    """A folder of a node is not taken in as a model."""
+
+    code, status = "import_refused", 422
+    template = "{path} is not taken in: {problem}."
+    remedy = "Name the folder of a model on the node itself, with its weights as safetensors, that its agent may read."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class CheckFailed(Unavailable):
+    """A stored model could not be compared with its digests."""
+
+    code = "check_failed"
+    template = "{reference} was not checked: {problem}"
+    remedy = "It is tried again by itself; if it repeats, look at the node's log."
+    reference: str
+    problem: str
+    retry_after_s: int = 30
+
+
+@dataclass(eq=False, kw_only=True)
 class StoreReadOnly(Denied):
     """The hub's cache cannot be written by this process."""
 

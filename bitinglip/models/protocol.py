@@ -108,6 +108,19 @@ class Checked(_Message):
     damaged: tuple[str, ...]
 
 
+class Imported(_Message):
+    """A folder was taken in."""
+
+    revision: str
+    """Digest of what is in it."""
+    files: tuple[ModelFile, ...]
+    kind: str
+    architecture: str | None
+    context_tokens: int | None
+    need_bytes: dict[str, int]
+    """Memory that it needs, running, by the precision that it is loaded in."""
+
+
 class Failed(_Message):
     """It could not be done."""
 
@@ -145,6 +158,7 @@ class Line(BaseModel):
     progress: Progress | None = None
     stored: Stored | None = None
     checked: Checked | None = None
+    imported: Imported | None = None
     failed: Failed | None = None
     stopped: Stopped | None = None
 

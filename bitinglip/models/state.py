@@ -275,7 +275,8 @@ def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) ->
         case ModelDropped():
             # A pinned one that somebody else took away, or damaged, is fetched again; and so is one that was asked for
             # while it was being removed.
-            lost = holding.pinned and event.reason in {"missing", "damaged"}
+            repairs = event.reason == "damaged" and holding.check == "repair"
+            lost = repairs or (holding.pinned and event.reason in {"missing", "damaged"})
             revived = event.reason == "removed" and holding.status in {"stored", "wanted"}
             status: Status = "wanted" if lost or revived else "absent"
             return replace(

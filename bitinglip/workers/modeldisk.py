@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitinglip.errors import StoreReadOnly
 from bitinglip.events.model import ModelFile
-from bitinglip.models import snapshots
+from bitinglip.models import imports, snapshots
 from bitinglip.models.eviction import Evictions, Stored, evictions
 from bitinglip.models.layout import digest_of, place_of
 from bitinglip.models.locks import exclusively
@@ -34,20 +34,37 @@ class Room:
 class ModelDisk:
     """The managed store of one node. Everything here waits for the disk: call it in a thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, models_dir: Path) -> None:
+        self.models_dir = models_dir
         self.cache_dir: Path = settings.hub_cache or default_hub_cache()
         budget = None if settings.disk_gb is None else round(settings.disk_gb * GIB)
         self.room = Room(budget, round(settings.min_free_gb * GIB))
 
+    def heal(self) -> None:
+        """Put in order what crashes have left."""
+        imports.sweep(self.models_dir)
+        snapshots.heal(self.cache_dir)
+
     def look(self) -> Disk:
         """Return what is there."""
-        marks = {(each.reference, each.revision): each for each in snapshots.marks(self.cache_dir)}
+        found = [*snapshots.marks(self.cache_dir), *imports.notes(self.models_dir)]
+        marks = {(each.reference, each.revision): each for each in found}
         unfinished = {(each.reference, each.revision) for each in snapshots.intents(self.cache_dir)}
         return Disk({key: mark.size_bytes for key, mark in marks.items()}, frozenset(unfinished - marks.keys()))
 
     def mark(self, key: Key) -> Mark | None:
         """Return what is noted of a revision that is there."""
-        return snapshots.mark_of(place_of(self.cache_dir, *key))
+        return snapshots.mark_of(place_of(self.cache_dir, *key)) or self._note(key)
+
+    def unmark(self, key: Key) -> None:
+        """Note that a revision is no longer there as a whole."""
+        place = place_of(self.cache_dir, *key)
+        if (mark := snapshots.mark_of(place)) is not None:
+            snapshots.unmark(place, mark)
+
+    def _note(self, key: Key) -> Mark | None:
+        found = imports.notes(self.models_dir)
+        return next((each for each in found if (each.reference, each.revision) == key), None)
 
     def drop(self, key: Key) -> int:
         """Remove a revision, and return how many bytes that freed.
@@ -55,6 +72,8 @@ class ModelDisk:
         Raises:
             ModelInUse, StoreReadOnly: see there.
         """
+        if self._note(key) is not None:
+            return imports.drop(self.models_dir, key[0])
         return snapshots.drop(self.cache_dir, *key)
 
     def missing_bytes(self, key: Key, files: Collection[ModelFile]) -> int:
@@ -74,12 +93,15 @@ class ModelDisk:
         """Return all that is there as a whole; what is `needed` beside other models counts as in use."""
         return [_stored(self.cache_dir, mark, pinned, needed) for mark in snapshots.marks(self.cache_dir)]
 
-    def evictions(self, stored: list[Stored], needed_bytes: int, now: datetime) -> Evictions:
-        """Return what is to go so that so many bytes can come."""
+    def evictions(self, stored: list[Stored], needed_bytes: int, under_way_bytes: int, now: datetime) -> Evictions:
+        """Return what is to go so that so many bytes can come.
+
+        `under_way_bytes`: what has come already of what is not there as a whole.
+        """
         free = max(0, snapshots.free_bytes(self.cache_dir) - self.room.min_free_bytes)
-        return evictions(
-            stored, needed_bytes=needed_bytes, now=now, budget_bytes=self.room.budget_bytes, free_bytes=free
-        )
+        budget = self.room.budget_bytes
+        left = None if budget is None else max(0, budget - under_way_bytes)
+        return evictions(stored, needed_bytes=needed_bytes, now=now, budget_bytes=left, free_bytes=free)
 
 
 def _stored(cache_dir: Path, mark: Mark, pinned: Collection[Key], needed: Collection[Key]) -> Stored:

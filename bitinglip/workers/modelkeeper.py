@@ -17,7 +17,7 @@ from typing import Any
 from bitinglip.errors import BitingLipError
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import IMPORT, ModelDropped, ModelStored
-from bitinglip.models import snapshots
+from bitinglip.models.eviction import Stored
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
 from bitinglip.workers.modeldisk import ModelDisk
@@ -51,7 +51,7 @@ class ModelKeeper:
         self._node_id = node_id
         self._changed = changed
         self._wake = asyncio.Event()
-        self.disk = ModelDisk(settings.models)
+        self.disk = ModelDisk(settings.models, settings.models_dir)
         self.wishes = Wishes(event_log, self._wake.set)
         self._work = ModelWork(event_log, settings, node_id, self.wishes, self.disk)
         self._doing: dict[Key, _Doing] = {}
@@ -64,7 +64,7 @@ class ModelKeeper:
         Raises:
             NoServer, ProjectionBehind: the log cannot be read.
         """
-        await asyncio.to_thread(snapshots.heal, self.disk.cache_dir)
+        await asyncio.to_thread(self.disk.heal)
         await self.wishes.open()
         self._runner = asyncio.create_task(self._run(), name="model-keeper")
 
@@ -76,6 +76,17 @@ class ModelKeeper:
             with suppress(asyncio.CancelledError):
                 await task
         await self.wishes.close()
+
+    async def stored(self) -> list[Stored]:
+        """Return what is on the disk, and what of it may go."""
+        return await self._work.stored()
+
+    async def evict(self, key: Key) -> bool:
+        """Drop a revision, unless somebody has it in memory; tells whether it is gone."""
+        gone = await self._work.evict(key)
+        if gone:
+            self._changed()
+        return gone
 
     async def _run(self) -> None:
         while True:
@@ -98,7 +109,7 @@ class ModelKeeper:
             for action in to_do(self.wishes.models, disk, self._node_id, now, peers=self._settings.share)
         }
         for key, doing in self._doing.items():
-            if isinstance(doing.action, Fetch) and not isinstance(actions.get(key), Fetch):
+            if isinstance(doing.action, Fetch) and not isinstance(actions.get(key), Fetch | Tell):
                 doing.work.stop()
         for key, action in actions.items():
             if key not in self._doing and self._may_begin(key, action):
@@ -149,7 +160,7 @@ class ModelKeeper:
         reference, revision = work.key
         work.changed = True
         mark = await asyncio.to_thread(self.disk.mark, work.key)
-        about = {"reference": reference, "revision": revision, "node_id": self._node_id}
+        about: dict[str, Any] = {"reference": reference, "revision": revision, "node_id": self._node_id}
         if mark is not None and stored:
             size = mark.size_bytes
             event = ModelStored(**about, source=mark.source, size_bytes=size, files=list(mark.files))

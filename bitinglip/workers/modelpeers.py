@@ -43,9 +43,7 @@ class ModelPeers:
     async def _one(self, node_id: str, revision: Revision) -> PeerSource | None:
         body = {"reference": revision.reference, "revision": revision.revision}
         try:
-            answer = await command(
-                self._connection, node_id, subjects.node_command(node_id, "share"), body, ANSWER_S
-            )
+            answer = await command(self._connection, node_id, subjects.node_command(node_id, "share"), body, ANSWER_S)
             return PeerSource(url=answer["url"], token=answer["token"])
         except (NodeSilent, CommandRefused, NoServer, KeyError) as error:
             log.info("%s does not hand out %s: %s", node_id, revision.reference, error)

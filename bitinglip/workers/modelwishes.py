@@ -11,7 +11,7 @@ from bitinglip.errors import CorruptEvent, NoServer, ProjectionBehind
 from bitinglip.events import subjects
 from bitinglip.events.envelope import Messages, decode
 from bitinglip.events.log import EventLog
-from bitinglip.events.model import ModelEvent
+from bitinglip.events.model import ModelEvent, ModelFetchProgressed
 from bitinglip.events.streams import MODELS
 from bitinglip.models.state import Models, evolve
 
@@ -84,6 +84,7 @@ class Wishes:
                 await self._apply(batch)
 
     async def _apply(self, batch: Messages) -> None:
+        news = False
         for message in batch:
             try:
                 recorded = decode(message, MODELS)
@@ -92,10 +93,12 @@ class Wishes:
                 continue
             if isinstance(recorded.event, ModelEvent):
                 self.models = evolve(self.models, recorded.event, recorded.time, recorded.sequence)
+                news = news or not isinstance(recorded.event, ModelFetchProgressed)
         async with self._moved:
             self._applied = batch[-1].sequence
             self._moved.notify_all()
-        self._changed()
+        if news:
+            self._changed()
 
 
 def _subject(event: ModelEvent) -> str:

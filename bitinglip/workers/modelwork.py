@@ -6,12 +6,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-from bitinglip.errors import BitingLipError, ModelInUse, NoRoom
+from bitinglip.errors import BitingLipError, CheckFailed, ModelInUse, NoRoom
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     IMPORT,
@@ -25,7 +24,9 @@ from bitinglip.events.model import (
     ModelKept,
     ModelStored,
 )
-from bitinglip.models.protocol import CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
+from bitinglip.models.eviction import Stored as Evictable
+from bitinglip.models.imports import FolderJob
+from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Imported, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
 from bitinglip.workers.modelchild import ModelChild
@@ -35,7 +36,7 @@ from bitinglip.workers.modelwishes import Wishes
 
 log = logging.getLogger("bitinglip.node")
 
-FETCH, CHECK = "bitinglip.models.fetch", "bitinglip.models.check"
+FETCH, CHECK, IMPORTS = "bitinglip.models.fetch", "bitinglip.models.check", "bitinglip.models.imports"
 TICK_S = 0.5
 """Least time between two facts about how far a fetch is."""
 PACE_S = 5.0
@@ -53,6 +54,7 @@ class Work:
         """Whether a model has come or gone by it."""
         self.left_bytes = 0
         """What a fetch has yet to bring."""
+        self.total_bytes = 0
         self._child: ModelChild | None = None
         self._stopped = False
 
@@ -74,9 +76,7 @@ class Work:
 class ModelWork:
     """Does it, and tells the log."""
 
-    def __init__(
-        self, event_log: EventLog, settings: Settings, node_id: str, wishes: Wishes, disk: ModelDisk
-    ) -> None:
+    def __init__(self, event_log: EventLog, settings: Settings, node_id: str, wishes: Wishes, disk: ModelDisk) -> None:
         self._log = event_log
         self._settings = settings
         self._node_id = node_id
@@ -96,6 +96,7 @@ class ModelWork:
         assert described is not None
         self._fetches[key] = work
         try:
+            work.total_bytes = described.size_bytes
             missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
             try:
                 await self._make_room(work)
@@ -216,18 +217,23 @@ class ModelWork:
                 keys = await self._next_to_drop(work, passed_over)
                 if not keys:
                     return
-                if not await self._evict(keys[0]):
+                if not await self.evict(keys[0]):
                     passed_over.add(keys[0])
 
     async def _next_to_drop(self, work: Work, passed_over: set[Key]) -> list[Key]:
         needed = sum(each.left_bytes for each in self._fetches.values())
-        models = self._wishes.models.revisions
-        pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
-        stored = await asyncio.to_thread(self._disk.stored, pinned, passed_over | self._parts_needed())
-        found = await asyncio.to_thread(self._disk.evictions, stored, needed, self._log.clock())
+        come = sum(each.total_bytes for each in self._fetches.values()) - needed
+        stored = await self.stored(passed_over)
+        found = await asyncio.to_thread(self._disk.evictions, stored, needed, come, self._log.clock())
         if found.refused and work.left_bytes:
             raise NoRoom(reference=work.key[0], needed_bytes=needed, missing_bytes=found.missing_bytes)
         return [(each.reference, each.revision) for each in found.drop]
+
+    async def stored(self, passed_over: Collection[Key] = ()) -> list[Evictable]:
+        """Return what is on the disk, and what of it may go; what is passed over counts as in use."""
+        models = self._wishes.models.revisions
+        pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
+        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()})
 
     def _parts_needed(self) -> set[Key]:
         """Return the revisions of models that others of this node need beside them."""
@@ -235,7 +241,8 @@ class ModelWork:
         names = {name for each in here if each.described for name in each.described.parts.values()}
         return {(each.reference, each.revision) for each in here if each.reference in names}
 
-    async def _evict(self, key: Key) -> bool:
+    async def evict(self, key: Key) -> bool:
+        """Drop a revision, unless somebody has it in memory; tells whether it is gone."""
         try:
             freed = await asyncio.to_thread(self._disk.drop, key)
         except ModelInUse:
@@ -260,16 +267,12 @@ class ModelWork:
 
     async def check(self, work: Work, *, repair: bool) -> None:
         """Compare a revision with its digests, and bring what is damaged or missing if it is to be repaired."""
-        reference, revision = work.key
-        job = CheckJob(
-            reference=reference, revision=revision, cache_dir=self._disk.cache_dir, drop_damaged=repair
-        )
-        found = await work.child(CHECK).run(job)
-        if (checked := found.checked) is None:
-            problem = found.failed.message if found.failed else "it was stopped"
-            raise CheckFailed(reference=reference, problem=problem)
+        checked = await self._compare(work, repair)
         bad = bool(checked.missing or checked.damaged)
         repaired = bad and repair and await self._repair(work)
+        if bad and repair and not repaired:  # then it is fetched again, as soon as that is possible
+            await asyncio.to_thread(self._disk.unmark, work.key)
+            await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=0, reason="damaged"))
         await self._wishes.tell(
             ModelChecked(
                 **self._about(work.key),
@@ -280,6 +283,20 @@ class ModelWork:
                 repaired=repaired,
             )
         )
+
+    async def _compare(self, work: Work, repair: bool) -> Checked:
+        reference, revision = work.key
+        mark = await asyncio.to_thread(self._disk.mark, work.key)
+        if mark is not None and mark.source == "import":
+            folder = FolderJob(reference=reference, models_dir=self._disk.models_dir)
+            found = await work.child(IMPORTS).run(folder)
+        else:
+            cache_dir = self._disk.cache_dir
+            job = CheckJob(reference=reference, revision=revision, cache_dir=cache_dir, drop_damaged=repair)
+            found = await work.child(CHECK).run(job)
+        if found.checked is None:
+            raise CheckFailed(reference=reference, problem=found.failed.message if found.failed else "It was stopped.")
+        return found.checked
 
     async def _repair(self, work: Work) -> bool:
         revision = self._wishes.models.get(*work.key)
@@ -296,7 +313,18 @@ class ModelWork:
 
     async def take_in(self, work: Work, path: str) -> None:
         """Copy a folder of this machine into the models directory."""
-        raise NotImplementedError
+        reference, _ = work.key
+        job = FolderJob(reference=reference, models_dir=self._disk.models_dir, path=path)
+        outcome = await work.child(IMPORTS).run(job)
+        if (imported := outcome.imported) is not None:
+            work.changed = True
+            await self._wishes.tell(_described(reference, imported))
+            size, about = sum(file.size_bytes for file in imported.files), self._about((reference, imported.revision))
+            stored = ModelStored(**about, source="import", size_bytes=size, files=list(imported.files))
+            await self._wishes.tell(stored)
+        elif (failed := outcome.failed) is not None:
+            told = {"code": failed.code, "message": failed.message, "remedy": failed.remedy}
+            await self._wishes.tell(ModelFetchFailed(**self._about((reference, IMPORT)), **told, retry_in_s=None))
 
     # --- words --------------------------------------------------------------------------------------------------------
 
@@ -305,3 +333,19 @@ class ModelWork:
 
     def _status(self, key: Key) -> str:
         return self._wishes.models.get(*key).on(self._node_id).status
+
+
+def _described(reference: str, imported: Imported) -> ModelDescribed:
+    return ModelDescribed(
+        reference=reference,
+        revision=imported.revision,
+        source="import",
+        kind=imported.kind,
+        architecture=imported.architecture,
+        parameters=None,
+        dtype=None,
+        size_bytes=sum(file.size_bytes for file in imported.files),
+        need_bytes=imported.need_bytes,
+        context_tokens=imported.context_tokens,
+        files=list(imported.files),
+    )

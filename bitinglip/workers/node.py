@@ -39,6 +39,8 @@ from bitinglip.processes import how_it_ended
 from bitinglip.settings import Settings, load
 from bitinglip.workers.device import identify
 from bitinglip.workers.logfile import LogFile
+from bitinglip.workers.modelcontrol import ModelControl
+from bitinglip.workers.modelkeeper import ModelKeeper
 from bitinglip.workers.nodecontrol import Fleet, NodeControl, refuse_a_second
 from bitinglip.workers.nodefacts import NodeDevices, disk_of, labels_of, open_node_devices, plan, system
 from bitinglip.workers.release import release
@@ -69,8 +71,9 @@ class NodeAgent:
         slots = [self._slot(number, device) for number, device in numbered]
         by_name = {slot.worker_id: slot for slot in slots}
         self._fleet = Fleet(node_id, by_name, labels_of(settings.node.labels), settings.worker.labels)
-        load_s = settings.worker.load_timeout_s
-        self._control = NodeControl(self._fleet, self.tell, load_s)
+        self._models = ModelKeeper(event_log, settings, node_id, self._models_changed)
+        asked = ModelControl(self._models, event_log.clock).commands()
+        self._control = NodeControl(self._fleet, self.tell, settings.worker.load_timeout_s, more=asked)
 
     async def run(self) -> None:
         """Run the workers until a signal comes.
@@ -81,6 +84,7 @@ class NodeAgent:
         """
         self._handle_signals()
         await self._remember()
+        await self._models.open()
         service = await self._control.serve(self._log.connection)
         slots = self._fleet.slots.values()
         for slot in slots:
@@ -97,6 +101,7 @@ class NodeAgent:
             reason = "signal"
         finally:
             await self._control.close()
+            await self._models.close()
             for slot in slots:
                 slot.close()
             await asyncio.gather(*running)
@@ -124,6 +129,10 @@ class NodeAgent:
         }
         file = LogFile(settings.data_dir / "logs" / f"{worker_id}.log", settings.node.log_max_bytes)
         return Slot(worker_id, device, env, file, settings.worker.grace_s + PATIENCE_S, self._exited)
+
+    def _models_changed(self) -> None:
+        for slot in self._fleet.slots.values():
+            slot.look_for_models()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

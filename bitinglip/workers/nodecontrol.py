@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bitinglip import __version__
@@ -21,7 +21,7 @@ from bitinglip.events.node import (
     NodeWorkerCommanded,
     WorkerCommand,
 )
-from bitinglip.events.service import CommandService, command
+from bitinglip.events.service import Command, CommandService, command
 from bitinglip.workers.slot import Slot
 
 log = logging.getLogger("bitinglip.node")
@@ -58,13 +58,22 @@ class NodeControl:
     """Takes the commands, and tells each in the log."""
 
     def __init__(
-        self, fleet: Fleet, tell: Callable[[NodeEvent], Awaitable[None]], load_s: float, drain_s: float | None = None
+        self,
+        fleet: Fleet,
+        tell: Callable[[NodeEvent], Awaitable[None]],
+        load_s: float,
+        drain_s: float | None = None,
+        more: Mapping[str, Command] | None = None,
     ) -> None:
-        """`load_s`: how long a model may take to load; `drain_s`: how long a restart waits for what runs."""
+        """`load_s`: how long a model may take to load; `drain_s`: how long a restart waits for what runs.
+
+        `more`: commands that are not about workers, by their names.
+        """
         self._fleet = fleet
         self._tell = tell
         self._load_s = load_s
         self._drain_s = drain_s
+        self._more = more or {}
         self._rolling: asyncio.Task[None] | None = None
 
     async def serve(self, connection: Connection) -> CommandService:
@@ -84,6 +93,7 @@ class NodeControl:
             "labels": self.label,
             "logs": self.logs,
             "restart-workers": self.restart_workers,
+            **self._more,
         }
         for name, handle in commands.items():
             await service.take(name, subjects.node_command(node_id, name), handle)

@@ -1,0 +1,362 @@
+"""A real node agent that keeps its models as the log wishes, from a real hub and from other nodes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.events import subjects
+from bitinglip.events.direct import get_after
+from bitinglip.events.envelope import decode
+from bitinglip.events.log import EventLog
+from bitinglip.events.model import (
+    ModelCheckAsked,
+    ModelChecked,
+    ModelDescribed,
+    ModelDropped,
+    ModelEvent,
+    ModelFetchAsked,
+    ModelFetchCancelled,
+    ModelFetchFailed,
+    ModelFetchStopped,
+    ModelImportAsked,
+    ModelKept,
+    ModelPinned,
+    ModelRemovalAsked,
+    ModelStored,
+)
+from bitinglip.events.service import command
+from bitinglip.events.streams import MODELS
+from bitinglip.events.task import TaskAssigned, TaskSucceeded
+from bitinglip.models import snapshots
+from bitinglip.models.layout import place_of
+from bitinglip.models.state import Holding, Key
+from bitinglip.tasks.commands import SubmitTask
+from bitinglip.tasks.inbox import Inbox
+from bitinglip.workers.modelwishes import Wishes
+from tests.integration.test_worker import outcome, submit
+from tests.support.cluster import Cluster, Process
+from tests.support.fetching import files_in
+from tests.support.modelhub import ModelHub
+from tests.support.models import model_folder
+from tests.support.weights import make_gpt2
+
+Eventually = Callable[[Callable[[], Awaitable[bool] | bool]], Awaitable[None]]
+BIG = 4_000_000
+"""Numbers of a model of 16 MB, which a slow hub takes seconds to send."""
+SLOW = 2e6
+
+
+@pytest.fixture
+def hub() -> Iterator[ModelHub]:
+    with ModelHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+async def wishes(log: EventLog) -> AsyncIterator[Wishes]:
+    wishes = Wishes(log, lambda: None)
+    await wishes.open()
+    yield wishes
+    await wishes.close()
+
+
+class World:
+    """The hub, the nodes, and what the log says of both."""
+
+    def __init__(self, log: EventLog, cluster: Cluster, hub: ModelHub, wishes: Wishes, folder: Path) -> None:
+        self.log = log
+        self.hub = hub
+        self._cluster = cluster
+        self._wishes = wishes
+        self._folder = folder
+
+    def cache(self, node: Process) -> Path:
+        """Return a node's store."""
+        return self._folder / f"hub-{node.ready['node_id']}"
+
+    async def node(self, workers: int = 0, name: str = "a", **settings: Any) -> Process:
+        """Start a node that fetches from the hub."""
+        mine = {
+            "HF_ENDPOINT": self.hub.endpoint,
+            "BITINGLIP_MODELS_HUB_CACHE": str(self._folder / f"hub-{name}"),
+            "BITINGLIP_MODELS_MIN_FREE_GB": "0",
+            "BITINGLIP_WORKER_MODELS": "",
+            "BITINGLIP_WORKER_NODE": name,
+        }
+        return await self._cluster.node(workers, **mine, **settings)
+
+    async def described(self, name: str, numbers: int = 1000, seed: int = 0, folder: Path | None = None) -> Key:
+        """Put a model on the hub and into the log; returns its key."""
+        folder = folder or make_gpt2(self._folder / "models" / f"{name}-{seed}", numbers, seed)
+        commit, files = self.hub.add(name, folder), files_in(folder)
+        about = {"reference": name, "revision": commit, "files": list(files), "asked_revision": "main"}
+        size = sum(file.size_bytes for file in files)
+        await self.tell(ModelDescribed.model_validate(ModelDescribed.example | about | {"size_bytes": size}))
+        return name, commit
+
+    async def tell(self, event: ModelEvent) -> None:
+        """Put a fact into the log."""
+        subject = subjects.model_subject(event.reference, event.type.removeprefix("model."))
+        await self.log.append(self.log.fact_append(event, subject, event.reference))
+
+    async def ask(self, kind: type[ModelEvent], key: Key, *nodes: Process | str, **more: Any) -> None:
+        """Wish something of some nodes."""
+        names = [node if isinstance(node, str) else node.ready["node_id"] for node in nodes]
+        reason = {"reason": "command"} if kind is ModelFetchAsked else {}
+        about = {"reference": key[0], "revision": key[1], "nodes": names, "by": None}
+        await self.tell(kind.model_validate(about | reason | more))
+
+    def on(self, key: Key, node: Process | str) -> Holding:
+        """Return what the log says of a revision on a node."""
+        return self._wishes.models.get(*key).on(node if isinstance(node, str) else node.ready["node_id"])
+
+    async def told(self, key: Key, kind: type[ModelEvent]) -> list[Any]:
+        """Return what was said of a revision, of one type."""
+        messages = await get_after(self.log.connection, MODELS, subjects.model_events(key[0]), 0)
+        events = [decode(message, MODELS).event for message in messages]
+        return [event for event in events if isinstance(event, kind) and getattr(event, "revision", "") == key[1]]
+
+    async def command(self, node: Process, name: str, **body: Any) -> dict[str, Any]:
+        """Have a node answer a command."""
+        node_id = node.ready["node_id"]
+        return await command(self.log.connection, node_id, subjects.node_command(node_id, name), body, 10)
+
+
+@pytest.fixture
+def world(log: EventLog, cluster: Cluster, hub: ModelHub, wishes: Wishes, tmp_path: Path) -> World:
+    return World(log, cluster, hub, wishes, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory, "published-gpt2")
+
+
+def text(model: str) -> SubmitTask:
+    params = {"prompt": "The first", "max_tokens": 4}
+    return SubmitTask.model_validate({"kind": "text-generation", "model": model, "params": params})
+
+
+async def test_what_is_asked_for_is_fetched_served_and_run_without_a_restart(
+    world: World, log: EventLog, gpt2: Path, eventually: Eventually
+) -> None:
+    inbox = Inbox(log, inline_max_bytes=65_536)
+    node = await world.node(1)
+    key = await world.described("org/gpt2", folder=gpt2)
+    tasks = [await submit(inbox, text(name)) for name in ("org/gpt2", f"org/gpt2@{key[1]}")]
+    await world.ask(ModelFetchAsked, key, node)
+    for task_id in tasks:
+        history = await outcome(log, task_id)
+        assert isinstance(history[-1].event, TaskSucceeded), history[-1].event
+        assert next(each.event.revision for each in history if isinstance(each.event, TaskAssigned)) == key[1]
+    [stored] = await world.told(key, ModelStored)
+    assert (stored.node_id, stored.source, stored.peer_bytes) == ("a", "hub", 0)
+    assert stored.size_bytes == stored.hub_bytes == world.hub.total_sent
+    used = snapshots.mark_of(place_of(world.cache(node), *key))
+    assert used is not None
+    assert used.last_used > used.stored_at
+    # In memory it stays, and what is asked of it later is answered as before.
+    await world.ask(ModelRemovalAsked, key, node)
+    await eventually(lambda: world.on(key, node).problem is not None)
+    [kept] = await world.told(key, ModelKept)
+    assert "in use" in kept.problem
+    assert world.on(key, node).status == "stored"
+    assert isinstance((await outcome(log, await submit(inbox, text("org/gpt2"))))[-1].event, TaskSucceeded)
+    # Once it is unloaded it goes.
+    for name in ("org/gpt2", f"org/gpt2@{key[1]}"):
+        await world.command(node, "worker-unload", worker_id="a-0", model=name)
+    await world.ask(ModelRemovalAsked, key, node)
+    await eventually(lambda: world.on(key, node).status == "absent")
+    [dropped] = await world.told(key, ModelDropped)
+    assert (dropped.reason, dropped.freed_bytes > 0) == ("removed", True)
+    assert snapshots.marks(world.cache(node)) == []
+
+
+async def test_an_agent_that_is_killed_goes_on_where_it_was(world: World, eventually: Eventually) -> None:
+    node = await world.node()
+    key = await world.described("org/big", BIG)
+    world.hub.fault(path="*.safetensors", bytes_per_s=SLOW)
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.on(key, node).done_bytes > SLOW / 2)
+    await node.kill()
+    assert world.on(key, node).status == "fetching"
+    world.hub.mend()
+    sent = world.hub.total_sent
+    await node.start()
+    await eventually(lambda: world.on(key, node).status == "stored")
+    assert len(await world.told(key, ModelStored)) == 1
+    assert world.hub.total_sent - sent < world.on(key, node).stored_bytes
+
+
+async def test_a_fetch_that_is_cancelled_stops_and_goes_on_when_asked_again(
+    world: World, eventually: Eventually
+) -> None:
+    node = await world.node()
+    key = await world.described("org/big", BIG)
+    slow = world.hub.fault(path="*.safetensors", bytes_per_s=SLOW)
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.on(key, node).done_bytes > SLOW / 2)
+    await world.ask(ModelFetchCancelled, key, node)
+    await eventually(lambda: _told(world, key, ModelFetchStopped))
+    assert world.on(key, node).status == "stopped"
+    world.hub.mend(slow)
+    sent = world.hub.total_sent
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.on(key, node).status == "stored")
+    assert world.hub.total_sent - sent < world.on(key, node).stored_bytes
+
+
+async def test_what_is_wished_while_a_node_is_away_is_done_when_it_is_back(
+    world: World, eventually: Eventually
+) -> None:
+    node = await world.node()
+    gone, lost = await world.described("org/gone"), await world.described("org/lost")
+    for key in (gone, lost):
+        await world.ask(ModelFetchAsked, key, node)
+        await eventually(lambda key=key: world.on(key, node).status == "stored")
+    assert await node.stop() == 0
+    new = await world.described("org/new")
+    await world.ask(ModelFetchAsked, new, node)
+    await world.ask(ModelRemovalAsked, gone, node)
+    shutil.rmtree(place_of(world.cache(node), *lost).repo)
+    await node.start()
+    await eventually(
+        lambda: [world.on(key, node).status for key in (new, gone, lost)] == ["stored", "absent", "absent"]
+    )
+    assert [each.reason for each in await world.told(lost, ModelDropped)] == ["missing"]
+    assert [mark.reference for mark in snapshots.marks(world.cache(node))] == ["org/new"]
+
+
+async def test_a_hub_that_is_away_is_tried_again_and_a_model_that_is_not_there_is_not(
+    world: World, eventually: Eventually
+) -> None:
+    node = await world.node()
+    key, none = await world.described("org/some"), ("org/none", "c" * 40)
+    described = (await world.told(key, ModelDescribed))[0]
+    await world.tell(described.model_copy(update={"reference": none[0], "revision": none[1]}))
+    world.hub.stop()
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.on(key, node).status == "failed")
+    world.hub.start()
+    await eventually(lambda: world.on(key, node).status == "stored")
+    failed = await world.told(key, ModelFetchFailed)
+    assert failed[0].retry_in_s >= 2.0
+    await world.ask(ModelFetchAsked, none, node)
+    await eventually(lambda: world.on(none, node).status == "failed")
+    [failed] = await world.told(none, ModelFetchFailed)
+    assert (failed.code, failed.retry_in_s) == ("model_not_on_hub", None)
+
+
+async def test_what_was_not_used_for_the_longest_makes_room_but_not_what_is_pinned(
+    world: World, eventually: Eventually
+) -> None:
+    room = 3.5 * BIG * 4 / 2**30
+    node = await world.node(BITINGLIP_MODELS_DISK_GB=f"{room:.9f}")
+    keys = [await world.described(f"org/m{number}", BIG, number) for number in range(4)]
+    await world.ask(ModelPinned, keys[0], node)
+    for key in keys[1:3]:
+        await eventually(lambda: world.on(keys[0], node).status == "stored")
+        await world.ask(ModelFetchAsked, key, node)
+        await eventually(lambda key=key: world.on(key, node).status == "stored")
+    with snapshots.in_use(world.cache(node), *keys[1]):  # as a worker that has it in memory does
+        await world.ask(ModelFetchAsked, keys[3], node)
+        await eventually(lambda: world.on(keys[3], node).status == "stored")
+        assert [world.on(key, node).status for key in keys[:3]] == ["stored", "stored", "absent"]
+        [dropped] = await world.told(keys[2], ModelDropped)
+        assert dropped.reason == "evicted"
+        await world.ask(ModelPinned, keys[3], node)
+        await world.ask(ModelFetchAsked, keys[2], node)
+        await eventually(lambda: world.on(keys[2], node).status == "failed")
+    [failed] = await world.told(keys[2], ModelFetchFailed)
+    assert failed.code == "no_room"
+    usage = await world.command(node, "du")
+    told = {model["reference"]: (model["pinned"], model["in_use"]) for model in usage["models"]}
+    assert told == {"org/m0": (True, False), "org/m1": (False, False), "org/m3": (True, False)}
+    assert await _dropped(world, node, idle_days=0) == ["org/m1"]
+    assert world.on(keys[1], node).status == "stored"
+    assert await _dropped(world, node, idle_days=1, dry_run=False) == []
+    assert await _dropped(world, node, idle_days=0, dry_run=False) == ["org/m1"]
+    await eventually(lambda: world.on(keys[1], node).status == "absent")
+
+
+async def _dropped(world: World, node: Process, **body: Any) -> list[str]:
+    return [model["reference"] for model in (await world.command(node, "prune", **body))["dropped"]]
+
+
+async def _told(world: World, key: Key, kind: type[ModelEvent]) -> bool:
+    return bool(await world.told(key, kind))
+
+
+async def test_a_folder_of_the_node_is_taken_in(
+    world: World, log: EventLog, gpt2: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    node = await world.node(1)
+    await world.tell(ModelImportAsked(reference="lab/tuned", node_id="a", path=str(gpt2), by=None))
+    await eventually(lambda: bool(_named(world, "lab/tuned")))
+    [revision] = _named(world, "lab/tuned")
+    key = ("lab/tuned", revision)
+    await eventually(lambda: world.on(key, node).status == "stored")
+    inbox = Inbox(log, inline_max_bytes=65_536)
+    for name in ("lab/tuned", f"lab/tuned@{revision}"):
+        history = await outcome(log, await submit(inbox, text(name)))
+        assert isinstance(history[-1].event, TaskSucceeded), history[-1].event
+        assert next(each.event.revision for each in history if isinstance(each.event, TaskAssigned)) == revision
+    [described] = await world.told(key, ModelDescribed)
+    assert (described.kind, described.architecture) == ("text-generation", "GPT2LMHeadModel")
+    pickles = tmp_path / "pickles"
+    shutil.copytree(gpt2, pickles)
+    (pickles / "model.safetensors").rename(pickles / "pytorch_model.bin")
+    refused = {"lab/pickles": (str(pickles), "only_pickles"), "lab/none": ("/no/such/folder", "import_refused")}
+    for name, (path, code) in refused.items():
+        await world.tell(ModelImportAsked(reference=name, node_id="a", path=path, by=None))
+        await eventually(lambda name=name: _told(world, (name, "import"), ModelFetchFailed))
+        assert (await world.told((name, "import"), ModelFetchFailed))[0].code == code
+    await world.ask(ModelRemovalAsked, key, node)
+    await eventually(lambda: world.on(key, node).status == "absent")
+    assert not list((tmp_path / "node-1").rglob("*.safetensors"))
+
+
+def _named(world: World, name: str) -> list[str]:
+    return [revision.revision for revision in world._wishes.models.of(name) if revision.described]
+
+
+async def test_a_damaged_file_is_found_and_brought_again(world: World, eventually: Eventually) -> None:
+    node = await world.node()
+    key = await world.described("org/some")
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.on(key, node).status == "stored")
+    weights = place_of(world.cache(node), *key).file("model.safetensors").resolve()
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    await world.ask(ModelCheckAsked, key, node, repair=False)
+    await eventually(lambda: _told(world, key, ModelChecked))
+    await world.ask(ModelCheckAsked, key, node, repair=True)
+
+    async def twice() -> bool:
+        return len(await world.told(key, ModelChecked)) == 2
+
+    await eventually(twice)
+    checks = [(each.damaged, each.repaired) for each in await world.told(key, ModelChecked)]
+    assert checks == [(["model.safetensors"], False), (["model.safetensors"], True)]
+    assert place_of(world.cache(node), *key).file("model.safetensors").read_bytes() == good
+    assert world.on(key, node).status == "stored"
+
+
+async def test_a_node_that_is_stopped_leaves_no_fetch_behind(world: World, eventually: Eventually) -> None:
+    node = await world.node()
+    key = await world.described("org/big", BIG)
+    stall = world.hub.fault(path="*.safetensors", stall_after=1000)
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.hub.stalled.total() > 0)
+    node.signal(signal.SIGTERM)
+    assert await node.wait() == 0
+    world.hub.mend(stall)
+    assert await world.told(key, ModelFetchStopped) == []
+    await node.start()
+    await eventually(lambda: world.on(key, node).status == "stored")
