@@ -110,6 +110,10 @@ class Gateway(_Section):
     max_model_gb: float = Field(
         default=200.0, gt=0, description="Largest model that can be uploaded, all of its files together, in GiB."
     )
+    share_port: Port = Field(
+        default=0,
+        description="Port at which nodes get what was uploaded, at `models.share_host`; 0: a free one.",
+    )
     queues_most: int = Field(
         default=2000, ge=1, description="Most queues: one for each lane, model, API key and set of what tasks require."
     )

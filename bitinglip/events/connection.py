@@ -105,6 +105,12 @@ class Connection:
         """Whether the server is there right now."""
         return self.client.is_connected
 
+    @property
+    def server_host(self) -> str:
+        """Name or address of the machine of the server that this is connected to; empty if it is away."""
+        url = self.client.connected_url
+        return (url.hostname or "") if url is not None else ""
+
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call the listener each time the connection has come back; returns how to stop that."""
         self._listeners.append(listener)

@@ -142,7 +142,7 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
-        uploaded = await open_uploaded(settings, catalogue)
+        uploaded = await open_uploaded(settings, log.connection, catalogue)
         stack.push_async_callback(uploaded.close)
         stack.callback(closing.set)
         yield Gateway(

@@ -8,12 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from bitinglip import __version__
 from bitinglip.errors import BitingLipError, ModelInUse
+from bitinglip.events import subjects
+from bitinglip.events.connection import Connection
 from bitinglip.events.model import ModelDescribed, ModelDropped, ModelKept, ModelStored
+from bitinglip.events.service import CommandService
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.ids import Ulids
 from bitinglip.models import snapshots
 from bitinglip.models.holders import gateway_name, is_over
+from bitinglip.models.sharing import COMMAND, Sharing, address_towards
 from bitinglip.models.state import Key, Revision
 from bitinglip.models.uploads import Upload, Uploads
 from bitinglip.settings import Settings
@@ -23,6 +28,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 5.0
 """After which what could not be dropped, or told, is tried again."""
 GIB = 2**30
+SERVICE, ABOUT = "bitinglip-gateway", "A gateway of a BitingLip cluster: it hands out what was uploaded to it."
 ID_FILE = "gateway-id"
 Reason = Literal["removed", "evicted", "missing"]
 
@@ -30,8 +36,9 @@ Reason = Literal["removed", "evicted", "missing"]
 class Uploaded:
     """What this gateway has of models, for as long as nodes need it."""
 
-    def __init__(self, store: Uploads, node_id: str, catalogue: Catalogue) -> None:
+    def __init__(self, store: Uploads, sharing: Sharing, node_id: str, catalogue: Catalogue) -> None:
         self.store = store
+        self._sharing = sharing
         self.node_id = node_id
         self._catalogue = catalogue
         self._held: set[Key] = set()
@@ -39,10 +46,18 @@ class Uploaded:
         """What was dropped and is not told yet: the bytes that this freed, and why."""
         self._settling = asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None
+        self._service: CommandService | None = None
 
-    async def start(self) -> None:
-        """Put in order what a former life has left, and go on with it."""
+    async def start(self, connection: Connection) -> None:
+        """Put in order what a former life has left, go on with it, and hand out what is here to nodes that ask.
+
+        Raises:
+            NoServer: the connection is away.
+        """
         await asyncio.to_thread(self._heal)
+        metadata = {"node_id": self.node_id}
+        self._service = await CommandService.open(connection, SERVICE, __version__, ABOUT, metadata)
+        await self._service.take(COMMAND, subjects.node_command(self.node_id, COMMAND), self._sharing.command)
         self._follower = asyncio.create_task(self._follow(), name="uploads")
 
     async def close(self) -> None:
@@ -51,6 +66,9 @@ class Uploaded:
             self._follower.cancel()
             with suppress(asyncio.CancelledError):
                 await self._follower
+        if self._service is not None:
+            await self._service.close()
+        await self._sharing.close()
 
     async def complete(self, upload: Upload, by: str | None) -> Revision:
         """Mark an upload as whole, and tell what it is and that it is here.
@@ -148,12 +166,18 @@ class Uploaded:
         )
 
 
-async def open_uploaded(settings: Settings, catalogue: Catalogue) -> Uploaded:
-    """Open what a gateway has of uploads."""
+async def open_uploaded(settings: Settings, connection: Connection, catalogue: Catalogue) -> Uploaded:
+    """Open what a gateway has of uploads.
+
+    Raises:
+        NoServer: the connection is away.
+    """
     most, free = settings.gateway.max_model_gb * GIB, settings.models.min_free_gb * GIB
     store = Uploads(settings.uploads_dir, round(most), round(free))
-    uploaded = Uploaded(store, await asyncio.to_thread(name_of, settings.data_dir), catalogue)
-    await uploaded.start()
+    host = settings.models.share_host or await asyncio.to_thread(address_towards, connection.server_host)
+    sharing = Sharing(settings.uploads_dir, host, settings.gateway.share_port)
+    uploaded = Uploaded(store, sharing, await asyncio.to_thread(name_of, settings.data_dir), catalogue)
+    await uploaded.start(connection)
     return uploaded
 
 

@@ -20,6 +20,17 @@ def is_gateway(node_id: str) -> bool:
     return _GATEWAY.fullmatch(node_id) is not None
 
 
+def is_kept_elsewhere(revision: Revision, node_id: str) -> bool:
+    """Tell whether another node is sure to keep a revision: of those that have it, the first one by name does.
+
+    So two of them that need room at the same time never both drop what is on no hub.
+    """
+    holders = [
+        each for each, holding in revision.holdings.items() if holding.status == "stored" and not is_gateway(each)
+    ]
+    return min(holders, default=node_id) < node_id
+
+
 def is_over(revision: Revision) -> bool:
     """Tell whether an upload has come to where it was to: a node has it, and none that was asked to is without it."""
     on_nodes = [holding for node_id, holding in revision.holdings.items() if not is_gateway(node_id)]

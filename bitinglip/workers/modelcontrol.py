@@ -59,7 +59,7 @@ class ModelControl:
 
 
 def _may_go(stored: Stored, before: datetime) -> bool:
-    return not stored.pinned and not stored.in_use and stored.last_used <= before
+    return stored.may_go and stored.last_used <= before
 
 
 def _key(stored: Stored) -> Key:

@@ -30,7 +30,8 @@ class ModelPeers:
 
     async def ask(self, revision: Revision) -> tuple[PeerSource, ...]:
         """Return where other nodes hand a revision out, of those that have it and answer."""
-        if not self._settings.share:
+        on_hub = revision.described is not None and revision.described.source == "hub"
+        if on_hub and not self._settings.share:
             return ()
         holders = [
             node_id

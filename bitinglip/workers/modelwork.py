@@ -25,6 +25,7 @@ from bitinglip.events.model import (
     ModelStored,
 )
 from bitinglip.models.eviction import Stored as Evictable
+from bitinglip.models.holders import is_kept_elsewhere
 from bitinglip.models.imports import FolderJob
 from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Imported, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
@@ -122,6 +123,7 @@ class ModelWork:
             reference=described.reference,
             revision=described.revision,
             asked_revision=described.asked_revision,
+            source=described.source,
             cache_dir=self._disk.cache_dir,
             files=tuple(described.files),
             peers=peers,
@@ -140,9 +142,10 @@ class ModelWork:
             await self._wishes.tell(stopped)
 
     def _stored(self, key: Key, stored: Stored) -> ModelStored:
+        described = self._wishes.models.get(*key).described
         return ModelStored(
             **self._about(key),
-            source="hub",
+            source=described.source if described else "hub",
             size_bytes=sum(file.size_bytes for file in stored.files),
             hub_bytes=stored.hub_bytes,
             peer_bytes=stored.peer_bytes,
@@ -233,7 +236,8 @@ class ModelWork:
         """Return what is on the disk, and what of it may go; what is passed over counts as in use."""
         models = self._wishes.models.revisions
         pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
-        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()})
+        elsewhere = {key for key, each in models.items() if is_kept_elsewhere(each, self._node_id)}
+        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()}, elsewhere)
 
     def _parts_needed(self) -> set[Key]:
         """Return the revisions of models that others of this node need beside them."""
@@ -300,7 +304,7 @@ class ModelWork:
 
     async def _repair(self, work: Work) -> bool:
         revision = self._wishes.models.get(*work.key)
-        if revision.described is None or revision.described.source != "hub":
+        if revision.described is None or revision.described.source == "import":
             return False
         job = self._job(revision.described, await self.peers.ask(revision))
         outcome = await work.child(FETCH).run(job)
