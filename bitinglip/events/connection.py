@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -106,10 +107,14 @@ class Connection:
         return self.client.is_connected
 
     @property
-    def server_host(self) -> str:
-        """Name or address of the machine of the server that this is connected to; empty if it is away."""
+    def local_host(self) -> str:
+        """Address of this machine towards the server; the route there says it, and nothing is sent."""
         url = self.client.connected_url
-        return (url.hostname or "") if url is not None else ""
+        host, port = (url.hostname, url.port) if url is not None else ("127.0.0.1", None)
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 4222, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as asking:
+            asking.connect(address)
+            return asking.getsockname()[0]
 
     def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call the listener each time the connection has come back; returns how to stop that."""

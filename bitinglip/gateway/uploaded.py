@@ -18,7 +18,7 @@ from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.ids import Ulids
 from bitinglip.models import snapshots
 from bitinglip.models.holders import gateway_name, is_over
-from bitinglip.models.sharing import COMMAND, Sharing, address_towards
+from bitinglip.models.sharing import COMMAND, Sharing
 from bitinglip.models.state import Key, Revision
 from bitinglip.models.uploads import Upload, Uploads
 from bitinglip.settings import Settings
@@ -57,7 +57,7 @@ class Uploaded:
         await asyncio.to_thread(self._heal)
         metadata = {"node_id": self.node_id}
         self._service = await CommandService.open(connection, SERVICE, __version__, ABOUT, metadata)
-        await self._service.take(COMMAND, subjects.node_command(self.node_id, COMMAND), self._sharing.command)
+        await self._service.take(COMMAND, subjects.node_command(self.node_id, COMMAND), self._sharing.offer)
         self._follower = asyncio.create_task(self._follow(), name="uploads")
 
     async def close(self) -> None:
@@ -174,8 +174,8 @@ async def open_uploaded(settings: Settings, connection: Connection, catalogue: C
     """
     most, free = settings.gateway.max_model_gb * GIB, settings.models.min_free_gb * GIB
     store = Uploads(settings.uploads_dir, round(most), round(free))
-    host = settings.models.share_host or await asyncio.to_thread(address_towards, connection.server_host)
-    sharing = Sharing(settings.uploads_dir, host, settings.gateway.share_port)
+    host = settings.models.share_host
+    sharing = Sharing(settings.uploads_dir, lambda: host or connection.local_host, settings.gateway.share_port)
     uploaded = Uploaded(store, sharing, await asyncio.to_thread(name_of, settings.data_dir), catalogue)
     await uploaded.start(connection)
     return uploaded

@@ -10,26 +10,26 @@ import hashlib
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from bitinglip.errors import BitingLipError, ImportRefused, InvalidInput
-from bitinglip.events.model import ModelFile
+from bitinglip.errors import BitingLipError, ImportRefused
+from bitinglip.events.model import ModelDescribed, ModelFile
+from bitinglip.models.describe import described
+from bitinglip.models.importnotes import note_of, notes
+from bitinglip.models.jobprocess import end, read_job
 from bitinglip.models.layout import OURS
 from bitinglip.models.marks import Mark
-from bitinglip.models.memory import estimate
-from bitinglip.models.protocol import Checked, Failed, Imported, Line, say
+from bitinglip.models.memory import Known, known
+from bitinglip.models.protocol import Checked, Failed, Line
 from bitinglip.models.reference import parse_reference
 from bitinglip.models.repofiles import wanted
 from bitinglip.models.store import StoredModel, inspect
-from bitinglip.processes import die_with_parent
 
 PIECE_BYTES = 1 << 20
-PRECISIONS = {"float32": 4, "bfloat16": 2}
 
 
 class FolderJob(BaseModel):
@@ -43,14 +43,8 @@ class FolderJob(BaseModel):
     """Folder to take in; none: compare."""
 
 
-def notes(models_dir: Path) -> list[Mark]:
-    """Return what was taken in, and is still there."""
-    found = [Mark.model_validate_json(note.read_bytes()) for note in sorted((models_dir / OURS).glob("*.json"))]
-    return [each for each in found if (models_dir / each.reference).is_dir()]
-
-
-def take_in(job: FolderJob) -> Imported:
-    """Copy a folder's model under its name, all at once, and note it.
+def take_in(job: FolderJob) -> ModelDescribed:
+    """Copy a folder's model under its name, all at once, note it, and describe it.
 
     Raises:
         ImportRefused: it is no folder that can be read, or there is another one of that name.
@@ -67,19 +61,12 @@ def take_in(job: FolderJob) -> Imported:
     try:
         files = [_copy(source, aside / "new", file) for file in chosen]
         model = inspect(job.reference, aside / "new")
-        needs = {name: _need(source, aside / "new", size) for name, size in PRECISIONS.items()}
+        what = _known(source, aside / "new")
         _put(aside, target)
         _note(job, model, files)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Imported(
-        revision=model.revision or "",
-        files=tuple(files),
-        kind=model.kind,
-        architecture=model.architecture,
-        context_tokens=model.context_tokens,
-        need_bytes=needs,
-    )
+    return described(job.reference, model.revision or "", files, what, source="import")
 
 
 def compare(job: FolderJob) -> Checked:
@@ -100,7 +87,7 @@ def drop(models_dir: Path, reference: str) -> int:
     freed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     aside.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(aside)
-    _note_of(models_dir, reference).unlink(missing_ok=True)
+    note_of(models_dir, reference).unlink(missing_ok=True)
     shutil.rmtree(aside)
     return freed
 
@@ -135,9 +122,9 @@ def _copy(source: Path, folder: Path, file: ModelFile) -> ModelFile:
     return ModelFile(path=file.path, size_bytes=target.stat().st_size, sha256=digest.hexdigest())
 
 
-def _need(source: Path, folder: Path, item_bytes: int) -> int:
+def _known(source: Path, folder: Path) -> Known:
     try:
-        return estimate(folder, item_bytes).total
+        return known(folder)
     except ValueError as error:
         raise ImportRefused(path=str(source), problem=str(error)) from error
 
@@ -151,7 +138,7 @@ def _put(aside: Path, target: Path) -> None:
 
 
 def _note(job: FolderJob, model: StoredModel, files: list[ModelFile]) -> None:
-    note = _note_of(job.models_dir, job.reference)
+    note = note_of(job.models_dir, job.reference)
     mark = Mark(
         reference=job.reference,
         revision=model.revision or "",
@@ -164,10 +151,6 @@ def _note(job: FolderJob, model: StoredModel, files: list[ModelFile]) -> None:
     temporary.replace(note)
 
 
-def _note_of(models_dir: Path, reference: str) -> Path:
-    return models_dir / OURS / f"{reference.replace('/', '--')}.json"
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -175,16 +158,11 @@ def _digest(path: Path) -> str:
 
 def main() -> None:
     """Do one job."""
-    if sys.platform == "linux":
-        die_with_parent()
+    job = read_job(FolderJob)
     try:
-        job = FolderJob.model_validate_json(sys.stdin.readline())
-        line = Line(checked=compare(job)) if job.path is None else Line(imported=take_in(job))
-    except ValidationError as error:
-        line = Line(failed=Failed.of(InvalidInput(field="job", problem=str(error.errors()[0]["msg"]))))
+        end(Line(checked=compare(job)) if job.path is None else Line(described=take_in(job)))
     except BitingLipError as error:
-        line = Line(failed=Failed.of(error))
-    say(line)
+        end(Line(failed=Failed.of(error)))
 
 
 if __name__ == "__main__":

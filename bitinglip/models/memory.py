@@ -28,8 +28,6 @@ ACTIVATIONS = 0.1
 LEAST_ACTIVATIONS = 64 * 2**20
 SHARE = 0.9
 """Part of a device's memory that models may take, if nothing else is set."""
-LINEAR_BYTES = {"int8": 1.05, "int4": 0.56}
-"""Bytes of one number of a quantised linear layer, the scales included."""
 CONTEXT = 4096
 """Tokens of context that a text model is given room for, if nothing else is asked for."""
 

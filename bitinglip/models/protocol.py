@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from bitinglip.errors import BitingLipError, Unavailable
-from bitinglip.events.model import ModelFile, Source
+from bitinglip.events.model import ModelDescribed, ModelFile, Source
 
 Step = Literal["fetching", "checking"]
 _writing = threading.Lock()
@@ -110,19 +110,6 @@ class Checked(_Message):
     damaged: tuple[str, ...]
 
 
-class Imported(_Message):
-    """A folder was taken in."""
-
-    revision: str
-    """Digest of what is in it."""
-    files: tuple[ModelFile, ...]
-    kind: str
-    architecture: str | None
-    context_tokens: int | None
-    need_bytes: dict[str, int]
-    """Memory that it needs, running, by the precision that it is loaded in."""
-
-
 class Failed(_Message):
     """It could not be done."""
 
@@ -160,7 +147,8 @@ class Line(BaseModel):
     progress: Progress | None = None
     stored: Stored | None = None
     checked: Checked | None = None
-    imported: Imported | None = None
+    described: ModelDescribed | None = None
+    """Of a folder that was taken in."""
     failed: Failed | None = None
     stopped: Stopped | None = None
 

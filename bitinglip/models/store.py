@@ -13,6 +13,7 @@ from typing import Any, cast
 import orjson
 
 from bitinglip.errors import InvalidReference, ModelNotFound
+from bitinglip.models.importnotes import notes
 from bitinglip.models.kinds import PARTS, architecture_of, context_of, kind_of
 from bitinglip.models.layout import place_of
 from bitinglip.models.marks import marks
@@ -53,7 +54,8 @@ def find_models(
     """Return the models that a worker is to serve: those named, or `echo` and all that are ours.
 
     Ours are those in the models directory, and what is marked in the hub's cache: each as `NAME@REVISION`, and as
-    `NAME` the one that the cache calls `main`. Of two of one name that in the models directory counts.
+    `NAME` the one that the cache calls `main`. What was taken in is there as `NAME@REVISION` as well. Of two of one
+    name that in the models directory counts.
 
     A name is `REFERENCE` (looked for in the models directory, then in the hub's cache) or `REFERENCE=FOLDER`. One that
     is `elsewhere` is a language model on a server that runs: its files need not be on this machine.
@@ -66,7 +68,12 @@ def find_models(
     if names:
         found = [_elsewhere(name) if name in elsewhere else _find(name, models_dir, cache) for name in names]
     else:
-        everything = [StoredModel(reference=ECHO, kind=ECHO), *_all_in(models_dir), *_managed(cache)]
+        everything = [
+            StoredModel(reference=ECHO, kind=ECHO),
+            *_all_in(models_dir),
+            *_taken_in(models_dir),
+            *_managed(cache),
+        ]
         found = list({model.reference: model for model in reversed(everything)}.values())[::-1]
     return [_with_parts(model, models_dir, cache) for model in found]
 
@@ -141,6 +148,18 @@ def _all_in(models_dir: Path) -> Iterator[StoredModel]:
             yield inspect(folder.relative_to(models_dir).as_posix(), folder.resolve())
         except InvalidReference as error:
             log.info("%s is left out: %s", folder, error)
+
+
+def _taken_in(models_dir: Path) -> Iterator[StoredModel]:
+    """Yield the folders that were taken in, and are as they were then, by their names with the revision."""
+    for note in notes(models_dir):
+        try:
+            model = inspect(note.reference, (models_dir / note.reference).resolve())
+        except (InvalidReference, ModelNotFound) as error:
+            log.info("%s is left out: %s", note.reference, error)
+            continue
+        if model.revision == note.revision:
+            yield replace(model, reference=str(Reference(note.reference, note.revision)))
 
 
 def _managed(hub_cache: Path) -> Iterator[StoredModel]:

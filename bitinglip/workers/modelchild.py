@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from pydantic import BaseModel, ValidationError
@@ -26,9 +26,10 @@ AGAIN_S = 10.0
 class ModelChild:
     """One such process, from its start to its outcome."""
 
-    def __init__(self, module: str) -> None:
-        """`module`: what it runs, as `bitinglip.models.fetch`."""
+    def __init__(self, module: str, environ: Mapping[str, str] | None = None) -> None:
+        """`module`: what it runs, as `bitinglip.models.fetch`; `environ`: what is in its environment besides ours."""
         self._module = module
+        self._environ = environ or {}
         self._process: asyncio.subprocess.Process | None = None
         self._stopped = False
 
@@ -39,6 +40,7 @@ class ModelChild:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             limit=LINE_BYTES,
+            env={**os.environ, **self._environ},
             start_new_session=True,
             preexec_fn=before_exec(),
         )

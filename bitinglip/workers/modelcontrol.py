@@ -11,6 +11,7 @@ from bitinglip.events.log import Clock
 from bitinglip.events.service import Command
 from bitinglip.models import snapshots
 from bitinglip.models.eviction import Stored
+from bitinglip.models.sharing import COMMAND
 from bitinglip.models.state import Key
 from bitinglip.workers.modelkeeper import ModelKeeper
 
@@ -27,7 +28,13 @@ class ModelControl:
 
     def commands(self) -> dict[str, Command]:
         """Return the commands by their names."""
-        return {"du": self.du, "prune": self.prune}
+        return {"du": self.du, "prune": self.prune, COMMAND: self.share}
+
+    async def share(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Tell another node where it gets the files of a revision from here."""
+        if not self._keeper.shares:
+            raise CommandRefused(problem="it hands out no models (`models.share`)")
+        return await self._keeper.sharing.offer(body)
 
     async def du(self, _: dict[str, Any]) -> dict[str, Any]:
         """Return what models take on the node's disk, and which ones these are."""

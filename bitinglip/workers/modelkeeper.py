@@ -18,6 +18,7 @@ from bitinglip.errors import BitingLipError
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import IMPORT, ModelDropped, ModelStored
 from bitinglip.models.eviction import Stored
+from bitinglip.models.sharing import Sharing
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
 from bitinglip.workers.modeldisk import ModelDisk
@@ -54,6 +55,11 @@ class ModelKeeper:
         self.disk = ModelDisk(settings.models, settings.models_dir)
         self.wishes = Wishes(event_log, self._wake.set)
         self._work = ModelWork(event_log, settings, node_id, self.wishes, self.disk)
+        host = settings.models.share_host
+        self.shares = settings.models.share
+        self.sharing = Sharing(
+            self.disk.cache_dir, lambda: host or event_log.connection.local_host, settings.models.share_port
+        )
         self._doing: dict[Key, _Doing] = {}
         self._sore: dict[Key, float] = {}
         self._runner: asyncio.Task[None] | None = None
@@ -75,6 +81,7 @@ class ModelKeeper:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await self.sharing.close()
         await self.wishes.close()
 
     async def stored(self) -> list[Stored]:
@@ -126,7 +133,7 @@ class ModelKeeper:
         return action.not_before is None and fetching < self._settings.parallel
 
     def _begin(self, key: Key, action: Action) -> None:
-        work = Work(key)
+        work = Work(key, {"HF_HUB_OFFLINE": "1"} if self._settings.offline else {})
         task = asyncio.create_task(self._do(key, work, self._deed(action, work)), name=f"models-{key[0]}")
         self._doing[key] = _Doing(action, work, task)
 

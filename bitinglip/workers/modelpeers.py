@@ -1,4 +1,4 @@
-"""Other nodes that have a model: asked for it before the hub is."""
+"""Other nodes that have a model, and gateways that it was uploaded to: asked for it before the hub is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitinglip.settings import Models as Settings
 log = logging.getLogger("bitinglip.node")
 
 ASKED_MOST = 4
-"""Nodes that are asked for a revision."""
+"""Nodes that are asked for a revision, if the hub has it too."""
 ANSWER_S = 5.0
 
 
@@ -38,7 +38,9 @@ class ModelPeers:
             for node_id, holding in revision.holdings.items()
             if holding.status == "stored" and node_id != self._node_id
         ]
-        found = await asyncio.gather(*[self._one(node_id, revision) for node_id in holders[:ASKED_MOST]])
+        found = await asyncio.gather(
+            *[self._one(node_id, revision) for node_id in holders[: ASKED_MOST if on_hub else None]]
+        )
         return tuple(each for each in found if each is not None)
 
     async def _one(self, node_id: str, revision: Revision) -> PeerSource | None:

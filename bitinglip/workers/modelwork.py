@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bitinglip.errors import BitingLipError, CheckFailed, ModelInUse, NoRoom
+from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, ModelInUse, NoRoom
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     IMPORT,
@@ -27,7 +27,7 @@ from bitinglip.events.model import (
 from bitinglip.models.eviction import Stored as Evictable
 from bitinglip.models.holders import is_kept_elsewhere
 from bitinglip.models.imports import FolderJob
-from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Imported, Line, PeerSource, Progress, Stored
+from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
 from bitinglip.workers.modelchild import ModelChild
@@ -46,11 +46,16 @@ BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 """When a fetch that failed is tried again, if it does not say itself that it takes longer."""
 
 
+ELSEWHERE = "it was taken in on another node: have this one take it in as well"
+
+
 class Work:
     """Something that is being done about a revision; a fetch can be stopped."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, environ: Mapping[str, str]) -> None:
+        """`environ`: what its processes have in their environment besides."""
         self.key = key
+        self._environ = environ
         self.changed = False
         """Whether a model has come or gone by it."""
         self.left_bytes = 0
@@ -61,7 +66,7 @@ class Work:
 
     def child(self, module: str) -> ModelChild:
         """Return a process for it, which it stops with."""
-        self._child = ModelChild(module)
+        self._child = ModelChild(module, self._environ)
         if self._stopped:
             self._child.stop()
         return self._child
@@ -98,6 +103,9 @@ class ModelWork:
         self._fetches[key] = work
         try:
             work.total_bytes = described.size_bytes
+            if described.source == "import":
+                await self._fail(key, Failed.of(ImportRefused(path=key[0], problem=ELSEWHERE)))
+                return
             missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
             try:
                 await self._make_room(work)
@@ -125,6 +133,7 @@ class ModelWork:
             asked_revision=described.asked_revision,
             source=described.source,
             cache_dir=self._disk.cache_dir,
+            endpoint=self._settings.models.endpoint,
             files=tuple(described.files),
             peers=peers,
             min_free_bytes=self._disk.room.min_free_bytes,
@@ -274,7 +283,7 @@ class ModelWork:
         checked = await self._compare(work, repair)
         bad = bool(checked.missing or checked.damaged)
         repaired = bad and repair and await self._repair(work)
-        if bad and repair and not repaired:  # then it is fetched again, as soon as that is possible
+        if bad and repair and not repaired and self._comes_again(work.key):  # it is fetched as soon as that is possible
             await asyncio.to_thread(self._disk.unmark, work.key)
             await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=0, reason="damaged"))
         await self._wishes.tell(
@@ -304,7 +313,7 @@ class ModelWork:
 
     async def _repair(self, work: Work) -> bool:
         revision = self._wishes.models.get(*work.key)
-        if revision.described is None or revision.described.source == "import":
+        if revision.described is None or not self._comes_again(work.key):
             return False
         job = self._job(revision.described, await self.peers.ask(revision))
         outcome = await work.child(FETCH).run(job)
@@ -313,6 +322,11 @@ class ModelWork:
             log.warning("%s at %s is not repaired: %s", *work.key, outcome.failed.message)
         return outcome.stored is not None
 
+    def _comes_again(self, key: Key) -> bool:
+        """Tell whether it can be fetched: from the hub, or if it was uploaded from other nodes."""
+        described = self._wishes.models.get(*key).described
+        return described is not None and described.source != "import"
+
     # --- import -------------------------------------------------------------------------------------------------------
 
     async def take_in(self, work: Work, path: str) -> None:
@@ -320,11 +334,11 @@ class ModelWork:
         reference, _ = work.key
         job = FolderJob(reference=reference, models_dir=self._disk.models_dir, path=path)
         outcome = await work.child(IMPORTS).run(job)
-        if (imported := outcome.imported) is not None:
+        if (described := outcome.described) is not None:
             work.changed = True
-            await self._wishes.tell(_described(reference, imported))
-            size, about = sum(file.size_bytes for file in imported.files), self._about((reference, imported.revision))
-            stored = ModelStored(**about, source="import", size_bytes=size, files=list(imported.files))
+            await self._wishes.tell(described)
+            about, size = self._about((reference, described.revision)), described.size_bytes
+            stored = ModelStored(**about, source="import", size_bytes=size, files=described.files)
             await self._wishes.tell(stored)
         elif (failed := outcome.failed) is not None:
             told = {"code": failed.code, "message": failed.message, "remedy": failed.remedy}
@@ -337,19 +351,3 @@ class ModelWork:
 
     def _status(self, key: Key) -> str:
         return self._wishes.models.get(*key).on(self._node_id).status
-
-
-def _described(reference: str, imported: Imported) -> ModelDescribed:
-    return ModelDescribed(
-        reference=reference,
-        revision=imported.revision,
-        source="import",
-        kind=imported.kind,
-        architecture=imported.architecture,
-        parameters=None,
-        dtype=None,
-        size_bytes=sum(file.size_bytes for file in imported.files),
-        need_bytes=imported.need_bytes,
-        context_tokens=imported.context_tokens,
-        files=list(imported.files),
-    )

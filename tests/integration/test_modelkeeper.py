@@ -348,6 +348,36 @@ async def test_a_damaged_file_is_found_and_brought_again(world: World, eventuall
     assert world.on(key, node).status == "stored"
 
 
+async def test_of_two_nodes_that_want_the_same_one_asks_the_hub_and_gives_it_to_the_other(
+    world: World, eventually: Eventually
+) -> None:
+    first, second = await world.node(name="a"), await world.node(name="b")
+    key = await world.described("org/big", BIG)
+    world.hub.fault(path="*.safetensors", bytes_per_s=SLOW * 4)
+    await world.ask(ModelFetchAsked, key, first, second)
+    await eventually(lambda: [world.on(key, node).status for node in (first, second)] == ["stored", "stored"])
+    hub, peer = sorted(await world.told(key, ModelStored), key=lambda each: each.peer_bytes)
+    assert (hub.hub_bytes, hub.peer_bytes) == (hub.size_bytes, 0)
+    assert (peer.hub_bytes, peer.peer_bytes) == (0, peer.size_bytes)
+    assert world.hub.total_sent == hub.size_bytes
+
+
+async def test_a_node_goes_on_by_itself_if_the_one_before_it_is_gone(world: World, eventually: Eventually) -> None:
+    node = await world.node(name="b")
+    key = await world.described("org/some")
+    await world.ask(ModelFetchAsked, key, node, *[f"gone{number}" for number in range(20)])
+    await eventually(lambda: world.on(key, node).status == "stored")
+
+
+async def test_a_node_that_hands_nothing_out_leaves_others_to_the_hub(world: World, eventually: Eventually) -> None:
+    first, second = await world.node(name="a", BITINGLIP_MODELS_SHARE="false"), await world.node(name="b")
+    key = await world.described("org/some")
+    for node in (first, second):
+        await world.ask(ModelFetchAsked, key, node)
+        await eventually(lambda node=node: world.on(key, node).status == "stored")
+    assert [each.peer_bytes for each in await world.told(key, ModelStored)] == [0, 0]
+
+
 async def test_a_node_that_is_stopped_leaves_no_fetch_behind(world: World, eventually: Eventually) -> None:
     node = await world.node()
     key = await world.described("org/big", BIG)

@@ -94,8 +94,10 @@ async def served(log: EventLog, eventually: Any, *references: str) -> None:
 
     async def said() -> bool:
         last = await log.read_last(WORKERS, subjects.worker_subject("w", "models_changed"))
-        assert last is None or isinstance(last.event, WorkerModelsChanged)
-        return last is not None and {model.reference for model in last.event.models} == set(references)
+        if last is None:
+            return False
+        assert isinstance(last.event, WorkerModelsChanged)
+        return {model.reference for model in last.event.models} == set(references)
 
     await eventually(said)
 

@@ -1,0 +1,34 @@
+"""Notes of the folders that were taken in as models: in `.bitinglip` of the models directory, one for each name."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bitinglip.models.layout import OURS
+from bitinglip.models.marks import Mark
+
+log = logging.getLogger(__name__)
+
+
+def notes(models_dir: Path) -> list[Mark]:
+    """Return what was taken in, and is still there."""
+    found = [_read(note) for note in sorted((models_dir / OURS).glob("*.json"))]
+    return [each for each in found if each is not None and (models_dir / each.reference).is_dir()]
+
+
+def note_of(models_dir: Path, reference: str) -> Path:
+    """Return where the note of a model lies."""
+    return models_dir / OURS / f"{reference.replace('/', '--')}.json"
+
+
+def _read(note: Path) -> Mark | None:
+    try:
+        return Mark.model_validate_json(note.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("%s is not readable, so that what it speaks of is not ours: %s", note, error)
+        return None
