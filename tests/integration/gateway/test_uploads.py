@@ -97,9 +97,9 @@ class TestSending:
     ) -> None:
         body, begun = (folder / WEIGHTS).read_bytes(), await begin(client, folder)
         cut = 150_000
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-        head = f"PUT {begun['links']['files']}/{WEIGHTS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body[:cut])
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        head = f"PUT {begun['links']['files']}/{WEIGHTS} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:cut])
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -120,10 +120,12 @@ class TestSending:
 
     async def test_a_file_may_come_in_parts(self, client: httpx.AsyncClient, folder: Path) -> None:
         body, begun = (folder / WEIGHTS).read_bytes(), await begin(client, folder)
+        whole: list[bool] = []
         for start in range(0, len(body), 90_000):
-            answer = await send(client, begun, WEIGHTS, body[start : start + 90_000], start)
-            assert answer.json()["have_bytes"] == min(start + 90_000, len(body))
-        assert answer.json()["complete"]
+            answer = (await send(client, begun, WEIGHTS, body[start : start + 90_000], start)).json()
+            assert answer["have_bytes"] == min(start + 90_000, len(body))
+            whole.append(answer["complete"])
+        assert whole == [False, False, False, False, True]
 
     async def test_a_wrong_content_is_not_kept(
         self, client: httpx.AsyncClient, folder: Path, settings: Settings
