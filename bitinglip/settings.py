@@ -262,14 +262,6 @@ class Models(_Section):
         default=None, description="Folder of local models, `<org>/<name>`; none: `<data_dir>/models`."
     )
     hub_cache: Path | None = Field(default=None, description="The hub's cache; none: huggingface_hub's own place.")
-    hub_wait_s: float = Field(
-        default=30.0, gt=0, description="Seconds that a gateway waits for the hub to tell what a model is."
-    )
-    auto_download: bool | None = Field(
-        default=None,
-        description="Whether a task for a model that no node has makes one fetch it; none: if `gateway.host` is "
-        "loopback.",
-    )
     parallel: int = Field(default=2, ge=1, le=64, description="Models that a node fetches at a time.")
     disk_gb: float | None = Field(
         default=None,
@@ -294,6 +286,14 @@ class Models(_Section):
         default=False,
         description="Never ask the hub, as `HF_HUB_OFFLINE` has it: what is on the nodes works, and folders can be "
         "imported.",
+    )
+    hub_wait_s: float = Field(
+        default=30.0, gt=0, description="Seconds that a gateway waits for the hub to tell what a model is."
+    )
+    auto_download: bool | None = Field(
+        default=None,
+        description="Whether a task for a model that no node has makes one fetch it; none: if `gateway.host` is "
+        "loopback.",
     )
 
 

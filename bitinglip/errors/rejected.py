@@ -59,11 +59,14 @@ class PayloadTooLarge(Rejected):
 
 @dataclass(eq=False, kw_only=True)
 class UnknownModel(Rejected):
-    """No worker has ever registered the model that the task names."""
+    """No worker has ever registered the model that the task names, and no node has it."""
 
     code, status = "unknown_model", 422
-    template = "model: no worker serves {model!r} as {kind!r}. Served as {kind!r}: {known}."
-    remedy = "Name a served model, or start a worker for this one: `bitinglip worker --model REFERENCE`."
+    template = (
+        "model: no worker serves {model!r} as {kind!r}. Served as {kind!r}: {known}. "
+        "To have it fetched: `bitinglip model download {model}`."
+    )
+    remedy = "Name a served model, or have a node fetch this one; with `models.auto_download` a task does that itself."
     model: str
     kind: str
     known: str
@@ -123,6 +126,34 @@ class ModelDoesNotFit(Rejected):
     reference: str
     problem: str
     instead: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelKindMismatch(Rejected):
+    """The model is for other tasks than this one."""
+
+    code, status = "model_kind_mismatch", 422
+    template = "model: {model!r} serves {kinds}, and not {kind!r}."
+    remedy = "Name a model for this kind: `bitinglip model search --kind KIND` finds some."
+    model: str
+    kind: str
+    kinds: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelNotFetched(Rejected):
+    """The nodes that were to fetch the task's model could not, and try no more by themselves."""
+
+    code, status = "model_not_fetched", 409
+    template = (
+        "model: {node_id} could not fetch {model!r}: {problem}. To try again: `bitinglip model download {model}`."
+    )
+    remedy = (
+        "See to what is said (`bitinglip model show MODEL` has all of it), have it fetched, and send the task again."
+    )
+    model: str
+    node_id: str
+    problem: str
 
 
 @dataclass(eq=False, kw_only=True)

@@ -14,7 +14,7 @@ from bitinglip.errors import BatchNotFound, InvalidInput, MalformedBody
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import bulk, requests
+from bitinglip.gateway import admission, bulk, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.gateway.tasks import idempotency_key
@@ -202,7 +202,7 @@ async def _members(gateway: Gateway, commands: list[SubmitTask], batch_id: str, 
 
 
 async def _prepared(gateway: Gateway, command: SubmitTask, batch_id: str, part: str, index: int) -> TaskSubmitted:
-    await gateway.catalogue.require(command.model, command.kind)
+    await admission.admit(gateway, command.model, command.kind)
     task_id = member_id(batch_id, part, index)
     try:
         command = await media.resolve(gateway.log, command)

@@ -10,7 +10,7 @@ import logging
 from contextlib import aclosing, suppress
 from datetime import datetime
 
-from bitinglip.errors import CorruptEvent, ProjectionBehind, UnknownModel
+from bitinglip.errors import CorruptEvent, ProjectionBehind
 from bitinglip.events import subjects
 from bitinglip.events.envelope import Messages, Recorded, decode
 from bitinglip.events.log import EventLog
@@ -37,6 +37,8 @@ class Catalogue:
         self.models = Models()
         self.turn = asyncio.Lock()
         """Held from reading what is known until what was decided on it is known too: wishes are written one by one."""
+        self.asking: dict[str, asyncio.Task[Revision]] = {}
+        """What the hub is asked for now, by reference."""
         self._log = event_log
         self._served: dict[tuple[str, str], ModelRegistered] = {}
         """What workers can run, by the reference that they serve it under, which is their queues' name, and kind."""
@@ -86,19 +88,6 @@ class Catalogue:
     def served_as(self, kind: str) -> list[str]:
         """Return the names of the models that workers have registered for a kind."""
         return sorted({event.reference for (_, served), event in self._served.items() if served == kind})
-
-    async def require(self, model: str, kind: str) -> None:
-        """Refuse a model that no worker has registered for this kind; the log is asked before a model is refused.
-
-        Raises:
-            UnknownModel: no worker ever registered it.
-            NoServer: it is not known here, and the log cannot be asked.
-        """
-        if self.serves(model, kind):
-            return
-        await self.catch_up()
-        if not self.serves(model, kind):
-            raise UnknownModel(model=model, kind=kind, known=", ".join(self.served_as(kind)) or "nothing yet")
 
     # --- what is known ------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,14 @@ from bitinglip.events.direct import get_after
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.streams import TASKS
-from bitinglip.gateway import requests, sse
+from bitinglip.events.task import TaskSubmitted
+from bitinglip.gateway import requests, sse, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.ids import TaskId
 from bitinglip.tasks.state import TERMINAL_TYPES, is_terminal
+
+BEGUN = frozenset({"task.assigned", *TERMINAL_TYPES})
+"""Types after which a task waits for its model no more."""
 
 
 class Follower:
@@ -97,12 +101,24 @@ async def task_events(request: Request) -> Response:
     try:
         history = await _history(gateway, task_id)
         if not any(ends(message) and message.sequence <= after for message in history):
-            return sse.stream(gateway, follower.after_history(history, after), ends=ends, closed=follower.close)
+            beside = await _beside(gateway, history)
+            batches = follower.after_history(history, after)
+            return sse.stream(gateway, batches, ends=ends, closed=follower.close, beside=beside)
     except BaseException:
         await follower.close()
         raise
     await follower.close()
     return sse.nothing_more()
+
+
+async def _beside(gateway: Gateway, history: list[RawMessage]) -> AsyncGenerator[bytes] | None:
+    """Return the events of the model that a task waits for; none if it has it, or has ended."""
+    if any(sse.type_of(message) in BEGUN for message in history):
+        return None
+    submitted = decode(history[0], TASKS).event
+    if not isinstance(submitted, TaskSubmitted):
+        return None
+    return await waiting.events_of_model(gateway, submitted.model, submitted.kind)
 
 
 async def _history(gateway: Gateway, task_id: TaskId) -> list[RawMessage]:

@@ -53,8 +53,24 @@ _DESCRIBED: dict[str, Schema] = {
 HOLDING = object_of(
     node_id=TEXT, status=STATUS, pinned=FLAG, done_bytes=WHOLE, total_bytes=WHOLE, bytes_per_s=OPTIONAL_NUMBER,
     left_s=OPTIONAL_NUMBER, stored_bytes=WHOLE, code=OPTIONAL, problem=OPTIONAL, remedy=OPTIONAL,
+    retry_at=OPTIONAL_TIME, check={"enum": ["check", "repair", None]},
     checked_at=OPTIONAL_TIME, changed_at=OPTIONAL_TIME, sequence=WHOLE,
 )  # fmt: skip
+HUB = (
+    errors.HubUnreachable, errors.HubOffline, errors.ModelNotOnHub, errors.RevisionNotOnHub, errors.ModelGated,
+    errors.HubTokenRefused, errors.OnlyPickles, errors.NothingToLoad, errors.BrokenModel, errors.UnsafeRepository,
+    errors.InvalidReference,
+)  # fmt: skip
+"""How asking the hub may end."""
+AWAITED = object_of(
+    model=TEXT, node_id=OPTIONAL, status=STATUS, done_bytes=WHOLE, total_bytes=WHOLE, bytes_per_s=OPTIONAL_NUMBER,
+    left_s=OPTIONAL_NUMBER, retry_at=OPTIONAL_TIME, code=OPTIONAL, problem=OPTIONAL, remedy=OPTIONAL,
+)  # fmt: skip
+"""What a task that waits in its queue waits for."""
+SUBMITTED = (
+    errors.UnknownModel, errors.ModelKindMismatch, errors.ModelNotFetched, errors.ModelDoesNotFit, *HUB,
+)  # fmt: skip
+"""How a task's model may be refused."""
 FILE = object_of(("path", "size_bytes"), path=TEXT, size_bytes=WHOLE, sha256=OPTIONAL, git_sha1=OPTIONAL)
 MODEL = object_of(tuple(_LISTED), **_LISTED, **_DESCRIBED)
 MODEL_DETAIL = object_of(
@@ -79,16 +95,14 @@ FIT = object_of(
     need_bytes={"type": "object", "additionalProperties": WHOLE}, verdict=VERDICT, chosen=OPTIONAL, problem=OPTIONAL,
     instead=OPTIONAL, nodes=array_of(NODE_FIT),
 )  # fmt: skip
-HIT: Schema = {"type": "object"}
+HIT = object_of(
+    name=TEXT, id=TEXT, kind=OPTIONAL, downloads=OPTIONAL_WHOLE, likes=OPTIONAL_WHOLE, licence=OPTIONAL,
+    parameters=OPTIONAL_WHOLE, size_bytes=OPTIONAL_WHOLE, gated=FLAG, changed_at=OPTIONAL,
+    fit={"enum": [*VERDICT["enum"], None]}, nodes={"type": "object", "additionalProperties": array_of(TEXT)},
+)  # fmt: skip
 ALIAS = object_of(
     alias=TEXT, model=TEXT, reference=TEXT, revision=TEXT, set_at=TIME, by=OPTIONAL, before=array_of(TEXT),
 )  # fmt: skip
-HUB = (
-    errors.HubUnreachable, errors.HubOffline, errors.ModelNotOnHub, errors.RevisionNotOnHub, errors.ModelGated,
-    errors.HubTokenRefused, errors.OnlyPickles, errors.NothingToLoad, errors.BrokenModel, errors.UnsafeRepository,
-    errors.InvalidReference,
-)  # fmt: skip
-"""How asking the hub may end."""
 KNOWN = (errors.ProjectionBehind, errors.NoServer)
 ON_A_MODEL = (errors.ModelMissing, *KNOWN)
 WISHED = (*BODY, errors.NodeNotFound, errors.StreamFull, *ON_A_MODEL)
@@ -107,11 +121,11 @@ MODEL_OPERATIONS = (
     Operation(
         "get", "/v1/models:search", "Search for models: on the hub, or among those that are known here.",
         {200: object_of(models=array_of(ref("ModelFound")), source={"enum": ["hub", "local"]}, problem=OPTIONAL)},
-        (errors.InvalidInput, *KNOWN, *HUB),
+        (errors.InvalidInput, errors.HubTokenRefused, *KNOWN),
         (in_query("text", "What to look for."), in_query("kind", "Only models of this kind.", KIND),
          in_query("max_gb", "Only models whose files take no more GB.", NUMBER),
          in_query("licence", "Only models with this licence."),
-         in_query("sort", "`downloads` if not given.", {"enum": ["downloads", "likes", "updated"]}),
+         in_query("sort", "`downloads` if not given.", {"enum": ["downloads", "likes"]}),
          in_query("limit", "Most models in the answer; 20 if not given.",
                   {"type": "integer", "minimum": 1, "maximum": 100}),
          in_query("local", "`true`: look only at what is known here.", FLAG)),

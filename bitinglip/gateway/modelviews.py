@@ -45,7 +45,7 @@ def summary(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str,
         "kinds": kinds,
         **_told(revision),
         "aliases": catalogue.aliases_of(revision.reference, revision.revision),
-        "nodes": _by_status(revision),
+        "nodes": by_status(revision),
         "pinned": sorted(node_id for node_id, holding in revision.holdings.items() if holding.pinned),
         "served": bool(revision.registered) or (alone and catalogue.is_served(revision.reference)),
     }
@@ -122,7 +122,8 @@ def _told(revision: Revision) -> dict[str, Any]:
     return {name: getattr(first, name, None) for name in REGISTERED}
 
 
-def _by_status(revision: Revision) -> dict[str, list[str]]:
+def by_status(revision: Revision) -> dict[str, list[str]]:
+    """Return the nodes that have something to do with a revision, by how it is on them."""
     found: dict[str, list[str]] = defaultdict(list)
     for node_id in sorted(revision.holdings):
         found[revision.holdings[node_id].status].append(node_id)

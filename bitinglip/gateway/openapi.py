@@ -19,7 +19,7 @@ from bitinglip.gateway.aliases import SetAlias
 from bitinglip.gateway.analytics import Answer, Query
 from bitinglip.gateway.batches import BatchCancel
 from bitinglip.gateway.bulk import Selection
-from bitinglip.gateway.modeloperations import ALIAS, ASKED, FIT, HIT, MODEL, MODEL_DETAIL
+from bitinglip.gateway.modeloperations import ALIAS, ASKED, AWAITED, FIT, HIT, MODEL, MODEL_DETAIL
 from bitinglip.gateway.models import AskCheck, AskModel, AskNodes
 from bitinglip.gateway.nodes import Labels, Prune
 from bitinglip.gateway.operations import ACCEPTED, ARTIFACT, ENDING, NODE_STATUS, OPERATIONS
@@ -153,7 +153,7 @@ def _schemas() -> Schema:
         "Accepted": ACCEPTED,
         "Artifact": ARTIFACT,
         "Ending": ENDING,
-        "Task": _row(TaskRow),
+        "Task": _task(),
         "Batch": _row(BatchRow),
         "Worker": _row(WorkerRow),
         "Node": _row(NodeRow),
@@ -179,6 +179,12 @@ def _schemas() -> Schema:
             detail=TEXT, code=TEXT, remedy=TEXT, request_id=TEXT, field=TEXT,
         ),
     }  # fmt: skip
+
+
+def _task() -> Schema:
+    """Return a task as it is answered; `waiting_for` is there while it waits for its model."""
+    schema = _row(TaskRow)
+    return schema | {"properties": schema["properties"] | {"waiting_for": AWAITED}}
 
 
 def _row(row: type[TaskRow | BatchRow | WorkerRow | NodeRow]) -> Schema:

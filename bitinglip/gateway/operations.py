@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitinglip import errors
 from bitinglip.gateway.listing import FAILURES
-from bitinglip.gateway.modeloperations import MODEL_OPERATIONS
+from bitinglip.gateway.modeloperations import MODEL_OPERATIONS, SUBMITTED
 from bitinglip.gateway.schemas import (
     BODY,
     COMMANDED,
@@ -134,7 +134,7 @@ SSE = ("text/event-stream", "application/json")
 OPERATIONS = (
     Operation(
         "post", "/v1/tasks", "Submit a task.", {202: ref("Accepted"), 200: ref("Task")},
-        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
+        (*BODY, *SUBMITTED, errors.IdempotencyMismatch, errors.NoServer, errors.StreamFull),
         (KEY, PREFER), body="SubmitTask",
         notes="202: the task is in the log and will not be lost. 200: it ended within `Prefer: wait=n`. "
         "With `Accept: text/event-stream` the answer is the task's event stream.",
@@ -180,14 +180,14 @@ OPERATIONS = (
     Operation(
         "post", "/v1/batches", "Submit many tasks with one handle: all of them are taken, or none.",
         {202: BATCH},
-        (*BODY, errors.UnknownModel, errors.IdempotencyMismatch, errors.BatchIsClosed, errors.NoServer,
+        (*BODY, *SUBMITTED, errors.IdempotencyMismatch, errors.BatchIsClosed, errors.NoServer,
          errors.StreamFull),
         (KEY,), body="CreateBatch",
     ),
     Operation(
         "post", "/v1/batches/{batch_id}/tasks", "Add tasks to an open batch: all of them, or none.",
         {202: object_of(added=WHOLE, **BATCH["properties"])},
-        (*BODY, errors.BatchNotFound, errors.BatchIsClosed, errors.UnknownModel, errors.IdempotencyMismatch,
+        (*BODY, errors.BatchNotFound, errors.BatchIsClosed, *SUBMITTED, errors.IdempotencyMismatch,
          errors.NoServer, errors.StreamFull),
         (BATCH_ID, KEY), body="BatchTasks",
         notes="A JSON list of at most 10,000 tasks; or JSON lines (`application/x-ndjson`), each a task.",
@@ -221,7 +221,7 @@ OPERATIONS = (
     ),
     Operation(
         "post", "/v1/schedules", "Make a schedule: a task that is submitted again and again.",
-        {201: ref("ScheduleShown")}, (*BODY, errors.UnknownModel, errors.NoServer), body="CreateSchedule",
+        {201: ref("ScheduleShown")}, (*BODY, *SUBMITTED, errors.NoServer), body="CreateSchedule",
     ),
     Operation(
         "get", "/v1/schedules", "List the schedules, the oldest first.",

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
 from bitinglip.events.schedule import CatchUp, Outcome, Overlap
-from bitinglip.gateway import requests
+from bitinglip.gateway import admission, requests
 from bitinglip.gateway.context import gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import is_ulid
@@ -52,7 +52,7 @@ async def create(request: Request) -> Response:
     body = await requests.read_json(request, gateway.settings.gateway.max_body_bytes)
     asked = CreateSchedule.from_json(body)
     command = asked.command()
-    await gateway.catalogue.require(command.model, command.kind)
+    await admission.admit(gateway, command.model, command.kind)
     resolved = await media.resolve(gateway.log, command)
     asked = asked.model_copy(update={"task": asked.task | {"params": resolved.params}})
     schedule = await gateway.scheduler.create(asked, gateway.key_id)

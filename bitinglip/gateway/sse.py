@@ -38,12 +38,14 @@ def stream(
     *,
     ends: Callable[[RawMessage], bool] = lambda _: False,
     closed: Callable[[], Awaitable[None]] | None = None,
+    beside: AsyncGenerator[bytes] | None = None,
 ) -> EventStream:
     """Answer with these events, until they end or the caller leaves; `closed` is called then.
 
-    `ends` tells the event after which no other one comes.
+    `ends` tells the event after which no other one comes; `beside` has other events, written already, for the meantime.
     """
-    return frames_stream(gateway, _frames(batches, ends), headers, closed=closed)
+    frames = _frames(batches, ends)
+    return frames_stream(gateway, frames if beside is None else together(frames, beside), headers, closed=closed)
 
 
 def frames_stream(
@@ -93,6 +95,11 @@ def frame(message: RawMessage) -> bytes:
     return head + one_line(message.payload) + b"\n\n"
 
 
+def unnumbered(message: RawMessage) -> bytes:
+    """Write an event of another stream than the one that is answered with: a reader does not resume after it."""
+    return f"event: {type_of(message)}\ndata: ".encode() + one_line(message.payload) + b"\n\n"
+
+
 def told(name: str, data: Any) -> bytes:
     """Write an event that is none of the log's, and so has no sequence."""
     return f"event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
@@ -138,6 +145,28 @@ async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> As
         with anyio.CancelScope(shield=True):
             await stop(following)
             await source.aclose()
+
+
+async def together(main: AsyncGenerator[bytes], beside: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the pieces of two sources as they come, until the main one ends; then both are closed."""
+    following: dict[AsyncGenerator[bytes], asyncio.Future[bytes | None]] = {}
+    try:
+        following = {source: asyncio.ensure_future(_next(source)) for source in (main, beside)}
+        while main in following:
+            await asyncio.wait(following.values(), return_when=asyncio.FIRST_COMPLETED)
+            for source, future in list(following.items()):
+                if not future.done():
+                    continue
+                del following[source]
+                if (piece := future.result()) is not None:
+                    yield piece
+                    following[source] = asyncio.ensure_future(_next(source))
+    finally:
+        with anyio.CancelScope(shield=True):
+            for future in following.values():
+                await stop(future)
+            await beside.aclose()
+            await main.aclose()
 
 
 async def stop(following: asyncio.Future[Any] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import events, requests, sse
+from bitinglip.gateway import admission, events, requests, sse, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
@@ -28,7 +29,7 @@ async def submit(request: Request) -> Response:
     requests.only(request)
     key = idempotency_key(request)
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
-    await gateway.catalogue.require(command.model, command.kind)
+    await admission.admit(gateway, command.model, command.kind)
     command = await media.resolve(gateway.log, command)
     event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
     gateway.pressure.admit(event)
@@ -43,7 +44,8 @@ async def submit(request: Request) -> Response:
         headers = _headers(accepted)
         if streamed:
             batches = follower.batches(_before(accepted), heard_all=accepted.created)
-            return sse.stream(gateway, batches, headers, ends=events.ends, closed=follower.close)
+            beside = await waiting.events_of_model(gateway, event.model, event.kind)
+            return sse.stream(gateway, batches, headers, ends=events.ends, closed=follower.close, beside=beside)
         answer = await _wait(gateway, follower, accepted, wait_s or 0, headers)
     except BaseException:
         await follower.close()
@@ -53,9 +55,14 @@ async def submit(request: Request) -> Response:
 
 
 async def get_task(request: Request) -> Response:
-    """Answer `GET /v1/tasks/{task_id}`."""
+    """Answer `GET /v1/tasks/{task_id}`; one that waits for its model says how that comes along."""
     requests.only(request)
-    return json(await gateway_of(request).task(requests.task_id_of(request)))
+    gateway = gateway_of(request)
+    row = await gateway.task(requests.task_id_of(request))
+    awaited = waiting.waiting_for(gateway, row.model, row.kind) if row.state == "queued" else None
+    if awaited is None:
+        return json(row)
+    return json({field.name: getattr(row, field.name) for field in fields(row)} | {"waiting_for": awaited})
 
 
 async def cancel(request: Request) -> Response:

@@ -148,7 +148,8 @@ async def test_cancelling_and_removing(client: httpx.AsyncClient, log: EventLog,
     assert (await model(client))["nodes"] == {"stopped": ["n1"], "removing": ["n2"]}
     everywhere = (await client.delete(f"/v1/models/{GPT2}")).json()
     assert (everywhere["nodes"], everywhere["asked"]) == (["n1", "n2"], ["n1"])
-    await modelfacts.drop(log, "n2", reason="removed")
+    for node_id in ("n1", "n2"):
+        await modelfacts.drop(log, node_id, reason="removed")
     assert (await model(client))["nodes"] == {}
 
 
