@@ -92,8 +92,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(hub: ModelHub, folder: Pat
     job = job_of(hub, NAME, folder, cache, parallel=2)
     stalling = hub.fault(path="*/large.safetensors", stall_after=21 * 2**20)
     with fetching(job) as child:
-        lacking = (folder / "large.safetensors").stat().st_size - 21 * 2**20
-        child.wait_for(lambda line: line["progress"]["done_bytes"] == line["progress"]["total_bytes"] - lacking)
+        lacking = (folder / "large.safetensors").stat().st_size - 20 * 2**20
+        child.wait_for(lambda line: line["progress"]["done_bytes"] >= line["progress"]["total_bytes"] - lacking)
         child.kill()
     hub.mend(stalling)
     before = hub.sent.copy()
