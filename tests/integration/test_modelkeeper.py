@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bitinglip.events import subjects
@@ -40,13 +42,13 @@ from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.workers.modelwishes import Wishes
 from tests.integration.test_worker import outcome, submit
-from tests.support.cluster import Cluster, Process
+from tests.support.cluster import Cluster, Process, children_of
 from tests.support.fetching import files_in
 from tests.support.modelhub import ModelHub
 from tests.support.models import model_folder
 from tests.support.weights import make_gpt2
 
-Eventually = Callable[[Callable[[], Awaitable[bool] | bool]], Awaitable[None]]
+Eventually = Callable[..., Awaitable[None]]
 BIG = 4_000_000
 """Numbers of a model of 16 MB, which a slow hub takes seconds to send."""
 SLOW = 2e6
@@ -194,6 +196,20 @@ async def test_an_agent_that_is_killed_goes_on_where_it_was(world: World, eventu
     assert world.hub.total_sent - sent < world.on(key, node).stored_bytes
 
 
+async def test_a_fetch_whose_process_is_killed_is_tried_again(world: World, eventually: Eventually) -> None:
+    node = await world.node()
+    key = await world.described("org/big", BIG)
+    stall = world.hub.fault(path="*.safetensors", stall_after=1000)
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: world.hub.stalled.total() > 0)
+    world.hub.mend(stall)
+    [fetch] = [pid for pid in children_of(node.pid) if "bitinglip.models.fetch" in psutil.Process(pid).cmdline()]
+    os.kill(fetch, signal.SIGKILL)
+    await eventually(lambda: world.on(key, node).status == "stored")
+    [failed] = await world.told(key, ModelFetchFailed)
+    assert (failed.message, failed.retry_in_s) == ("The process that did it was killed by signal 9.", 2.0)
+
+
 async def test_a_fetch_that_is_cancelled_stops_and_goes_on_when_asked_again(
     world: World, eventually: Eventually
 ) -> None:
@@ -233,7 +249,7 @@ async def test_what_is_wished_while_a_node_is_away_is_done_when_it_is_back(
     assert [mark.reference for mark in snapshots.marks(world.cache(node))] == ["org/new"]
 
 
-async def test_a_hub_that_is_away_is_tried_again_and_a_model_that_is_not_there_is_not(
+async def test_a_hub_that_is_away_may_come_back_but_a_model_that_is_not_there_does_not(
     world: World, eventually: Eventually
 ) -> None:
     node = await world.node()
@@ -242,11 +258,12 @@ async def test_a_hub_that_is_away_is_tried_again_and_a_model_that_is_not_there_i
     await world.tell(described.model_copy(update={"reference": none[0], "revision": none[1]}))
     world.hub.stop()
     await world.ask(ModelFetchAsked, key, node)
-    await eventually(lambda: world.on(key, node).status == "failed")
+    await eventually(lambda: world.on(key, node).status == "failed", 60.0)
     world.hub.start()
+    await world.ask(ModelFetchAsked, key, node)  # it would be tried again by itself, later
     await eventually(lambda: world.on(key, node).status == "stored")
     failed = await world.told(key, ModelFetchFailed)
-    assert failed[0].retry_in_s >= 2.0
+    assert (failed[0].code, failed[0].retry_in_s > 0) == ("hub_unreachable", True)
     await world.ask(ModelFetchAsked, none, node)
     await eventually(lambda: world.on(none, node).status == "failed")
     [failed] = await world.told(none, ModelFetchFailed)

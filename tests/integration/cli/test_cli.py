@@ -591,7 +591,7 @@ class TestUp:
         await up.stop()
 
     async def test_a_model_that_is_not_there_is_said_and_everything_ends(self, tmp_path: Path) -> None:
-        ended = await bitinglip("up", "--port", "0", "--data-dir", str(tmp_path), "--model", "no/such")
+        ended = await bitinglip("up", "--port", "0", "--data-dir", str(tmp_path), "--model", f"no/such={tmp_path}")
         assert ended.status != 0
         assert "no/such" in ended.err
 
