@@ -107,6 +107,13 @@ class Gateway(_Section):
     )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is JSON.")
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Largest artifact that can be uploaded.")
+    max_model_gb: float = Field(
+        default=200.0, gt=0, description="Largest model that can be uploaded, all of its files together, in GiB."
+    )
+    share_port: Port = Field(
+        default=0,
+        description="Port at which nodes get what was uploaded, at `models.share_host`; 0: a free one.",
+    )
     queues_most: int = Field(
         default=2000, ge=1, description="Most queues: one for each lane, model, API key and set of what tasks require."
     )
@@ -332,6 +339,11 @@ class Settings(_Section):
     def models_dir(self) -> Path:
         """The folder of local models."""
         return self.models.dir or self.data_dir / "models"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Where a gateway has the models that are uploaded to it, until nodes have them."""
+        return self.data_dir / "uploads"
 
     @property
     def projections_path(self) -> Path:

@@ -89,6 +89,16 @@ from bitinglip.errors.unavailable import (
     StreamFull,
     Unavailable,
 )
+from bitinglip.errors.uploads import (
+    FilesNotTaken,
+    NoHolder,
+    UploadFileUnknown,
+    UploadIncomplete,
+    UploadNotFound,
+    UploadOffset,
+    UploadTaken,
+    WrongContent,
+)
 
 __all__ = [
     "AliasNotFound",
@@ -113,6 +123,7 @@ __all__ = [
     "EngineDied",
     "FetchFailed",
     "FetchTaken",
+    "FilesNotTaken",
     "GatewayUnreachable",
     "HostRefused",
     "HubOffline",
@@ -137,6 +148,7 @@ __all__ = [
     "ModelNotFetched",
     "ModelNotFound",
     "ModelNotOnHub",
+    "NoHolder",
     "NoRoom",
     "NoServer",
     "NodeNotFound",
@@ -166,5 +178,11 @@ __all__ = [
     "UnknownModel",
     "UnsafeRepository",
     "UnsupportedMediaType",
+    "UploadFileUnknown",
+    "UploadIncomplete",
+    "UploadNotFound",
+    "UploadOffset",
+    "UploadTaken",
     "WorkerNotFound",
+    "WrongContent",
 ]

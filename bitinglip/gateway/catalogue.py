@@ -151,6 +151,24 @@ class Catalogue:
         except TimeoutError as error:
             raise ProjectionBehind(sequence=sequence, applied=self._applied) from error
 
+    async def tell(self, event: ModelEvent) -> int:
+        """Put a fact about a model into the log; when this returns, it is known here.
+
+        Raises:
+            NoServer, StreamFull: the log does not take it now.
+            ProjectionBehind: it is in the log, and this gateway is slow to hear of it.
+        """
+        subject = subjects.model_subject(event.reference, event.type.removeprefix("model."))
+        sequence = await self._log.append(self._log.fact_append(event, subject, event.reference))
+        await self.reach(sequence)
+        return sequence
+
+    async def moved(self, after: int) -> int:
+        """Wait until more is known than up to a sequence; returns up to which."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._applied > after)
+            return self._applied
+
     def is_served(self, reference: str) -> bool:
         """Tell whether a worker has registered a model under this very name, for whatever kind."""
         return any(name == reference for name, _ in self._served)

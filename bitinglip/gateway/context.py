@@ -20,6 +20,7 @@ from bitinglip.gateway.completions import Completions
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.gateway.pressure import Pressure
+from bitinglip.gateway.uploaded import Uploaded, open_uploaded
 from bitinglip.ids import TaskId, Ulids
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
@@ -77,6 +78,7 @@ class Gateway:
     """Set when the gateway shuts down: whoever waits for events stops waiting."""
     scheduler: Scheduler
     batches: Batches
+    uploaded: Uploaded
     recent: Recent = field(default_factory=Recent)
 
     async def task(self, task_id: TaskId) -> TaskRow:
@@ -140,9 +142,23 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
+        uploaded = await open_uploaded(settings, log.connection, catalogue)
+        stack.push_async_callback(uploaded.close)
         stack.callback(closing.set)
         yield Gateway(
-            settings, log, inbox, readmodel, catalogue, metrics, queues, pressure, key_id, closing, scheduler, batches
+            settings,
+            log,
+            inbox,
+            readmodel,
+            catalogue,
+            metrics,
+            queues,
+            pressure,
+            key_id,
+            closing,
+            scheduler,
+            batches,
+            uploaded,
         )
 
 

@@ -17,6 +17,7 @@ from bitinglip.gateway.describing import described
 from bitinglip.gateway.modelfit import chosen_node
 from bitinglip.gateway.nodes import all_nodes
 from bitinglip.gateway.responses import json
+from bitinglip.models.holders import is_gateway
 from bitinglip.models.reference import parse_reference
 from bitinglip.models.state import Revision
 from bitinglip.tasks.commands import invalid_input
@@ -165,6 +166,24 @@ async def meant(gateway: Gateway, nodes: Nodes | None) -> list[str] | None:
     return sorted(set(nodes))
 
 
+async def place(
+    gateway: Gateway, revision: Revision, nodes: list[str] | None, *, alias: str | None, pin: bool
+) -> Response:
+    """Have nodes fetch a revision and what it needs beside it; without nodes one that fits is chosen.
+
+    Raises:
+        ModelDoesNotFit: it fits on none.
+        NoServer, StreamFull: the log does not take it now.
+    """
+    nodes = nodes if nodes is not None else [await chosen_node(gateway, revision)]
+    told = await (wishes.pin if pin else wishes.fetch)(gateway, revision, nodes)
+    for part in (revision.described.parts if revision.described else {}).values():
+        await wishes.fetch(gateway, await described(gateway, part), nodes)
+    if alias is not None:
+        await aliases.stand_for(gateway, alias, revision)
+    return json(_answer(revision, nodes, told) | {"alias": alias}, 202)
+
+
 def read_body(model: type[_B], body: bytes) -> _B:
     """Read a request's body.
 
@@ -192,13 +211,7 @@ async def _fetch(gateway: Gateway, asked: AskModel) -> Response:
     if asked.alias is not None:
         await aliases.check_name(gateway, asked.alias)
     revision = await described(gateway, asked.model, afresh=True)
-    nodes = nodes if nodes is not None else [await chosen_node(gateway, revision)]
-    told = await (wishes.pin if asked.pin else wishes.fetch)(gateway, revision, nodes)
-    for part in (revision.described.parts if revision.described else {}).values():
-        await wishes.fetch(gateway, await described(gateway, part), nodes)
-    if asked.alias is not None:
-        await aliases.stand_for(gateway, asked.alias, revision)
-    return json(_answer(revision, nodes, told) | {"alias": asked.alias}, 202)
+    return await place(gateway, revision, nodes, alias=asked.alias, pin=asked.pin)
 
 
 async def _import(gateway: Gateway, asked: AskModel) -> Response:
@@ -223,17 +236,19 @@ async def _carry_out(gateway: Gateway, ref: str, nodes: Nodes | None, how: Wish,
     told: set[str] = set()
     concerned: set[str] = set()
     for revision in revisions:
-        about = named if named is not None else _holders(revision)
+        about = named if named is not None else _holders(revision, gateways=how is wishes.remove)
         concerned.update(about)
         told.update(await how(gateway, revision, about))
     shown = revisions[0] if len(revisions) == 1 else current
     return json(_answer(shown, sorted(concerned), sorted(told)) | {"revisions": [r.revision for r in revisions]}, 202)
 
 
-def _holders(revision: Revision) -> list[str]:
-    """Return the nodes that have a revision, or have something to do with it."""
+def _holders(revision: Revision, *, gateways: bool = False) -> list[str]:
+    """Return the nodes that have a revision, or have something to do with it; and the gateways, if these are meant."""
     return sorted(
-        node_id for node_id, holding in revision.holdings.items() if holding.status != "absent" or holding.pinned
+        node_id
+        for node_id, holding in revision.holdings.items()
+        if (holding.status != "absent" or holding.pinned) and (gateways or not is_gateway(node_id))
     )
 
 

@@ -26,6 +26,8 @@ from bitinglip.gateway.operations import ACCEPTED, ARTIFACT, ENDING, NODE_STATUS
 from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.schedules import ScheduleShown
 from bitinglip.gateway.schemas import OPTIONAL, REFERENCE, TEXT, TIME, Operation, Schema, array_of, object_of, ref
+from bitinglip.gateway.uploadoperations import UPLOAD
+from bitinglip.gateway.uploads import BeginUpload, CompleteUpload
 from bitinglip.projections.rows import BatchRow, NodeRow, TaskRow, WorkerRow
 from bitinglip.tasks.batches import CreateBatch
 from bitinglip.tasks.commands import SubmitTask
@@ -33,7 +35,15 @@ from bitinglip.tasks.parameters import PARAMETERS, RESULTS
 from bitinglip.tasks.schedules import CreateSchedule
 
 TIMES: tuple[type[BaseModel], ...] = (CreateBatch, BatchCancel, CreateSchedule, Selection, ScheduleShown)
-ABOUT_MODELS: tuple[type[BaseModel], ...] = (AskModel, AskNodes, AskCheck, SetAlias, Prune)
+ABOUT_MODELS: tuple[type[BaseModel], ...] = (
+    AskModel,
+    AskNodes,
+    AskCheck,
+    SetAlias,
+    Prune,
+    BeginUpload,
+    CompleteUpload,
+)
 BODIES: tuple[type[BaseModel], ...] = (
     SubmitTask,
     Query,
@@ -154,6 +164,7 @@ def _schemas() -> Schema:
         "ModelFit": FIT,
         "ModelFound": HIT,
         "Alias": ALIAS,
+        "Upload": UPLOAD,
         "TaskPage": object_of(tasks=array_of(ref("Task")), next_cursor=OPTIONAL),
         "Schema": object_of(
             tables=array_of(object_of(table=TEXT, comment=OPTIONAL)),

@@ -25,6 +25,7 @@ from bitinglip.gateway.schemas import (
     object_of,
     ref,
 )
+from bitinglip.gateway.uploadoperations import UPLOAD_OPERATIONS
 from bitinglip.ids import ULID_PATTERN
 
 QUEUE: Schema = object_of(
@@ -303,6 +304,7 @@ OPERATIONS = (
         notes="The body may be left out.",
     ),
     *MODEL_OPERATIONS,
+    *UPLOAD_OPERATIONS,
     Operation(
         "get", "/v1/queues", "What waits and runs, and for how long, by lane, model, API key and what is required.",
         {200: object_of(queues=array_of(QUEUE))}, (errors.NoServer,),

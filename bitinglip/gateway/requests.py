@@ -63,6 +63,28 @@ async def read_into(request: Request, path: Path, limit_bytes: int) -> int:
     return size
 
 
+async def read_pieces(request: Request, limit_bytes: int, piece_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body in pieces of about this size, without reading more than the limit.
+
+    What has come before the caller went away is yielded before that is said.
+
+    Raises:
+        PayloadTooLarge: it has more bytes than the limit.
+        MalformedBody: the caller went away before its end.
+    """
+    piece = bytearray()
+    try:
+        async for chunk in _chunks(request, limit_bytes):
+            piece += chunk
+            if len(piece) >= piece_bytes:
+                yield bytes(piece)
+                piece.clear()
+    except MalformedBody:
+        yield bytes(piece)
+        raise
+    yield bytes(piece)
+
+
 async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     too_large = PayloadTooLarge(what="The body", limit_bytes=limit_bytes)
     declared = header(request, b"content-length")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from bitinglip.events import subjects
 from bitinglip.events.model import (
     ModelCheckAsked,
     ModelEvent,
@@ -34,10 +33,7 @@ async def tell(gateway: Gateway, event: ModelEvent) -> int:
         NoServer, StreamFull: the log does not take it now.
         ProjectionBehind: it is in the log, and this gateway is slow to hear of it.
     """
-    subject = subjects.model_subject(event.reference, event.type.removeprefix("model."))
-    sequence = await gateway.log.append(gateway.log.fact_append(event, subject, event.reference))
-    await gateway.catalogue.reach(sequence)
-    return sequence
+    return await gateway.catalogue.tell(event)
 
 
 async def fetch(gateway: Gateway, revision: Revision, nodes: Iterable[str], reason: Reason = "command") -> list[str]:

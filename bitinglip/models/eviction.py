@@ -21,6 +21,13 @@ class Stored:
     last_used: datetime
     pinned: bool = False
     in_use: bool = False
+    alone: bool = False
+    """Whether it is on no hub, and nobody else is sure to keep it."""
+
+    @property
+    def may_go(self) -> bool:
+        """Whether it may be dropped to make room."""
+        return not (self.pinned or self.in_use or self.alone)
 
     @property
     def size_bytes(self) -> int:
@@ -54,7 +61,7 @@ def evictions(
     """Return what to drop so that `needed_bytes` fit into the budget, and onto the disk.
 
     The first to go is what has been idle for the longest, weighted by the bytes that its going frees: one large model
-    rather than many small ones. What is pinned or in use is never dropped, and nothing is that need not be.
+    rather than many small ones. What is pinned, in use or alone is never dropped, and nothing is that need not be.
 
     Args:
         stored: What is on the disk and is ours.
@@ -90,7 +97,7 @@ def _first(here: tuple[Stored, ...], chosen: list[Stored], freed: int, now: date
         idle_s = max((now - each.last_used).total_seconds(), LEAST_IDLE_S)
         return idle_s * (_freed(here, [*chosen, each]) - freed), idle_s
 
-    may = [each for each in here if not (each.pinned or each.in_use or each in chosen)]
+    may = [each for each in here if each.may_go and each not in chosen]
     return max(may, key=weight, default=None)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from bitinglip.errors import DiskFull, FetchTaken, StoreReadOnly, UnsafeRepository
 from bitinglip.events.model import ModelFile
 from bitinglip.models import snapshots
-from bitinglip.models.filling import Filler, is_there
+from bitinglip.models.filling import Filler
 from bitinglip.models.layout import Place, digest_of, place_of
+from bitinglip.models.linking import is_there
 from bitinglip.models.locks import exclusively
 from bitinglip.models.meter import Halted, Meter
-from bitinglip.models.peerfiles import Peers
 from bitinglip.models.protocol import FetchJob, Stored
 
 
@@ -41,7 +41,7 @@ def fetch(job: FetchJob, meter: Meter) -> Stored:
         files = _bring(job, place, meter)
         if ref.name != job.revision:
             _point(ref, job.revision)
-        snapshots.mark(job.cache_dir, job.reference, job.revision, files, "hub")
+        snapshots.mark(job.cache_dir, job.reference, job.revision, files, job.source)
     return Stored(files=files, hub_bytes=meter.hub_bytes, peer_bytes=meter.peer_bytes, took_s=time.monotonic() - began)
 
 
@@ -49,7 +49,7 @@ def _bring(job: FetchJob, place: Place, meter: Meter) -> tuple[ModelFile, ...]:
     snapshots.intend(place, job.files, job.asked_revision)
     snapshots.sweep(place.repo)
     _room(job, place)
-    filler = Filler(place, job.endpoint, Peers(job.peers), meter, snapshots.mark_of(place))
+    filler = Filler(job, place, meter)
     with ThreadPoolExecutor(job.parallel, "fetch") as threads:
         largest_first = sorted(job.files, key=lambda file: -file.size_bytes)
         work = {file.path: threads.submit(filler.fill, file) for file in largest_first}

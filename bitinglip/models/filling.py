@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from huggingface_hub.utils import WeakFileLock
 
-from bitinglip.errors import ChecksumMismatch
+from bitinglip.errors import ChecksumMismatch, NoHolder
 from bitinglip.events.model import ModelFile
 from bitinglip.models import hubfiles
 from bitinglip.models.digests import Digests, digests_of
 from bitinglip.models.layout import Place, digest_of
-from bitinglip.models.marks import Mark
+from bitinglip.models.linking import is_there, put
+from bitinglip.models.marks import mark_of
 from bitinglip.models.meter import FileMeter, Meter
 from bitinglip.models.partial import Partial
 from bitinglip.models.peerfiles import Peers
+from bitinglip.models.protocol import FetchJob
 from bitinglip.models.removal import discard, unlink
 
 TRIES = 2
@@ -25,8 +24,10 @@ TRIES = 2
 class Filler:
     """Brings the files of one revision; used by many threads, a file each."""
 
-    def __init__(self, place: Place, endpoint: str | None, peers: Peers, meter: Meter, known: Mark | None) -> None:
-        self._place, self._endpoint, self._peers, self._meter = place, endpoint, peers, meter
+    def __init__(self, job: FetchJob, place: Place, meter: Meter) -> None:
+        self._place, self._endpoint, self._peers, self._meter = place, job.endpoint, Peers(job.peers), meter
+        self._on_hub = job.source == "hub"
+        known = mark_of(place)
         self._known = {file.path: file for file in known.files} if known else {}
 
     def fill(self, file: ModelFile) -> ModelFile:
@@ -34,6 +35,7 @@ class Filler:
 
         Raises:
             ChecksumMismatch: it came twice with a content that it is not to have.
+            NoHolder: it is on no hub, and no peer brings it.
             HfHubHTTPError, OSError, httpx2.TransportError: the hub refuses it, or cannot be reached.
             Halted: the fetch is to stop.
         """
@@ -82,50 +84,30 @@ class Filler:
         """Bring a file as a part that grows, and tell whether a peer sent the last of it; none: it is not had so."""
         digest = digest_of(file)
         if digest is None or not (self._peers or hubfiles.is_large(file)):
+            self._need_hub(file)
             return None
         lock = self._place.blob_lock(digest)
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock), Partial(self._place.partial(digest), file) as partial:
             meter.is_at(partial.have)
             sender = self._peers.bring(self._place, file, partial, meter)
+            if not partial.whole:
+                self._need_hub(file)
             if not (partial.whole or self._from_hub(file, partial, meter)):
                 unlink(partial.path)
                 return None
             found = partial.digests()
             if found.fit(file):
-                self._put(file, partial.path, digest)
+                put(self._place, file, partial.path, digest)
             else:
                 unlink(partial.path)
                 if sender is not None:
                     self._peers.give_up(sender, f"its {file.path} has another content than was told")
         return found, sender is not None
 
+    def _need_hub(self, file: ModelFile) -> None:
+        if not self._on_hub:
+            raise NoHolder(reference=self._place.reference, revision=self._place.revision, path=file.path)
+
     def _from_hub(self, file: ModelFile, partial: Partial, meter: FileMeter) -> bool:
         return hubfiles.is_large(file) and hubfiles.go_on(self._place, file, partial, self._endpoint, meter)
-
-    def _put(self, file: ModelFile, part: Path, digest: str) -> None:
-        blob = self._place.blobs / digest
-        part.replace(blob)
-        link(self._place.file(file.path), blob)
-
-
-def is_there(place: Place, file: ModelFile) -> bool:
-    """Return whether a file is there, by its size; a content that lacks its link, as crashes leave it, gets it."""
-    path, digest = place.file(file.path), digest_of(file)
-    if not path.exists() and digest is not None and _has_size(place.blobs / digest, file):
-        link(path, place.blobs / digest)
-    return _has_size(path, file)
-
-
-def link(path: Path, blob: Path) -> None:
-    """Have a file of a snapshot be a link to its content; where the file system knows none, the content itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    except (NotImplementedError, PermissionError):
-        blob.replace(path)
-
-
-def _has_size(path: Path, file: ModelFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size_bytes

@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from bitinglip.errors import BitingLipError, Unavailable
-from bitinglip.events.model import ModelDescribed, ModelFile
+from bitinglip.events.model import ModelDescribed, ModelFile, Source
 
 Step = Literal["fetching", "checking"]
 _writing = threading.Lock()
@@ -41,6 +41,8 @@ class FetchJob(_Message):
     asked_revision: str | None = None
     """The branch or tag that is to point at the revision when it is stored."""
     cache_dir: Path
+    source: Source = "hub"
+    """Where the revision is from: what is from no hub comes from peers alone."""
     endpoint: str | None = None
     """Address of the hub; none: huggingface_hub's own choice."""
     files: tuple[ModelFile, ...]

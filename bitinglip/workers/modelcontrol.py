@@ -11,6 +11,7 @@ from bitinglip.events.log import Clock
 from bitinglip.events.service import Command
 from bitinglip.models import snapshots
 from bitinglip.models.eviction import Stored
+from bitinglip.models.sharing import COMMAND
 from bitinglip.models.state import Key
 from bitinglip.workers.modelkeeper import ModelKeeper
 
@@ -27,7 +28,13 @@ class ModelControl:
 
     def commands(self) -> dict[str, Command]:
         """Return the commands by their names."""
-        return {"du": self.du, "prune": self.prune, "share": self._keeper.share.offer}
+        return {"du": self.du, "prune": self.prune, COMMAND: self.share}
+
+    async def share(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Tell another node where it gets the files of a revision from here."""
+        if not self._keeper.shares:
+            raise CommandRefused(problem="it hands out no models (`models.share`)")
+        return await self._keeper.sharing.offer(body)
 
     async def du(self, _: dict[str, Any]) -> dict[str, Any]:
         """Return what models take on the node's disk, and which ones these are."""
@@ -59,7 +66,7 @@ class ModelControl:
 
 
 def _may_go(stored: Stored, before: datetime) -> bool:
-    return not stored.pinned and not stored.in_use and stored.last_used <= before
+    return stored.may_go and stored.last_used <= before
 
 
 def _key(stored: Stored) -> Key:

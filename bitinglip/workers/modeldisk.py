@@ -89,9 +89,16 @@ class ModelDisk:
                 lacking[digest] = max(0, file.size_bytes - here)
         return sum(lacking.values())
 
-    def stored(self, pinned: Collection[Key], needed: Collection[Key]) -> list[Stored]:
-        """Return all that is there as a whole; what is `needed` beside other models counts as in use."""
-        return [_stored(self.cache_dir, mark, pinned, needed) for mark in snapshots.marks(self.cache_dir)]
+    def stored(self, pinned: Collection[Key], needed: Collection[Key], elsewhere: Collection[Key]) -> list[Stored]:
+        """Return all that is there as a whole.
+
+        What is `needed` beside other models counts as in use; what is `elsewhere` is kept by another node.
+        """
+        return [
+            _stored(self.cache_dir, mark, pinned=key in pinned, needed=key in needed, elsewhere=key in elsewhere)
+            for mark in snapshots.marks(self.cache_dir)
+            for key in [(mark.reference, mark.revision)]
+        ]
 
     def evictions(self, stored: list[Stored], needed_bytes: int, under_way_bytes: int, now: datetime) -> Evictions:
         """Return what is to go so that so many bytes can come.
@@ -104,16 +111,16 @@ class ModelDisk:
         return evictions(stored, needed_bytes=needed_bytes, now=now, budget_bytes=left, free_bytes=free)
 
 
-def _stored(cache_dir: Path, mark: Mark, pinned: Collection[Key], needed: Collection[Key]) -> Stored:
-    key = (mark.reference, mark.revision)
+def _stored(cache_dir: Path, mark: Mark, *, pinned: bool, needed: bool, elsewhere: bool) -> Stored:
     sizes: Mapping[str, int] = {digest_of(file) or file.path: file.size_bytes for file in mark.files}
     return Stored(
         reference=mark.reference,
         revision=mark.revision,
         files=sizes,
         last_used=mark.last_used,
-        pinned=key in pinned,
-        in_use=key in needed or _in_memory(cache_dir, key),
+        pinned=pinned,
+        in_use=needed or _in_memory(cache_dir, (mark.reference, mark.revision)),
+        alone=mark.source != "hub" and not elsewhere,
     )
 
 

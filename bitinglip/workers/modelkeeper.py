@@ -18,10 +18,10 @@ from bitinglip.errors import BitingLipError
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import IMPORT, ModelDropped, ModelStored
 from bitinglip.models.eviction import Stored
+from bitinglip.models.sharing import Sharing
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
 from bitinglip.workers.modeldisk import ModelDisk
-from bitinglip.workers.modelpeers import ModelShare
 from bitinglip.workers.modelplan import Action, Check, Fetch, Remove, TakeIn, Tell, to_do
 from bitinglip.workers.modelwishes import Wishes
 from bitinglip.workers.modelwork import ModelWork, Work
@@ -55,7 +55,11 @@ class ModelKeeper:
         self.disk = ModelDisk(settings.models, settings.models_dir)
         self.wishes = Wishes(event_log, self._wake.set)
         self._work = ModelWork(event_log, settings, node_id, self.wishes, self.disk)
-        self.share = ModelShare(event_log.connection, settings.models, self.disk.cache_dir)
+        host = settings.models.share_host
+        self.shares = settings.models.share
+        self.sharing = Sharing(
+            self.disk.cache_dir, lambda: host or event_log.connection.local_host, settings.models.share_port
+        )
         self._doing: dict[Key, _Doing] = {}
         self._sore: dict[Key, float] = {}
         self._runner: asyncio.Task[None] | None = None
@@ -77,7 +81,7 @@ class ModelKeeper:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await self.share.close()
+        await self.sharing.close()
         await self.wishes.close()
 
     async def stored(self) -> list[Stored]:

@@ -25,6 +25,7 @@ from bitinglip.events.model import (
     ModelStored,
 )
 from bitinglip.models.eviction import Stored as Evictable
+from bitinglip.models.holders import is_kept_elsewhere
 from bitinglip.models.imports import FolderJob
 from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
@@ -130,6 +131,7 @@ class ModelWork:
             reference=described.reference,
             revision=described.revision,
             asked_revision=described.asked_revision,
+            source=described.source,
             cache_dir=self._disk.cache_dir,
             endpoint=self._settings.models.endpoint,
             files=tuple(described.files),
@@ -149,9 +151,10 @@ class ModelWork:
             await self._wishes.tell(stopped)
 
     def _stored(self, key: Key, stored: Stored) -> ModelStored:
+        described = self._wishes.models.get(*key).described
         return ModelStored(
             **self._about(key),
-            source="hub",
+            source=described.source if described else "hub",
             size_bytes=sum(file.size_bytes for file in stored.files),
             hub_bytes=stored.hub_bytes,
             peer_bytes=stored.peer_bytes,
@@ -242,7 +245,8 @@ class ModelWork:
         """Return what is on the disk, and what of it may go; what is passed over counts as in use."""
         models = self._wishes.models.revisions
         pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
-        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()})
+        elsewhere = {key for key, each in models.items() if is_kept_elsewhere(each, self._node_id)}
+        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()}, elsewhere)
 
     def _parts_needed(self) -> set[Key]:
         """Return the revisions of models that others of this node need beside them."""
@@ -279,7 +283,7 @@ class ModelWork:
         checked = await self._compare(work, repair)
         bad = bool(checked.missing or checked.damaged)
         repaired = bad and repair and await self._repair(work)
-        if bad and repair and not repaired and self._from_hub(work.key):  # it is fetched as soon as that is possible
+        if bad and repair and not repaired and self._comes_again(work.key):  # it is fetched as soon as that is possible
             await asyncio.to_thread(self._disk.unmark, work.key)
             await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=0, reason="damaged"))
         await self._wishes.tell(
@@ -309,7 +313,7 @@ class ModelWork:
 
     async def _repair(self, work: Work) -> bool:
         revision = self._wishes.models.get(*work.key)
-        if revision.described is None or not self._from_hub(work.key):
+        if revision.described is None or not self._comes_again(work.key):
             return False
         job = self._job(revision.described, await self.peers.ask(revision))
         outcome = await work.child(FETCH).run(job)
@@ -318,9 +322,10 @@ class ModelWork:
             log.warning("%s at %s is not repaired: %s", *work.key, outcome.failed.message)
         return outcome.stored is not None
 
-    def _from_hub(self, key: Key) -> bool:
+    def _comes_again(self, key: Key) -> bool:
+        """Tell whether it can be fetched: from the hub, or if it was uploaded from other nodes."""
         described = self._wishes.models.get(*key).described
-        return described is not None and described.source == "hub"
+        return described is not None and described.source != "import"
 
     # --- import -------------------------------------------------------------------------------------------------------
 

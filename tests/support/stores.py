@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bitinglip.events.model import ModelFile
 from bitinglip.models import snapshots
-from bitinglip.models.filling import link
 from bitinglip.models.layout import Place, place_of
+from bitinglip.models.linking import link
 
 
 def put(cache: Path, reference: str, revision: str, contents: dict[str, bytes], *, ours: bool = True) -> Place:
