@@ -179,7 +179,6 @@ WRITES = {
         "bl.schedule.s.created",
         "bl.control.node.n.drain",
         f"$JS.API.STREAM.PURGE.{QUEUE}",
-        f"$JS.API.CONSUMER.PAUSE.{QUEUE}.normal-echo",
         f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
     ],
     "gateway": [
