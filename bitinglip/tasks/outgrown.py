@@ -8,7 +8,7 @@ from bitinglip.events.streams import Route
 from bitinglip.tasks.routing import route_now
 from bitinglip.tasks.state import Task
 
-LEASE_S = 30.0
+LEASE_S = 10.0
 """Lease of a queue that no worker has found yet: each that serves it declares its own."""
 
 

@@ -122,7 +122,7 @@ class Scribe:
         if isinstance(outcome, AwaitTimer):
             await ensure_timer(self._log, task, outcome)
         elif task.state == "scheduled" and task.retry_at is not None:
-            if task.retry_at <= self._log.clock() and not task.bigger_next:
+            if task.retry_at <= self._log.clock():
                 await delivery.nak()
                 return
             await ensure_timer(self._log, task, AwaitTimer(task.attempt + 1, task.retry_at))

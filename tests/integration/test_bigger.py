@@ -12,11 +12,12 @@ from bitinglip.events.queue import WorkQueue
 from bitinglip.events.routes import known_routes
 from bitinglip.events.streams import QUEUE, WORKERS, Route
 from bitinglip.events.subjects import WorkClass, encode_queue
-from bitinglip.events.task import Failure, TaskAssigned, TaskDeadLettered, TaskFailed, TaskQueued
+from bitinglip.events.task import LANES, Failure, TaskAssigned, TaskDeadLettered, TaskFailed, TaskQueued
 from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import AssignAttempt, CancelTask, FailAttempt
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import decide, evolve, fold
+from tests.integration.cli.test_cli import bitinglip
 from tests.integration.test_worker import echo, outcome, submit, types, until
 from tests.support.cluster import Cluster, Process
 from tests.support.nvml import Rig
@@ -52,12 +53,12 @@ class Workers:
 
     async def start(self, card: int, **more: str) -> Process:
         """Start one on this card, and wait until the others can know of it."""
-        settings = {
+        settings: dict[str, str] = {
             "BITINGLIP_WORKER_DEVICE": f"cuda:{card}",
             "BITINGLIP_WORKER_MEMORY_GB": str(self._rig.cards[card]["memory"][0] / GIB - 1),
             "BITINGLIP_WORKER_LEASE_S": "1",
         }
-        worker = await self._cluster.worker(**settings, **self._rig.env, **more)
+        worker = await self._cluster.worker(**settings | self._rig.env | more)
 
         async def beats() -> bool:
             return await self._log.read_last(WORKERS, f"bl.worker.{name(worker)}.heartbeat") is not None
@@ -126,6 +127,37 @@ async def test_what_a_card_is_too_small_for_runs_on_a_bigger_one(
     await eventually(empty)
 
 
+async def test_whoever_looks_sees_why_it_waits_and_what_for(
+    log: EventLog, inbox: Inbox, cluster: Cluster, workers: Workers, eventually: Any
+) -> None:
+    queue = WorkQueue(log.connection, lease_s=1)
+    await queue.ensure([COMMON])
+    task_id = await waits_for_a_bigger_card(log, inbox)
+    await workers.start(0)
+    gateway = (await cluster.gateway()).ready["url"]
+
+    async def looked() -> dict[str, Any]:
+        return (await bitinglip("task", "get", task_id, "--json", "--url", gateway)).json
+
+    async def waits() -> bool:
+        return (await looked())["state"] == "queued"
+
+    await eventually(waits)
+    seen = await looked()
+    assert (seen["vram_gb"], seen["labels"], seen["queued_reason"]) == (9.0, [], "bigger_card")
+    assert seen["failure"]["device_bytes"] == 8 * GIB
+    queues = (await bitinglip("queue", "list", "--json", "--url", gateway)).lines
+    assert [(told["requires"], told["depth"]) for told in queues if told["requires"]] == [
+        ({"vram_gb": 9.0, "label": []}, 1)
+    ]
+    await workers.start(2)
+    watched = await bitinglip("task", "watch", task_id, "--url", gateway)
+    assert "on a card of at least 9 GiB\n" in watched.err
+    assert "\nqueued for a bigger card\n" in watched.err
+    assert watched.status == 0
+    await queue.close()
+
+
 async def test_where_no_card_is_bigger_its_end_says_so(log: EventLog, inbox: Inbox, workers: Workers) -> None:
     await workers.start(0)
     await workers.start(1)
@@ -135,7 +167,24 @@ async def test_where_no_card_is_bigger_its_end_says_so(log: EventLog, inbox: Inb
     last = history[-1].event
     assert isinstance(last, TaskDeadLettered)
     assert last.failure.message.endswith("No card of the cluster that may run it is bigger than this one, of 8.0 GiB.")
-    assert await known_routes(log.connection) == [Route(lane, "echo") for lane in ("batch", "interactive", "normal")]
+    assert set(await known_routes(log.connection)) == {Route(lane, "echo") for lane in LANES}
+
+
+async def test_what_several_cards_of_one_worker_are_too_small_for_is_tried_again_on_any(
+    log: EventLog, inbox: Inbox, workers: Workers
+) -> None:
+    """Nobody tells what they have together: a single card that is bigger than the first one may be smaller than all."""
+    big = await workers.start(2)
+    long = await submit(inbox, echo(steps=100_000, step_ms=20))
+    await until(log, long, "task.assigned")
+    await workers.start(0, BITINGLIP_WORKER_DEVICE="cuda:0,cuda:1")
+    history = await outcome(log, await submit(inbox, echo(**NEEDS_10_GB)))
+    failures = [recorded.event for recorded in history if isinstance(recorded.event, TaskFailed)]
+    assert [failed.next_vram_gb for failed in failures] == [None, None]
+    last = history[-1].event
+    assert isinstance(last, TaskDeadLettered)
+    assert "bigger" not in last.failure.message
+    await big.kill()
 
 
 async def test_a_worker_that_is_killed_before_it_opened_the_queue_leaves_it_to_the_next(
