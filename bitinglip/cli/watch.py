@@ -153,8 +153,11 @@ def _describe(kind: str, data: dict[str, Any]) -> str:
     told = kind.removeprefix("task.").replace("_", " ")
     if kind == "task.assigned":
         return f"{told} to {data['worker_id']} (attempt {data['attempt']})"
+    if data.get("reason") == "bigger_card":
+        return f"{told} for a bigger card"
     if "failure" in data:
         again = f"; again at {data['retry_at']}" if data.get("retry_at") else ""
+        again += f", on a card of at least {data['next_vram_gb']:g} GiB" if data.get("next_vram_gb") else ""
         return f"{told}: {data['failure']['message']}{again}"
     return told
 

@@ -13,16 +13,19 @@ from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
 from bitinglip.events.consumers import queue_names
 from bitinglip.events.pauses import paused_lanes, settle_pauses
-from bitinglip.events.streams import Route, ensure_consumer
+from bitinglip.events.streams import Route, ensure_consumer, has_consumer
 
 
 async def open_route(connection: Connection, route: Route, lease_s: float) -> None:
-    """Make a queue's consumer, paused if its model is, and tell the workers that listen.
+    """Make a queue's consumer if it is not there, paused if its model is, and tell the workers that listen.
+
+    One that is there keeps the lease that its workers gave it.
 
     Raises:
         NoServer: the server does not answer.
     """
-    await ensure_consumer(connection.js, route, lease_s)
+    if not await has_consumer(connection.js, route):
+        await ensure_consumer(connection.js, route, lease_s)
     model, _ = subjects.decode_queue(route.queue)
     if await paused_lanes(connection, model):
         await settle_pauses(connection, model)

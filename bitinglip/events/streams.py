@@ -151,6 +151,21 @@ async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) ->
         await js.add_consumer(QUEUE, config=consumer(route, lease_s))
 
 
+async def has_consumer(js: JetStreamContext, route: Route) -> bool:
+    """Tell whether a route's durable consumer is there.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    try:
+        await js.consumer_info(QUEUE, route.consumer)
+    except NotFoundError:
+        return False
+    except (NatsError, OSError) as error:
+        raise NoServer(problem=str(error) or type(error).__name__) from error
+    return True
+
+
 def check_server(*version: int) -> None:
     """Refuse a server that lacks what the log needs.
 

@@ -46,6 +46,8 @@ class Failure(_Value):
     kind: FailureKind
     message: str
     retryable: bool
+    device_bytes: int | None = None
+    """Memory of the device that was too small (`out_of_memory`); none if it is not known, and for other failures."""
 
 
 class Usage(_Value):
@@ -133,6 +135,7 @@ class TaskQueued(TaskEvent):
     """A task that waited is ready to run: its time has come, the tasks before it have ended, or it is tried again.
 
     `stranded`: it was ready already, but its work message was lost sight of, and this one takes its place.
+    `bigger_card`: it is tried again, on a device with more memory than the one that was too small for it.
     """
 
     type = "task.queued"
@@ -140,7 +143,7 @@ class TaskQueued(TaskEvent):
 
     attempt: Attempt
     """Number that the coming attempt will have."""
-    reason: Literal["scheduled", "retry", "released", "stranded"]
+    reason: Literal["scheduled", "retry", "released", "stranded", "bigger_card"]
     params: dict[str, Any] | None = None
     """The parameters with the results of other tasks in their places; none if they are those of `task.submitted`."""
     params_ref: ArtifactRef | None = None
@@ -249,6 +252,8 @@ class TaskFailed(TaskEvent):
     worker_id: str
     failure: Failure
     retry_at: datetime | None = None
+    next_vram_gb: float | None = None
+    """GiB that the device of the next attempts must have, since this one was too small; none: no more than before."""
     run_ms: float = 0.0
 
 

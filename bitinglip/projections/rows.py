@@ -45,6 +45,8 @@ class TaskRow:
     run_at: datetime | None
     expires_at: datetime | None
     timeout_ms: int | None
+    vram_gb: float
+    labels: list[str]
     attempt: int
     worker_id: str | None
     node_id: str | None
@@ -52,6 +54,7 @@ class TaskRow:
     revision: str | None
     submitted_at: datetime
     queued_at: datetime | None
+    queued_reason: str | None
     started_at: datetime | None
     finished_at: datetime | None
     wait_ms: int | None

@@ -305,6 +305,8 @@ class FailAttempt:
     now: datetime
     jitter: float
     """A random number from 0 to 1, drawn by the caller: the core has no randomness of its own."""
+    next_vram_gb: float | None = None
+    """GiB that the next attempt's device must have: this one was too small, and the caller knows of a bigger one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

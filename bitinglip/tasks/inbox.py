@@ -27,7 +27,8 @@ from bitinglip.tasks.commands import (
     WaitingCommand,
 )
 from bitinglip.tasks.dependencies import require
-from bitinglip.tasks.routing import route_of
+from bitinglip.tasks.outgrown import ensure_queue
+from bitinglip.tasks.routing import route_now, route_of
 from bitinglip.tasks.state import AwaitTimer, Stale, State, Task, again, decide, evolve, fold
 
 RETRIED: frozenset[State] = frozenset({"failed", "dead_lettered", "expired", "cancelled"})
@@ -204,12 +205,14 @@ class Inbox:
     async def _take_back(self, task: Task) -> None:
         """Take a task that waited out of its queue, or withdraw the timer that would have queued it."""
         if task.state == "queued":
-            await self._log.purge_queued(*route_of(task.submitted), task.id)
+            await self._log.purge_queued(*route_now(task), task.id)
         elif task.state == "scheduled":
             await self._log.append(self._log.timer_withdrawal(task.id, task.attempt + 1))
 
     async def _append(self, task: Task, event: TaskEvent) -> Task:
-        route = route_of(task.submitted) if isinstance(event, TaskQueued) else None
+        route = route_now(task) if isinstance(event, TaskQueued) else None
+        if route is not None:
+            await ensure_queue(self._log, task)
         sequence = await self._log.append(self._log.task_append(event, task.sequence, route=route))
         after = evolve(task, event, sequence, self._log.clock())
         assert after is not None

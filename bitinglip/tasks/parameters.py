@@ -72,6 +72,11 @@ class EchoParameters(ModelParameters):
     fail: Literal["bad_input", "out_of_memory", "crash", "device_fault"] | None = Field(
         default=None, description="Fail in this way instead, on every attempt."
     )
+    needs_gb: float | None = Field(
+        default=None,
+        ge=0,
+        description="Run out of memory on a worker whose `worker.memory_gb` is less than so many GiB.",
+    )
 
 
 class EchoResult(Result):

@@ -5,15 +5,22 @@ from __future__ import annotations
 from bitinglip.events import subjects
 from bitinglip.events.subjects import ANY_WORK, WorkClass
 from bitinglip.events.task import TaskSubmitted
+from bitinglip.tasks.state import Task
 
 
 def route_of(task: TaskSubmitted) -> tuple[str, str]:
-    """Return the lane and the queue of a task.
+    """Return the lane and the queue that a task waits in at first.
 
     Each API key has queues of its own, and so has work that not every worker may take: what a worker pulls is then
     its choice, and nothing has to be handed back.
     """
     return task.lane, subjects.encode_queue(task.model, work_class(task))
+
+
+def route_now(task: Task) -> tuple[str, str]:
+    """Return the lane and the queue that a task waits in from now on: another one once it has outgrown a device."""
+    work = work_class(task.submitted)._replace(vram_gb=task.vram_gb)
+    return task.submitted.lane, subjects.encode_queue(task.submitted.model, work)
 
 
 def work_class(task: TaskSubmitted) -> WorkClass:

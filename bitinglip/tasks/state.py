@@ -80,6 +80,10 @@ class Task(NamedTuple):
     """Those of them that ended with the process that ran them, which may be the task's own doing."""
     worker_id: str | None = None
     retry_at: datetime | None = None
+    outgrown: float = 0.0
+    """GiB that its device must have since it ran out of memory on smaller ones; 0: it has not, or there is no other."""
+    bigger_next: bool = False
+    """Whether the latest attempt was the one that was too small: the next one is for a bigger device alone."""
     cancel: TaskCancelRequested | None = None
     released: TaskQueued | None = None
     """What ended its wait for other tasks, if it brought parameters in place of the submitted ones."""
@@ -93,6 +97,12 @@ class Task(NamedTuple):
     def params_ref(self) -> ArtifactRef | None:
         """The artifact that holds what it runs with, if one does."""
         return self.submitted.params_ref if self.released is None else self.released.params_ref
+
+    @property
+    def vram_gb(self) -> float:
+        """GiB that its device must have: as was asked for, or more if it has outgrown that; 0: any will do."""
+        asked = self.submitted.requires
+        return max(asked.vram_gb if asked is not None else 0.0, self.outgrown)
 
     @property
     def waits_for_others(self) -> bool:
@@ -221,7 +231,12 @@ def _apply(task: Task, event: TaskEvent, sequence: int, at: datetime) -> Task:
             return _apply_queued(task, event, sequence, at)
         case TaskAssigned(attempt=attempt, worker_id=worker_id):
             return task._replace(
-                sequence=sequence, state="running", attempt=attempt, worker_id=worker_id, retry_at=None
+                sequence=sequence,
+                state="running",
+                attempt=attempt,
+                worker_id=worker_id,
+                retry_at=None,
+                bigger_next=False,
             )
         case TaskFailed():
             return _apply_failed(task, event, sequence)
@@ -257,7 +272,13 @@ def _apply_failed(task: Task, event: TaskFailed, sequence: int) -> Task:
     )
     if event.retry_at is None:
         return task._replace(state="failed")
-    return task._replace(state="scheduled", retry_at=event.retry_at, ready_at=event.retry_at)
+    return task._replace(
+        state="scheduled",
+        retry_at=event.retry_at,
+        ready_at=event.retry_at,
+        outgrown=max(task.outgrown, event.next_vram_gb or 0.0),
+        bigger_next=event.next_vram_gb is not None,
+    )
 
 
 # --- decide -----------------------------------------------------------------------------------------------------------
@@ -315,15 +336,18 @@ def _decide_assign(task: Task, command: AssignAttempt) -> Decision:
         return (_cancelled(task),)
     if _expired(task, command.now):
         return (_expiry(task),)
-    if task.retry_at is not None and task.state == "scheduled" and task.retry_at > command.now:
-        return AwaitTimer(task.attempt + 1, task.retry_at)
+    if task.retry_at is not None and task.state == "scheduled" and (task.bigger_next or task.retry_at > command.now):
+        return AwaitTimer(task.attempt + 1, task.retry_at)  # through its timer alone it comes to a bigger device
     return (_assigned(task, command),)
 
 
 def _take_over(task: Task, command: AssignAttempt) -> Decision:
     """The message of a running attempt came back: its lease has ended."""
     assert task.worker_id is not None
-    failed = _fail(task, task.worker_id, LOST_LEASE, run_ms=0.0, now=command.now, jitter=0.0)
+    lost = FailAttempt(
+        attempt=task.attempt, worker_id=task.worker_id, failure=LOST_LEASE, run_ms=0.0, now=command.now, jitter=0.0
+    )
+    failed = _fail(task, lost)
     if is_terminal(failed):
         return (failed,)
     return (failed, _assigned(task, command))
@@ -372,25 +396,28 @@ def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
                 versions=command.versions,
             )
         case FailAttempt():
-            return _fail(task, command.worker_id, command.failure, command.run_ms, command.now, command.jitter)
+            return _fail(task, command)
         case StopAttempt():
             return _cancelled(task)
         case _:
             assert_never(command)
 
 
-def _fail(task: Task, worker_id: str, failure: Failure, run_ms: float, now: datetime, jitter: float) -> TaskEvent:
+def _fail(task: Task, command: FailAttempt) -> TaskEvent:
     if task.cancel is not None:
         return _cancelled(task)
-    failed = TaskFailed(task_id=task.id, attempt=task.attempt, worker_id=worker_id, failure=failure, run_ms=run_ms)
-    match decide_retry(task.submitted.retry, failure, task.failures + 1, now, jitter):
+    failure, run_ms = command.failure, command.run_ms
+    failed = TaskFailed(
+        task_id=task.id, attempt=task.attempt, worker_id=command.worker_id, failure=failure, run_ms=run_ms
+    )
+    match decide_retry(task.submitted.retry, failure, task.failures + 1, command.now, command.jitter):
         case RetryAt(at):
-            return failed.model_copy(update={"retry_at": at})
+            return failed.model_copy(update={"retry_at": at, "next_vram_gb": command.next_vram_gb})
         case GiveUp():
             return failed
         case DeadLetter():
             return TaskDeadLettered(
-                task_id=task.id, attempt=task.attempt, worker_id=worker_id, failure=failure, run_ms=run_ms
+                task_id=task.id, attempt=task.attempt, worker_id=command.worker_id, failure=failure, run_ms=run_ms
             )
 
 

@@ -130,6 +130,8 @@ class Agent:
     def know_card(self, memory_bytes: int | None) -> None:
         """Say what the worker's device has, before `run`: work may require it."""
         self._view = replace(self._view, card=replace(self._view.card, total_bytes=memory_bytes))
+        several = "," in self._settings.worker.device  # what they have together nobody tells
+        self.runner.device_bytes = None if several else memory_bytes
 
     def know_labels(self, labels: Iterable[str]) -> None:
         """Say which labels the worker has from now on."""

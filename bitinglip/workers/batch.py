@@ -21,6 +21,7 @@ from bitinglip.settings import Settings
 from bitinglip.tasks.commands import TaskCommand
 from bitinglip.workers.attempt import Attempt, Scribe
 from bitinglip.workers.batcher import group
+from bitinglip.workers.bigger import outgrown
 from bitinglip.workers.company import Rooms, apart, company
 from bitinglip.workers.engine import (
     JOINING_KINDS,
@@ -41,6 +42,7 @@ from bitinglip.workers.files import Files
 from bitinglip.workers.identity import Counts, Identity
 from bitinglip.workers.lease import LeaseKeeper
 from bitinglip.workers.payload import read_params, store_result
+from bitinglip.workers.peers import read_cards
 from bitinglip.workers.words import Words
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,8 @@ class BatchRunner:
         self._stop_timer: asyncio.TimerHandle | None = None
         self._stop_at = 0.0
         self.counts = Counts()
+        self.device_bytes: int | None = None
+        """Memory of the worker's device; none: not known."""
         self.freed = asyncio.Event()
         """Set whenever a task is settled, and there is room for another one."""
         event_log.connection.on_reconnect(self._reconnected)
@@ -304,9 +308,21 @@ class BatchRunner:
                 result, reference = await store_result(self._log.connection, stored, most)
                 return self._words.success(attempt, answer, loaded, result, reference)
             case JobFailed():
-                return self._words.failure(attempt, answer.failure)
+                return await self._failed(attempt, answer.failure)
             case JobCancelled():
                 return self._words.stopped(attempt)
+
+    async def _failed(self, attempt: Attempt, failure: Failure) -> TaskCommand:
+        """Say that an attempt failed; if its device was too small, the next is for a bigger one, if there is one."""
+        if failure.kind != "out_of_memory" or self.device_bytes is None:
+            return self._words.failure(attempt, failure)
+        try:
+            peers = await read_cards(self._log, self._identity.worker_id, self._settings.worker.heartbeat_s)
+        except NoServer as error:
+            log.debug("nobody knows of bigger cards: %s", error)
+            return self._words.failure(attempt, failure)
+        found = outgrown(attempt.task, failure, self.device_bytes, peers)
+        return self._words.failure(attempt, found.failure, found.next_vram_gb)
 
     async def _write_ticks(self, ticks: list[tuple[Attempt, TaskCommand]]) -> None:
         """Ticks of one attempt follow one another; those of different attempts travel together."""

@@ -56,6 +56,14 @@ class Peers:
             NoServer: the server does not answer.
         """
         self._subscription = await self._log.connection.subscribe(subjects.worker_subject("*", "*"), self._heard)
+        await self.read()
+
+    async def read(self) -> None:
+        """Take in what was last said.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
         said: list[RawMessage] = []
         for name in ("started", "models_changed", "heartbeat", "stopped"):
             said += await get_last_each(self._log.connection, WORKERS, subjects.worker_subject("*", name))
@@ -109,6 +117,17 @@ class Peers:
         peer.since = {reference: peer.since.get(reference, at) for reference in beat.loaded}
         if before is None or _state(before) != _state(beat):
             self._changed()
+
+
+async def read_cards(event_log: EventLog, worker_id: str, heartbeat_s: float) -> list[CardView]:
+    """Return the cards of the other workers that live, by what they last said: for who asks now and then.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    peers = Peers(event_log, worker_id, heartbeat_s, lambda: None)
+    await peers.read()
+    return peers.cards()
 
 
 def _state(beat: WorkerHeartbeat) -> tuple[object, ...]:

@@ -69,8 +69,8 @@ class Words:
             versions=loaded.versions,
         )
 
-    def failure(self, attempt: Attempt, failure: Failure) -> FailAttempt:
-        """Say that it failed."""
+    def failure(self, attempt: Attempt, failure: Failure, next_vram_gb: float | None = None) -> FailAttempt:
+        """Say that it failed, and what memory the next one's device must have if this one's was too small."""
         return FailAttempt(
             attempt=attempt.task.attempt,
             worker_id=self._identity.worker_id,
@@ -78,6 +78,7 @@ class Words:
             run_ms=round(attempt.run_ms, 3),
             now=self._clock(),
             jitter=random.random(),  # noqa: S311
+            next_vram_gb=next_vram_gb,
         )
 
     def stopped(self, attempt: Attempt) -> FailAttempt | StopAttempt:

@@ -17,6 +17,8 @@ import pytest
 from bitinglip.cli.natsserver import find_or_fetch
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS, WORKERS
+from bitinglip.events.subjects import worker_subject
+from bitinglip.events.worker import WorkerHeartbeat
 from bitinglip.settings import Nats
 from tests.integration.gateway.support import ECHO, collect, submitted
 from tests.support.cluster import Cluster
@@ -92,7 +94,7 @@ async def end_of(client: httpx.AsyncClient, task_id: str) -> str:
     return (await collect(client, f"/v1/tasks/{task_id}/events"))[-1].type
 
 
-async def run_tasks(client: httpx.AsyncClient) -> None:
+async def run_tasks(client: httpx.AsyncClient, _: GuardedServer) -> None:
     """Tasks of all kinds of ways and ends."""
     quick: dict[str, Any] = {"max_attempts": 2, "base_ms": 10, "max_ms": 20}
     first, soon = await submitted(client), datetime.now(UTC) + timedelta(seconds=2)
@@ -116,7 +118,7 @@ async def run_tasks(client: httpx.AsyncClient) -> None:
     assert await end_of(client, long) == "task.cancelled"
 
 
-async def use_queues(client: httpx.AsyncClient) -> None:
+async def use_queues(client: httpx.AsyncClient, _: GuardedServer) -> None:
     """Pauses, purges, batches, schedules."""
     assert (await client.post("/v1/queues:pause", json={"model": "echo"})).status_code == 200
     waiting = await submitted(client)
@@ -134,7 +136,28 @@ async def use_queues(client: httpx.AsyncClient) -> None:
     assert (await client.delete(f"/v1/schedules/{schedule['schedule_id']}")).status_code < 300
 
 
-async def command_nodes(client: httpx.AsyncClient) -> None:
+async def outgrow(client: httpx.AsyncClient, server: GuardedServer) -> None:
+    """A worker whose card is too small for a task opens the queue of a bigger one, which its model's pause holds."""
+    log = await EventLog.connect(Nats(url=server.url("worker")), "/test")
+    reading = {"name": "big", "memory_total_bytes": 2**50}
+    beat = WorkerHeartbeat.model_validate(WorkerHeartbeat.example | {"worker_id": "big", "device": reading})
+    await log.append(log.fact_append(beat, worker_subject("big", "heartbeat"), "big"))
+    full = {"params": {"steps": 50, "step_ms": 20, "fail": "out_of_memory"}, "retry": {"base_ms": 10}}
+    task_id = await submitted(client, ECHO | full)
+
+    async def is_now(name: str, value: Any) -> bool:
+        return (await client.get(f"/v1/tasks/{task_id}")).json()[name] == value
+
+    await eventually(lambda: is_now("state", "running"))
+    assert (await client.post("/v1/queues:pause", json={"model": "echo"})).status_code == 200
+    await eventually(lambda: is_now("queued_reason", "bigger_card"))
+    queues = (await client.get("/v1/queues")).json()["queues"]
+    assert [queue["paused"] for queue in queues if queue["requires"]] == [True]
+    assert (await client.delete(f"/v1/tasks/{task_id}")).status_code == 200
+    await log.close()
+
+
+async def command_nodes(client: httpx.AsyncClient, _: GuardedServer) -> None:
     """Everything that a node is told to do."""
     (node,) = (await client.get("/v1/nodes")).json()["nodes"]
     (worker,) = (await client.get("/v1/workers")).json()["workers"]
@@ -148,11 +171,11 @@ async def command_nodes(client: httpx.AsyncClient) -> None:
     assert await end_of(client, await submitted(client)) == "task.succeeded"
 
 
-@pytest.mark.parametrize("use", [run_tasks, use_queues, command_nodes], ids=lambda use: use.__name__)
+@pytest.mark.parametrize("use", [run_tasks, use_queues, outgrow, command_nodes], ids=lambda use: use.__name__)
 async def test_nobody_is_refused_anything_that_belongs_to_the_work(
-    client: httpx.AsyncClient, server: GuardedServer, use: Callable[[httpx.AsyncClient], Awaitable[None]]
+    client: httpx.AsyncClient, server: GuardedServer, use: Callable[[httpx.AsyncClient, GuardedServer], Awaitable[None]]
 ) -> None:
-    await use(client)
+    await use(client, server)
     assert (await client.get("/readyz")).json()["status"] == "ready"
     assert (await client.get("/metrics")).status_code == 200
     assert server.violations() == []
@@ -179,7 +202,6 @@ WRITES = {
         "bl.schedule.s.created",
         "bl.control.node.n.drain",
         f"$JS.API.STREAM.PURGE.{QUEUE}",
-        f"$JS.API.CONSUMER.PAUSE.{QUEUE}.normal-echo",
         f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
     ],
     "gateway": [

@@ -8,12 +8,13 @@ import pytest
 
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
-from bitinglip.events.streams import QUEUE, Route, consumer
-from bitinglip.events.subjects import encode_token, worker_subject
+from bitinglip.events.routes import known_routes
+from bitinglip.events.streams import QUEUE, TASKS, Route, consumer
+from bitinglip.events.subjects import WorkClass, encode_queue, encode_token, worker_subject
 from bitinglip.events.task import TaskCancelled, TaskEvent, TaskFailed, TaskQueued
 from bitinglip.events.worker import WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
-from bitinglip.tasks.commands import AssignAttempt, SubmitTask
+from bitinglip.tasks.commands import AssignAttempt, RequeueTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import State, Task, decide, evolve, fold
 from bitinglip.tasks.stranded import StrandedWork
@@ -172,6 +173,32 @@ async def test_a_message_that_its_task_needs_no_more_is_taken_out(
     await stranded.look()
     assert await stranded.look() == [task_id]
     assert (await states(log, [task_id]), await left_in_queue(log)) == ({"failed"}, 0)
+
+
+async def test_one_that_has_outgrown_its_card_gets_the_queue_that_it_goes_to(
+    log: EventLog, forgetful: None, stranded: StrandedWork, eventually: Any
+) -> None:
+    (task_id,) = await strand(log, 1, eventually)
+    task = await assign(log, task_id)
+    full = {"kind": "out_of_memory", "message": "no room", "retryable": True}
+    told = {"task_id": task_id, "attempt": 1, "worker_id": WORKER, "failure": full, "next_vram_gb": 9}
+    await log.append(log.task_append(TaskFailed.model_validate(TaskFailed.example | told), task.sequence))
+    await stranded.look()
+    assert await stranded.look() == [task_id]
+    bigger = Route("normal", encode_queue("echo", WorkClass(vram_gb=9)))
+    assert set(await known_routes(log.connection)) == {ROUTE, bigger}
+    queue = WorkQueue(log.connection, 30)
+    (delivery,) = await queue.wait([bigger], 1)
+    assert isinstance(delivery.event.event, TaskQueued)
+    assert delivery.event.event.reason == "bigger_card"
+    await queue.close()
+    again = await Inbox(log, 65_536).settle(
+        await read(log, task_id), RequeueTask(ready_sequence=delivery.event.sequence)
+    )
+    assert again.ready_sequence > delivery.event.sequence
+    last = await log.read_last(TASKS, f"bl.task.{task_id}.queued.{bigger.lane}.{bigger.queue}")
+    assert last is not None
+    assert last.sequence == again.ready_sequence
 
 
 async def test_a_task_that_runs_is_left_to_its_worker_until_that_is_gone(

@@ -49,7 +49,7 @@ TABLES = (
     "events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models", "model_nodes", "model_aliases",
 )  # fmt: skip
 ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "requeue", "unknown")
-KINDS = ("engine_crashed", "lost_lease", "worker_crashed", "worker_stopped", "bad_input")
+KINDS = ("engine_crashed", "lost_lease", "worker_crashed", "worker_stopped", "bad_input", "out_of_memory")
 
 
 def message(event: Event, sequence: int, *, about: str, **changes: Any) -> RawMessage:
@@ -96,6 +96,7 @@ class Story:
         return TaskSubmitted.model_validate(
             TaskSubmitted.example
             | {"task_id": task_id, "retry": {"max_attempts": self._draw(st.integers(1, 3))}}
+            | ({"requires": {"vram_gb": 16}} if self._draw(st.booleans()) else {})
             | ({"run_at": START + timedelta(seconds=9), "metadata": {"a": "b"}} if later else {})
         )
 
@@ -131,7 +132,8 @@ class Story:
             case "fail":
                 kind = self._draw(st.sampled_from(KINDS))
                 failure = Failure(kind=kind, message="it broke", retryable=kind != "bad_input")
-                return FailAttempt(**attempt, failure=failure, run_ms=2.5, now=now, jitter=0.5)
+                more = self._draw(st.sampled_from([None, 9.0, 25.0])) if kind == "out_of_memory" else None
+                return FailAttempt(**attempt, failure=failure, run_ms=2.5, now=now, jitter=0.5, next_vram_gb=more)
             case "requeue":
                 return RequeueTask(ready_sequence=task.ready_sequence)
             case "cancel":

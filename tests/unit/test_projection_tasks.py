@@ -21,6 +21,7 @@ SLOW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 ID = "01JZ0000000000000000000000"
+FAILURE = TaskFailed.example["failure"] | {"device_bytes": None}
 
 
 @SLOW
@@ -62,6 +63,7 @@ def _told(row: TaskRow) -> dict[str, Any]:
         "cancel": row.cancel_requested,
         "max_attempts": row.max_attempts,
         "metadata": row.metadata,
+        "vram_gb": row.vram_gb,
         "queued_at": row.queued_at if row.state == "queued" else None,
     }
 
@@ -77,6 +79,7 @@ def _folded(task: Task) -> dict[str, Any]:
         "cancel": task.cancel is not None,
         "max_attempts": task.submitted.retry.max_attempts,
         "metadata": task.submitted.metadata,
+        "vram_gb": task.vram_gb,
         "queued_at": task.ready_at if task.state == "queued" else None,
     }
 
@@ -103,7 +106,7 @@ def test_what_a_task_waits_for_and_asks_again_is_in_its_row() -> None:
     failed = message(TaskFailed.model_validate(TaskFailed.example | {"task_id": ID}), 3, about=ID)
     queued = message(TaskQueued(task_id=ID, attempt=2, reason="retry"), 4, about=ID)  # type: ignore[arg-type]
     row = _one(asked, ASSIGNED, failed)
-    assert (row.retry_of, row.state, row.attempt, row.failure) == ("T", "scheduled", 1, TaskFailed.example["failure"])
+    assert (row.retry_of, row.state, row.attempt, row.failure) == ("T", "scheduled", 1, FAILURE)
     assert row.retry_at == datetime.fromisoformat(TaskFailed.example["retry_at"])
     assert _one(asked, ASSIGNED, failed, queued).retry_at is None
 
@@ -123,6 +126,33 @@ def test_a_task_lists_those_that_ask_for_it_again(data: st.DataObject) -> None:
         assert rows[task_id].retried_as == [new for new, old in zip(ids, of, strict=True) if old == task_id]
 
 
+def test_a_task_that_goes_to_a_bigger_card_says_so_and_what_it_requires_by_then() -> None:
+    requires = {"vram_gb": 8, "labels": ["eu"]}
+    asked = message(
+        TaskSubmitted.model_validate(TaskSubmitted.example | {"task_id": ID, "requires": requires}), 1, about=ID
+    )
+    example = TaskFailed.example | {"task_id": ID}
+    small = message(TaskFailed.model_validate(example | {"next_vram_gb": 13.0}), 3, about=ID)
+    queued = message(TaskQueued(task_id=ID, attempt=2, reason="bigger_card"), 4, about=ID)  # type: ignore[arg-type]
+    again = message(TaskAssigned.model_validate(TaskAssigned.example | {"task_id": ID, "attempt": 2}), 5, about=ID)
+    other = message(TaskFailed.model_validate(example | {"attempt": 2}), 6, about=ID)
+    story, told = [asked, ASSIGNED, small, queued, again, other], list[tuple[float, str | None]]()
+    for end in range(1, len(story) + 1):
+        row = _one(*story[:end])
+        told.append((row.vram_gb, row.queued_reason))
+        assert row.labels == ["eu"]
+    whole = [
+        (8.0, None),
+        (8.0, None),
+        (13.0, None),
+        (13.0, "bigger_card"),
+        (13.0, "bigger_card"),
+        (13.0, "bigger_card"),
+    ]
+    assert told == whole
+    assert (_one(SUBMITTED).vram_gb, _one(SUBMITTED).labels) == (0.0, [])
+
+
 def test_a_row_has_everything_that_its_events_say() -> None:
     failed = message(TaskFailed.model_validate(TaskFailed.example | {"task_id": ID}), 3, about=ID)
     queued = message(TaskQueued(task_id=ID, attempt=2, reason="retry"), 4, about=ID)  # type: ignore[arg-type]
@@ -130,7 +160,7 @@ def test_a_row_has_everything_that_its_events_say() -> None:
     example = TaskSucceeded.example | {"task_id": ID, "attempt": 2, "usage": {"input_tokens": 7}}
     row = _one(SUBMITTED, ASSIGNED, failed, queued, again, message(TaskSucceeded.model_validate(example), 6, about=ID))
     assert (row.state, row.attempt, row.failures, row.wait_ms, row.device) == ("succeeded", 2, 1, 12, "cuda:0")
-    assert row.failure == TaskFailed.example["failure"]
+    assert row.failure == FAILURE
     assert row.result == TaskSucceeded.example["result"]
     assert (row.run_ms, row.load_ms, row.input_tokens, row.output_tokens) == (41.5, 0.0, 7, 0)
     assert [row.submitted_at, row.queued_at, row.started_at, row.finished_at] == sorted(

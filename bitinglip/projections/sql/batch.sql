@@ -36,7 +36,9 @@ from (
         try_cast(field[9] as integer) as attempt,
         coalesce(field[10], field[11], field[12]) is not null as delayed,
         field[13] as failure_kind,
-        field[14] is not null as retries
+        field[14] is not null as retries,
+        field[15] as reason,
+        try_cast(field[16] as double) as next_vram_gb
     from (
         select
             sequence,
@@ -44,7 +46,7 @@ from (
             json_extract_string(payload, [
                 '$.id', '$.type', '$.dataschema', '$.source', '$.subject', '$.time', '$.causationid', '$.data',
                 '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.depends_on', '$.data.failure.kind',
-                '$.data.retry_of'
+                '$.data.retry_of', '$.data.reason', '$.data.next_vram_gb'
             ]) as field
         from incoming
     )

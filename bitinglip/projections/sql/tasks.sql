@@ -32,6 +32,8 @@ create table tasks (
     run_at timestamp,
     expires_at timestamp,
     timeout_ms bigint,
+    vram_gb double,
+    labels json,
     attempt integer,
     worker_id varchar,
     node_id varchar,
@@ -39,6 +41,7 @@ create table tasks (
     revision varchar,
     submitted_at timestamp,
     queued_at timestamp,
+    queued_reason varchar,
     started_at timestamp,
     finished_at timestamp,
     wait_ms bigint,
@@ -82,6 +85,8 @@ comment on column tasks.max_attempts is 'Attempts that may fail before the task 
 comment on column tasks.run_at is 'Not to start before (UTC); null for at once.';
 comment on column tasks.expires_at is 'Expires if not started by then (UTC).';
 comment on column tasks.timeout_ms is 'Longest that one attempt may run, in milliseconds.';
+comment on column tasks.vram_gb is 'GiB that its device must have: as asked for, or more since it ran out of memory on a smaller one; 0 for any.';
+comment on column tasks.labels is 'Labels that its worker must have; empty for any.';
 comment on column tasks.attempt is 'Number of the latest attempt; 0 before the first.';
 comment on column tasks.worker_id is 'Worker of the latest attempt.';
 comment on column tasks.node_id is 'Machine of the latest attempt.';
@@ -89,6 +94,7 @@ comment on column tasks.device is 'Device of the latest attempt, as cuda:0.';
 comment on column tasks.revision is 'Revision of the model in the latest attempt.';
 comment on column tasks.submitted_at is 'When it was accepted (UTC).';
 comment on column tasks.queued_at is 'When it was last ready to run (UTC).';
+comment on column tasks.queued_reason is 'Why it was last made ready: scheduled, released, retry or bigger_card; null if it was so from the start.';
 comment on column tasks.started_at is 'When its latest attempt was assigned (UTC).';
 comment on column tasks.finished_at is 'When it ended (UTC); null while it has not.';
 comment on column tasks.wait_ms is 'Milliseconds from being ready to the assignment, in the latest attempt.';
@@ -131,6 +137,8 @@ with told as (
         arg_min(data, sequence) filter (type = 'task.submitted') as submitted,
         max(state_key) filter (makes_ready) as ready_key,
         arg_max(time, sequence) filter (makes_ready) as queued_at,
+        arg_max(reason, sequence) filter (makes_ready) as queued_reason,
+        max(next_vram_gb) filter (type = 'task.failed') as next_vram_gb,
         max(attempt) filter (type = 'task.assigned') as attempt,
         arg_max(time, sequence) filter (type = 'task.assigned') as started_at,
         arg_max(data, sequence) filter (type = 'task.assigned') as assigned,
@@ -161,7 +169,7 @@ select
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT", "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
+        "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
     }') as s,
     json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
@@ -184,7 +192,8 @@ select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
     s.params_ref, s.request_sha256, s.retry_of, '[]', s.batch_id, if(json_type(s.depends_on) = 'ARRAY', s.depends_on, null), s.on_failure,
     coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
-    coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, started_at,
+    greatest(s.requires.vram_gb, next_vram_gb, 0), coalesce(s.requires.labels, '[]'),
+    coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, queued_reason, started_at,
     finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
     r.result_ref, f.failure, failures, if(state_key % 4 = 3 and ended_type is null, f.retry_at, null), if(succeeded, coalesce(r.usage.input_tokens, 0), null),
     if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
@@ -214,7 +223,9 @@ set
     node_id = if(new.attempt is null, tasks.node_id, new.a.node_id),
     device = if(new.attempt is null, tasks.device, new.a.device),
     revision = if(new.attempt is null, tasks.revision, new.a.revision),
+    vram_gb = greatest(tasks.vram_gb, new.next_vram_gb),
     queued_at = if(new.ready_key > tasks.state_key, new.queued_at, tasks.queued_at),
+    queued_reason = if(new.ready_key > tasks.state_key, new.queued_reason, tasks.queued_reason),
     started_at = coalesce(new.started_at, tasks.started_at),
     finished_at = coalesce(tasks.finished_at, new.finished_at),
     wait_ms = if(new.attempt is null, tasks.wait_ms, new.a.wait_ms),

@@ -19,7 +19,7 @@ LONGEST_WAIT_S = 0.05
 def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load nothing."""
     progress(1, 1)
-    return Echo()
+    return Echo(placement.memory_bytes)
 
 
 class Echo:
@@ -30,13 +30,25 @@ class Echo:
     versions: dict[str, str] = {}
     memory_bytes = 0
 
+    def __init__(self, budget_bytes: int) -> None:
+        """`budget_bytes`: what models may take of the device; 0: nobody has said."""
+        self._budget_bytes = budget_bytes
+
     def run(self, jobs: Sequence[Job[EchoParameters]], sink: Sink) -> None:
         """Idle through each job's steps, and give back its message."""
         started = time.monotonic()
-        idling = [_Idling(job, started) for job in jobs]
+        idling = [_Idling(job, started) for job in jobs if self._has_room(job, sink)]
         while idling := [each for each in idling if not each.advance(sink)]:
             pause_s = min(each.due for each in idling) - time.monotonic()
             idling[0].job.cancelled.wait(min(LONGEST_WAIT_S, max(0.0, pause_s)))
+
+    def _has_room(self, job: Job[EchoParameters], sink: Sink) -> bool:
+        needs_gb = job.params.needs_gb
+        if needs_gb is None or not self._budget_bytes or needs_gb * 2**30 <= self._budget_bytes:
+            return True
+        full = Failure(kind="out_of_memory", message=f"It acts as if it needed {needs_gb:g} GiB.", retryable=True)
+        sink.fail(job.task_id, full)
+        return False
 
     def unload(self) -> None:
         """Drop nothing."""

@@ -48,6 +48,8 @@ async def test_what_is_required_is_in_the_log(client: httpx.AsyncClient, log: Ev
     task_id = await submitted(client, labels)
     events = (await client.get(f"/v1/tasks/{task_id}/events", params={"format": "json"})).json()
     assert events[0]["data"]["requires"] == {"vram_gb": 0.0, "labels": ["fast", "eu"]}
+    seen = (await client.get(f"/v1/tasks/{task_id}")).json()
+    assert (seen["vram_gb"], seen["labels"], seen["queued_reason"]) == (0.0, ["fast", "eu"], None)
 
 
 @pytest.mark.parametrize(
