@@ -228,7 +228,7 @@ async def test_a_defect_cuts_the_stream_off(caplog: pytest.LogCaptureFixture) ->
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
-async def test_a_request_that_is_cancelled_is_cleaned_up_and_stays_cancelled() -> None:
+async def test_a_request_that_is_cancelled_is_cleaned_up_and_stays_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     """As uvicorn does it with those that are open when its patience with them ends."""
     app = Stream(waits)
     async with asked(app) as (reader, _):
@@ -239,3 +239,4 @@ async def test_a_request_that_is_cancelled_is_cleaned_up_and_stays_cancelled() -
         assert (app.cleaned, app.open) == (1, 0)
         async with asyncio.timeout(20):
             assert await reader.read() == b""
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [asyncio.CancelledError]

@@ -30,6 +30,13 @@ async def received(end: socket.socket) -> bytes:
         return await asyncio.get_running_loop().sock_recv(end, 2 * MOST_BYTES)
 
 
+async def everything(end: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        found += await received(end)
+    return found
+
+
 async def test_what_is_written_in_one_turn_leaves_together_after_it() -> None:
     async with connected() as (transport, end):
         for part in (b"head ", b"body ", b"end"):
@@ -47,6 +54,10 @@ async def test_much_leaves_at_once() -> None:
         transport.write(b"first")
         transport.write(b"x" * MOST_BYTES)
         assert end.recv(5) == b"first"
+        assert len(await everything(end, MOST_BYTES)) == MOST_BYTES
+        transport.write(b"little")
+        with pytest.raises(BlockingIOError):
+            end.recv(100)
 
 
 async def test_closing_sends_what_is_left() -> None:
