@@ -451,17 +451,19 @@ def _stream_of(subject: str) -> str:
 
 
 async def _outcome(acked: asyncio.Future[Sequence], timeout_s: float) -> Sequence | BitingLipError:
-    if not acked.done():
-        await asyncio.wait([acked], timeout=timeout_s)
-    if not acked.done():
-        acked.cancel()
-        return NoServer(problem="no ack in time")
-    error = acked.exception()
-    if error is None:
-        return acked.result()
-    if isinstance(error, BitingLipError):
+    alarm = None if acked.done() else asyncio.get_running_loop().call_later(timeout_s, _give_up, acked)
+    try:
+        return await acked
+    except BitingLipError as error:
         return error
-    raise error
+    finally:
+        if alarm is not None:
+            alarm.cancel()
+
+
+def _give_up(acked: asyncio.Future[Sequence]) -> None:
+    if not acked.done():
+        acked.set_exception(NoServer(problem="no ack in time"))
 
 
 def _read_ack(msg: Msg, append: Append, acked: asyncio.Future[Sequence]) -> None:

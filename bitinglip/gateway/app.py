@@ -42,6 +42,7 @@ from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
 from bitinglip.gateway.door import Door, Resource, no_route
+from bitinglip.gateway.gathering import GatheringProtocol
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.settings import Settings
 
@@ -197,7 +198,7 @@ class _Server(uvicorn.Server):
 def _config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=GatheringProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +16,7 @@ from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import requests, sse, waiting
+from bitinglip.gateway import eventstream, requests, sse, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.ids import TaskId
 from bitinglip.tasks.state import TERMINAL_TYPES, is_terminal
@@ -48,11 +47,10 @@ class Follower:
         return follower
 
     async def close(self) -> None:
-        """Stop listening. A caller that leaves has us cancelled over and over (anyio's way), so this is shielded."""
+        """Stop listening."""
         if self._forget is not None:
             self._forget()
-        with anyio.CancelScope(shield=True):
-            await self._live.close()
+        await self._live.close()
 
     async def batches(self, after: int, *, heard_all: bool = False) -> AsyncGenerator[list[RawMessage]]:
         """Yield the events after a sequence up to the terminal one; `heard_all`: all of them came after `open`."""
@@ -143,5 +141,7 @@ def _to_the_end(batch: list[RawMessage]) -> tuple[list[RawMessage], bool]:
 
 def _accepted(request: Request) -> str:
     return (
-        "json" if requests.wants(request, "application/json") and not requests.wants(request, sse.MEDIA_TYPE) else "sse"
+        "json"
+        if requests.wants(request, "application/json") and not requests.wants(request, eventstream.MEDIA_TYPE)
+        else "sse"
     )

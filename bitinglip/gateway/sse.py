@@ -12,20 +12,16 @@ from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-import anyio
 import orjson
 from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
-from bitinglip.errors import CorruptEvent, NoServer
+from bitinglip.errors import CorruptEvent
 from bitinglip.events.envelope import RawMessage
 from bitinglip.gateway.context import Gateway
+from bitinglip.gateway.eventstream import EventStream, LastFrames
 from bitinglip.gateway.responses import json
 
-MEDIA_TYPE = "text/event-stream"
-GONE = b": the event log cannot be reached; connect again with Last-Event-ID\n\n"
 CANCEL_S = 1.0
 """Longer than closing a reader takes: asking again sooner would cut its cleaning short."""
 _T = TypeVar("_T")
@@ -56,32 +52,7 @@ def frames_stream(
     closed: Callable[[], Awaitable[None]] | None = None,
 ) -> EventStream:
     """Answer with events that are written already."""
-    return EventStream(
-        _while_reached(gateway, frames),
-        closed,
-        headers=headers,
-        ping=gateway.settings.gateway.sse_heartbeat_s,
-        ping_message_factory=_heartbeat,
-        sep="\n",
-    )
-
-
-class EventStream(EventSourceResponse):
-    """The library's response, whose last event and end leave together, and which tells when it is over."""
-
-    def __init__(
-        self, frames: AsyncGenerator[bytes], closed: Callable[[], Awaitable[None]] | None, **options: Any
-    ) -> None:
-        super().__init__(frames, **options)
-        self._closed = closed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
-        try:
-            await super().__call__(scope, receive, _with_its_end(send))
-        finally:
-            if self._closed is not None:
-                await self._closed()
+    return EventStream(frames, gateway.settings.gateway.sse_heartbeat_s, gateway.metrics.sse_clients, headers, closed)
 
 
 def nothing_more() -> Response:
@@ -102,7 +73,7 @@ def unnumbered(message: RawMessage) -> bytes:
 
 def told(name: str, data: Any) -> bytes:
     """Write an event that is none of the log's, and so has no sequence."""
-    return f"event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
+    return ServerSentEvent(orjson.dumps(data).decode(), event=name, sep="\n").encode()
 
 
 def json_list(messages: Iterable[RawMessage]) -> Response:
@@ -126,10 +97,7 @@ def one_line(payload: bytes) -> bytes:
 
 
 async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> AsyncGenerator[_T]:
-    """Yield what the source yields, until it ends or the gateway closes; then the source is closed.
-
-    The response cancels it over and over when the caller leaves (anyio's way), so the cleaning is shielded.
-    """
+    """Yield what the source yields, until it ends or the gateway closes; then the source is closed."""
     closed = asyncio.ensure_future(closing.wait())
     following: asyncio.Future[_T | None] | None = None
     try:
@@ -142,9 +110,8 @@ async def until_closed(source: AsyncGenerator[_T], closing: asyncio.Event) -> As
             yield item
     finally:
         closed.cancel()
-        with anyio.CancelScope(shield=True):
-            await stop(following)
-            await source.aclose()
+        await stop(following)
+        await source.aclose()
 
 
 async def together(main: AsyncGenerator[bytes], beside: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -162,11 +129,10 @@ async def together(main: AsyncGenerator[bytes], beside: AsyncGenerator[bytes]) -
                     yield piece
                     following[source] = asyncio.ensure_future(_next(source))
     finally:
-        with anyio.CancelScope(shield=True):
-            for future in following.values():
-                await stop(future)
-            await beside.aclose()
-            await main.aclose()
+        for future in following.values():
+            await stop(future)
+        await beside.aclose()
+        await main.aclose()
 
 
 async def stop(following: asyncio.Future[Any] | None) -> None:
@@ -178,44 +144,13 @@ async def stop(following: asyncio.Future[Any] | None) -> None:
         following.exception()
 
 
-class _LastFrames(bytes):
-    """A chunk after which the stream ends."""
-
-
 async def _frames(
     batches: AsyncGenerator[Seq[RawMessage]], ends: Callable[[RawMessage], bool]
 ) -> AsyncGenerator[bytes]:
     async with aclosing(batches):
         async for batch in batches:
             chunk = b"".join(map(frame, batch))
-            yield _LastFrames(chunk) if ends(batch[-1]) else chunk
-
-
-async def _while_reached(gateway: Gateway, frames: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    with gateway.metrics.sse_clients.track_inprogress():
-        async with aclosing(frames):
-            try:
-                async for chunk in frames:
-                    yield chunk
-            except NoServer:
-                yield GONE
-
-
-def _with_its_end(send: Send) -> Send:
-    """Hold the last chunk back until the response ends, which it does at once: one write instead of two."""
-    held: list[Message] = []
-
-    async def sending(message: Message) -> None:
-        if isinstance(message.get("body"), _LastFrames):
-            held.append(message)
-            return
-        if held and not message.get("more_body"):
-            message = {**message, "body": held.pop()["body"] + message.get("body", b"")}
-        while held:
-            await send(held.pop())
-        await send(message)
-
-    return sending
+            yield LastFrames(chunk) if ends(batch[-1]) else chunk
 
 
 def _numbered(message: RawMessage) -> dict[str, Any]:
@@ -227,7 +162,3 @@ def _numbered(message: RawMessage) -> dict[str, Any]:
 
 async def _next(source: AsyncIterator[_T]) -> _T | None:
     return await anext(source, None)
-
-
-def _heartbeat() -> ServerSentEvent:
-    return ServerSentEvent(comment="heartbeat", sep="\n")

@@ -9,7 +9,6 @@ from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import anyio
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -134,8 +133,7 @@ async def _up_to(
                 yield wanted
             following = asyncio.ensure_future(anext(batches))
     finally:
-        with anyio.CancelScope(shield=True):
-            await sse.stop(following)
+        await sse.stop(following)
 
 
 async def _of_kind(

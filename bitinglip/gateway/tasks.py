@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import admission, events, requests, sse, waiting
+from bitinglip.gateway import admission, events, eventstream, requests, sse, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
@@ -34,7 +34,7 @@ async def submit(request: Request) -> Response:
     event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
     gateway.pressure.admit(event)
     await gateway.queues.ensure(event)
-    streamed, wait_s = requests.wants(request, sse.MEDIA_TYPE), requests.preferred_wait(request)
+    streamed, wait_s = requests.wants(request, eventstream.MEDIA_TYPE), requests.preferred_wait(request)
     if not streamed and not wait_s:
         accepted = await _append(gateway, event, request)
         return json(_accepted(accepted), 202, _headers(accepted))

@@ -158,7 +158,7 @@ class BatchRunner:
             for attempt in assigned:
                 self._leave(attempt)
             if not self._running:
-                await self._files.clear()
+                await self._files.tidy()
 
     async def _open(self, deliveries: Seq[Delivery]) -> list[Attempt | None]:
         return [await self._scribe.open(delivery) for delivery in deliveries]

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 """Pause between tries while the server is away."""
+_NESTED = frozenset({dict, list})
 
 
 class Files:
@@ -57,10 +58,10 @@ class Files:
             NoServer: the server went away while the worker is being stopped.
             OSError: the engine named a file that cannot be read.
         """
+        if not _has_files(result):
+            return result
         if isinstance(result, list):
             return [await self.store(item) for item in cast("list[Any]", result)]
-        if not isinstance(result, dict):
-            return result
         part = cast("dict[str, Any]", result)
         if FILE not in part:
             return {name: await self.store(value) for name, value in part.items()}
@@ -76,6 +77,11 @@ class Files:
             if self.folder.exists():
                 await asyncio.to_thread(shutil.rmtree, self.folder)
             self.folder.mkdir(parents=True, mode=0o700)
+
+    async def tidy(self) -> None:
+        """Remove all files, if there are any: after most batches there are none, and a look is all that it costs."""
+        if not self.folder.exists() or any(self.folder.iterdir()):
+            await self.clear()
 
     async def _get(self, digest: str, path: Path) -> Any:
         part = path.with_suffix(".part")
@@ -93,3 +99,14 @@ class Files:
                     raise
                 log.debug("the object store is away: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+
+def _has_files(result: Any) -> bool:
+    """Tell whether there is a file in a result; most have none, and some have thousands of numbers."""
+    if isinstance(result, dict):
+        part = cast("dict[str, Any]", result)
+        return FILE in part or any(map(_has_files, part.values()))
+    if isinstance(result, list):
+        items = cast("list[Any]", result)
+        return not _NESTED.isdisjoint(map(type, items)) and any(map(_has_files, items))
+    return False
