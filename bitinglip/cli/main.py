@@ -22,6 +22,7 @@ from bitinglip.cli import (
     render,
     schedule,
     task,
+    upload,
 )
 from bitinglip.cli.client import ProblemAnswer
 from bitinglip.errors import BitingLipError
@@ -45,6 +46,7 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")
+app.add_typer(upload.app, name="model")
 app.add_typer(events.app, name="events")
 app.command()(query.query)
 app.add_typer(config.app, name="config")
