@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,7 @@ class TestRefusedBeforeBytesTravel:
             ({"sha256": "A" * 64}, "files.0.sha256"),
             ({"size_bytes": -1}, "files.0.size_bytes"),
             ({"path": ""}, "files.0.path"),
+            ({"size_bytes": 2**64}, "files.0.size_bytes"),
         ],
     )
     async def test_a_manifest_that_is_none(
@@ -233,6 +235,11 @@ class TestRefusedBeforeBytesTravel:
         asked = manifest(folder)
         asked["files"][0] |= change
         assert field in check_problem(await client.post("/v1/uploads", json=asked), 422, "invalid_input")["detail"]
+
+    async def test_a_path_that_is_no_text(self, client: httpx.AsyncClient, folder: Path) -> None:
+        body = json.dumps(manifest(folder)).replace("config.json", "\\ud800.json")
+        answer = await client.post("/v1/uploads", content=body, headers={"Content-Type": "application/json"})
+        check_problem(answer, 400, "malformed_body")
 
     async def test_a_name_that_is_none(self, client: httpx.AsyncClient, folder: Path) -> None:
         check_problem(await client.post("/v1/uploads", json=manifest(folder, "a/b/c")), 422, "invalid_reference")

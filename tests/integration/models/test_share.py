@@ -120,6 +120,20 @@ def test_after_a_peer_that_died_another_goes_on(
     assert_whole(job, cache, folder)
 
 
+def test_what_is_on_no_hub_is_not_asked_of_it_and_comes_when_a_peer_has_it(
+    hub: ModelHub, job: FetchJob, node: Node, cache: Path, folder: Path
+) -> None:
+    job = job.model_copy(update={"source": "upload"})
+    with half_peer(folder) as (url, _):
+        failed = fetched(ours(job, cache, PeerSource(url=url, token="none")))["failed"]
+    assert (failed["code"], failed["retryable"], hub.total_sent) == ("no_holder", True, 0)
+    assert fetched(ours(job, cache))["failed"]["code"] == "no_holder"
+    stored = fetched(ours(job, cache, node.peer(job)))["stored"]
+    assert stored["peer_bytes"] <= sum(file.size_bytes for file in job.files) - HALF
+    assert (hub.total_sent, [mark.source for mark in snapshots.marks(cache)]) == (0, ["upload"])
+    assert_whole(job, cache, folder)
+
+
 def test_after_the_last_peer_the_hub_goes_on(hub: ModelHub, job: FetchJob, cache: Path, folder: Path) -> None:
     with half_peer(folder) as (url, _):
         stored = fetched(ours(job, cache, PeerSource(url=url, token="none")))["stored"]
