@@ -21,6 +21,7 @@ from bitinglip.events.streams import MODELS
 from bitinglip.models.layout import place_of
 from bitinglip.models.locks import is_held
 from bitinglip.models.snapshots import marks
+from bitinglip.models.uploads import Uploads
 from bitinglip.settings import Settings
 from tests.integration.gateway.modelfacts import node, store
 from tests.integration.gateway.support import check_problem, running
@@ -135,6 +136,11 @@ class TestSending:
         check_problem(await send(client, begun, WEIGHTS, body[:-1] + b"!"), 422, "wrong_content")
         assert blobs(settings) == []
         assert (await send(client, begun, WEIGHTS, body)).json()["complete"]
+
+    async def test_uploads_are_listed(self, client: httpx.AsyncClient, folder: Path) -> None:
+        assert (await client.get("/v1/uploads")).json() == {"uploads": []}
+        begun = [await begin(client, folder, name) for name in ("lab/one", "lab/two")]
+        assert (await client.get("/v1/uploads")).json() == {"uploads": begun}
 
     async def test_more_than_the_file_has_is_refused(self, client: httpx.AsyncClient, folder: Path) -> None:
         body, begun = (folder / WEIGHTS).read_bytes(), await begin(client, folder)
@@ -320,6 +326,17 @@ class TestCompleting:
         again = await upload(client, folder, nodes=["rig-1", "rig-2"])
         assert again["asked"] == ["rig-2"]
         assert len(await told(log, ModelStored)) == 1
+
+    async def test_what_was_marked_before_a_crash_is_told_when_it_is_repeated(
+        self, client: httpx.AsyncClient, log: EventLog, folder: Path, settings: Settings
+    ) -> None:
+        await two_nodes(client, log)
+        begun = await begin(client, folder)
+        await send_all(client, begun, folder)
+        store = Uploads(settings.uploads_dir, 2**20, 0)
+        await asyncio.to_thread(lambda: store.complete(store.find(begun["id"])))
+        assert (await client.post(begun["links"]["complete"], json={"nodes": ["rig-1"]})).status_code == 202
+        assert [each.source for each in await told(log, ModelStored)] == ["upload"]
 
     async def test_it_is_removed_here_too(
         self, client: httpx.AsyncClient, log: EventLog, folder: Path, settings: Settings, eventually: Any
