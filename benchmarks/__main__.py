@@ -11,7 +11,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import engines, idle, latency, node, post, throughput
+from benchmarks import engines, idle, latency, memory, node, post, throughput
 from benchmarks.support import Figure, publish
 
 REBUILT = 1_000_000
@@ -42,6 +42,7 @@ QUESTIONS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "idle": idle.measure,
     "node": node.measure,
     "engines": engines.measure,
+    "memory": memory.measure,
 }
 
 

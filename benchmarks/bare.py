@@ -58,13 +58,10 @@ def texts(count: int) -> list[str]:
 def make_llama(folder: Path) -> Path:
     """Make a random Llama of 32 million parameters that never ends by itself, with a tokenizer of words."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
-    tokenizer = Tokenizer(models.WordLevel({f"w{n}": n for n in range(WORDS)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", unk_token="w0").save_pretrained(folder)
+    make_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=512,
@@ -80,6 +77,16 @@ def make_llama(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Make a tokenizer of words, `w0` and so on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{n}": n for n in range(WORDS)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", unk_token="w0").save_pretrained(folder)
 
 
 def text(folder: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import orjson
 
 from bitinglip.models.headers import BYTES, Tensor, read_header
 from bitinglip.models.kinds import Config, architecture_of, kind_of, language_of, part_names
-from bitinglip.models.repofiles import CONFIG, PICKLE, PIPELINE, loaded_weights
+from bitinglip.models.repofiles import CONFIG, PICKLE, PIPELINE, loaded_weights, variant_of
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """What is converted when a model is loaded in another precision."""
@@ -173,6 +173,11 @@ def weight_files(folder: Path) -> list[Path]:
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     weights = loaded_weights(paths, part_names(index) or None if index is not None else None)
     return [folder / path for part in sorted(weights) for path in weights[part]]
+
+
+def variant(folder: Path) -> str | None:
+    """Return the precision that the libraries must be told to find a folder's weights; mostly none."""
+    return variant_of(file.name for file in weight_files(folder))
 
 
 def _config(folder: Path) -> Config:

@@ -19,6 +19,7 @@ PIPELINE = "model_index.json"
 SAFETENSORS, PICKLE = ".safetensors", ".bin"
 BASES = ("model", "diffusion_pytorch_model", "pytorch_model")
 """How the libraries name weights: transformers, diffusers, and either one's pickles."""
+_BASE = re.compile(rf"(?:{'|'.join(BASES)})[.-]")
 LIKED_VARIANTS = ("fp16", "bf16")
 
 _TEXTS = re.compile(r".+\.(?:json|jinja|model|spm|tiktoken|codes)|(?:.+[_-])?(?:vocab|merges|dict)\.txt")
@@ -38,7 +39,7 @@ _BESIDE: Mapping[str, str] = {
 }
 """Folders of what is small beside a model, and how it is named."""
 _VOCODER, _POOLING = "vocoder", "1_Pooling"
-_ODD = re.compile(r"[\x00-\x1f\x7f\\]")
+_ODD = re.compile("[\x00-\x1f\x7f\\\\\ud800-\udfff]")
 
 
 def wanted(
@@ -98,9 +99,10 @@ def loaded_folders(paths: Iterable[str], parts: Collection[str] | None = None) -
 def weights_of(names: Collection[str], suffix: str = SAFETENSORS) -> list[str]:
     """Return the weights that are loaded, of the names in one folder: in one precision, the plain one if it is there.
 
+    What is named otherwise than the libraries name weights is not found by them, and is not told here.
     `suffix`: of the format, `.safetensors` or `.bin`.
     """
-    found = [name for name in names if name.endswith(suffix)]
+    found = [name for name in names if name.endswith(suffix) and _BASE.match(name)]
     variants = {_variant(name) for name in found}
     variant = next((name for name in ("", *LIKED_VARIANTS, *sorted(variants)) if name in variants), "")
     dotted = f".{variant}" if variant else ""
@@ -113,7 +115,12 @@ def weights_of(names: Collection[str], suffix: str = SAFETENSORS) -> list[str]:
             return [whole]
         if shards:
             return shards
-    return here
+    return []
+
+
+def variant_of(weights: Iterable[str]) -> str | None:
+    """Return the precision that the libraries must be told to find all of these weights; none if all are plain ones."""
+    return max({_variant(path.rpartition("/")[2]) for path in weights} - {""}, default=None)
 
 
 def _variant(name: str) -> str:
@@ -146,8 +153,7 @@ def _weights(folder: str, names: set[str]) -> list[str]:
     """Return the paths of a folder's weights; pickles if there is nothing else."""
     if folder == "" and PIPELINE in names:
         return []  # what lies beside a pipeline's parts is the same, in one file
-    pickles = [name for name in weights_of(names, PICKLE) if name.startswith(BASES)]
-    return [_join(folder, name) for name in weights_of(names) or pickles]
+    return [_join(folder, name) for name in weights_of(names) or weights_of(names, PICKLE)]
 
 
 def _indexes(names: Collection[str], weights: list[str]) -> list[str]:
@@ -183,4 +189,6 @@ def _what_else(files: Collection[str]) -> str:
         return "it is an adapter for another model"
     if PIPELINE not in files and CONFIG not in files:
         return f"there is neither a {CONFIG} nor a {PIPELINE}"
+    if any(path.endswith(SAFETENSORS) for path in files):
+        return "its safetensors files have other names than the libraries look for"
     return "there are no weights"

@@ -14,6 +14,7 @@ import orjson
 
 from bitinglip.errors import InvalidReference, ModelNotFound
 from bitinglip.models.kinds import PARTS, architecture_of, context_of, kind_of
+from bitinglip.models.memory import weight_files
 from bitinglip.models.reference import Reference, parse_reference
 from bitinglip.models.repofiles import CONFIG, PIPELINE
 
@@ -89,7 +90,7 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
         revision=revision or _digest(path),
         path=path,
         architecture=architecture,
-        size_bytes=sum(file.stat().st_size for file in path.rglob("*.safetensors")),
+        size_bytes=sum(file.stat().st_size for file in weight_files(path)),
         context_tokens=context_of(config),
     )
 

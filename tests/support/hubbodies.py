@@ -1,4 +1,4 @@
-"""Files over HTTP in large pieces, in part, slowly, cut off, or wrong."""
+"""Files over HTTP in large pieces, in part, slowly, cut off, or wrong; and what can go wrong with other answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,13 +18,30 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _OTHER = bytes(byte ^ 0x55 for byte in range(256))
 
 
-class FaultLike(Protocol):
-    """What can go wrong with a body."""
+@dataclass
+class Fault:
+    """What goes wrong with answers that send files, or with any if a `status` is given."""
 
-    bytes_per_s: float | None
-    cut_after: int | None
-    stall_after: int | None
-    wrong: bool
+    path: str = "*"
+    """Pattern of `org/name/path`, or of the address of what is no file, as `/api/models*`."""
+    times: int | None = None
+    """How often it still goes wrong; none: until the fault is mended."""
+    status: int | None = None
+    """The answer is an error of this status."""
+    body: bytes | None = None
+    """What the answer with that status says instead."""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    """What the answer with that status has besides."""
+    bytes_per_s: float | None = None
+    """The body comes slowly."""
+    cut_after: int | None = None
+    """The connection is closed after so many bytes of the body."""
+    stall_after: int | None = None
+    """After so many bytes nothing more comes, until the fault is mended."""
+    wrong: bool = False
+    """The content is another, of the same length."""
+    whole: bool = False
+    """Ranges are not heeded."""
 
 
 class Ledger(Protocol):
@@ -31,7 +49,7 @@ class Ledger(Protocol):
 
     sent: Counter[str]
     stalled: Counter[str]
-    faults: list[Any]
+    faults: list[Fault]
 
 
 def span(asked: str | None, size: int) -> tuple[int | None, int]:
@@ -54,7 +72,7 @@ class FileBody(Response):
         name: str,
         place: Path,
         part: tuple[int, int],
-        fault: FaultLike | None,
+        fault: Fault | None,
         status: int,
         headers: dict[str, str],
     ) -> None:

@@ -18,7 +18,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tests.support.hubbodies import FileBody, span
+from tests.support.hubbodies import Fault, FileBody, span
 from tests.support.hubrepos import HubFile, Repo, commit_name, files_of
 
 NAME = r"(?P<name>[^/]+(?:/[^/]+)?)"
@@ -38,30 +37,6 @@ INFO = re.compile(rf"/api/models/{NAME}(?:/revision/(?P<revision>[^/]+))?")
 TREE = re.compile(rf"/api/models/{NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")
 FILE = re.compile(rf"(?P<cdn>/cdn)?/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 Parts = dict[str, str | None]
-
-
-@dataclass
-class Fault:
-    """What goes wrong with answers that send files, or with any if a `status` is given."""
-
-    path: str = "*"
-    """Pattern of `org/name/path`, or of the address of what is no file, as `/api/models*`."""
-    times: int | None = None
-    """How often it still goes wrong; none: until the fault is mended."""
-    status: int | None = None
-    """The answer is an error of this status."""
-    body: bytes | None = None
-    """What the answer with that status says instead."""
-    bytes_per_s: float | None = None
-    """The body comes slowly."""
-    cut_after: int | None = None
-    """The connection is closed after so many bytes of the body."""
-    stall_after: int | None = None
-    """After so many bytes nothing more comes, until the fault is mended."""
-    wrong: bool = False
-    """The content is another, of the same length."""
-    whole: bool = False
-    """Ranges are not heeded."""
 
 
 class ModelHub:
@@ -262,7 +237,9 @@ class ModelHub:
         if fault is None:
             return None
         status, body = _spent(fault).status or 500, fault.body
-        return _error(status, None, "the hub has a fault") if body is None else Response(body, status)
+        answer = _error(status, None, "the hub has a fault") if body is None else Response(body, status)
+        answer.headers.update(fault.headers)
+        return answer
 
     def _take(self, path: str) -> Fault | None:
         fault = next((fault for fault in self._fitting(path) if not fault.status), None)

@@ -20,7 +20,6 @@ GPT2 = """
 2107652 onnx/tokenizer.json
 1042301 onnx/vocab.json
 548118077 pytorch_model.bin
-702517648 rust_model.ot
 497933648 tf_model.h5
 1355256 tokenizer.json
 26 tokenizer_config.json
@@ -62,7 +61,6 @@ MINILM = """
 90265744 openvino/openvino_model.bin
 211315 openvino/openvino_model.xml
 90888945 pytorch_model.bin
-90887379 rust_model.ot
 53 sentence_bert_config.json
 112 special_tokens_map.json
 91005696 tf_model.h5

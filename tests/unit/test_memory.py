@@ -103,9 +103,9 @@ def test_an_encoders_heads_are_not_loaded(tmp_path: Path) -> None:
 
 def test_of_a_pipeline_the_denoiser_alone_is_quantised(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(
-        '{"_class_name": "XPipeline", "unet": ["a", "b"], "te": ["a", "b"], "safety_checker": [null, null]}'
+        '{"_class_name": "XPipeline", "unet": ["a", "b"], "encoder": ["a", "b"], "safety_checker": [null, null]}'
     )
-    for part in ("unet", "te", "safety_checker", "vae_1_0"):
+    for part in ("unet", "encoder", "safety_checker", "vae_1_0"):
         save(tmp_path / part / "model.safetensors", {"up.weight": ("F32", [10, 10])})
     assert estimate(tmp_path).weights == 800, "of what the index names"
     assert estimate(tmp_path, linear_bytes=1).weights == 500

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from bitinglip.errors import NothingToLoad, OnlyPickles, UnsafeRepository
 from bitinglip.events.model import ModelFile
-from bitinglip.models.repofiles import wanted, weights_of
+from bitinglip.models.repofiles import variant_of, wanted, weights_of
 from tests.unit import published_listings as published
 
-NEVER = (".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5", ".gguf", ".py", ".ot", ".md", ".png", ".xml", ".tflite")
+NEVER = (".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".h5", ".gguf", ".py", ".md", ".png", ".xml", ".tflite")
 GPT2 = ["config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -152,7 +152,10 @@ def test_nothing_that_runs_code_or_is_of_no_use_is_taken(text: str) -> None:
         (["model.fp16.safetensors", "model.int8.safetensors"], ["model.fp16.safetensors"]),
         (["model.safetensors", "consolidated.safetensors", "adapter_model.safetensors"], ["model.safetensors"]),
         (["model-1-of-1.safetensors", "consolidated.safetensors"], ["model-1-of-1.safetensors"]),
-        (["model.safetensors", "model-1-of-1.safetensors"], ["model.safetensors"]),
+        (
+            ["model.safetensors", "model-1-of-1.safetensors", "model.safetensors.index.json"],
+            ["model.safetensors"],
+        ),
         (
             [
                 "diffusion_pytorch_model.safetensors",
@@ -166,12 +169,19 @@ def test_nothing_that_runs_code_or_is_of_no_use_is_taken(text: str) -> None:
             ["model.fp16-1-of-2.safetensors", "model.fp16-2-of-2.safetensors", "model.safetensors.index.fp16.json"],
             ["model.fp16-1-of-2.safetensors", "model.fp16-2-of-2.safetensors"],
         ),
-        (["weights.safetensors"], ["weights.safetensors"]),
+        (["odd.safetensors", "model.fp16.safetensors"], ["model.fp16.safetensors"]),
+        (["weights.safetensors", "models.safetensors", "x.bin"], []),
         ([], []),
     ],
 )
 def test_one_set_of_weights_is_taken(found: list[str], taken: list[str]) -> None:
     assert weights_of(found) == taken
+
+
+def test_the_libraries_are_told_of_a_variant_if_some_weights_are_one() -> None:
+    assert variant_of(["vae/model.safetensors", "unet/model.safetensors"]) is None
+    assert variant_of(["vae/model.safetensors", "unet/model.fp16-1-of-2.safetensors"]) == "fp16"
+    assert variant_of([]) is None
 
 
 def test_the_index_of_a_variant_comes_with_it() -> None:
@@ -193,8 +203,9 @@ def test_voices_templates_and_vocoders_come_along() -> None:
         (["adapter_config.json", "adapter_model.safetensors"], "adapter"),
         (["a.safetensors"], "neither a config.json nor"),
         (["config.json", "tokenizer.json"], "no weights"),
+        (["config.json", "weights.safetensors"], "other names"),
         (["config.json", "onnx/model.onnx"], "no weights"),
-        (["model_index.json", "scheduler/scheduler_config.json", "pipe.safetensors"], "no weights"),
+        (["model_index.json", "scheduler/scheduler_config.json", "pipe.safetensors"], "other names"),
         ([], "neither"),
     ],
 )
@@ -219,6 +230,7 @@ def test_what_no_engine_loads_is_said(paths: list[str], problem: str) -> None:
         "c:x",
         "a\nb",
         "a\x00",
+        "a\ud800",
         "x" * 256,
         "/".join(["abcdefg"] * 150),
     ],

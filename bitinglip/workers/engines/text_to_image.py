@@ -18,6 +18,7 @@ from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image, AutoPi
 from PIL import Image
 
 from bitinglip.events.task import Usage
+from bitinglip.models.memory import variant
 from bitinglip.tasks.parameters import TextToImageParameters
 from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines import media
@@ -99,7 +100,11 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     progress(0, 1)
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
-            folder, dtype=dtype, use_safetensors=None if spec.trust_pickles else True, local_files_only=True
+            folder,
+            dtype=dtype,
+            variant=variant(folder),
+            use_safetensors=None if spec.trust_pickles else True,
+            local_files_only=True,
         )
     except Exception as error:
         problem = described(error).splitlines()[0].replace(str(folder), spec.reference)

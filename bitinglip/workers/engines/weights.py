@@ -15,6 +15,7 @@ import transformers.modeling_utils  # noqa: F401  (190,000 objects, which a firs
 from transformers import AutoTokenizer, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
+from bitinglip.models.memory import variant
 from bitinglip.workers.engine import ModelSpec, Placement
 from bitinglip.workers.engines.budget import spread
 from bitinglip.workers.engines.failures import LoadError, UnusableModelError, described
@@ -77,6 +78,7 @@ def load_weights(
         model, info = auto.from_pretrained(
             folder,
             dtype=dtype_for(device, placement, _own_dtype(folder)),
+            variant=variant(folder),
             use_safetensors=None if spec.trust_pickles else True,
             output_loading_info=True,
             **trusted,

@@ -84,6 +84,14 @@ def test_a_model_is_described_without_its_weights(hub: ModelHub, llama: Path) ->
     assert not [path for path in hub.sent if "original" in path or "tokenizer" in path]
 
 
+def test_what_is_read_is_of_the_commit_that_is_told(hub: ModelHub, tmp_path: Path) -> None:
+    commit = hub.add(NAME, make_gpt2(tmp_path / "small"))
+    describe(hub, f"{NAME}@main")
+    assert {request for request in hub.asked if "/resolve/" in request} == {
+        f"GET /{NAME}/resolve/{commit}/{path}" for path in ("config.json", "model.safetensors")
+    }, "even if the branch moves meanwhile"
+
+
 def test_each_file_has_a_digest_of_its_content(hub: ModelHub, tmp_path: Path) -> None:
     hub.add(NAME, make_gpt2(tmp_path / "small"))
     for file in describe(hub).files:
@@ -249,6 +257,37 @@ def test_a_hub_that_does_not_answer(hub: ModelHub, tmp_path: Path) -> None:
     assert "on the nodes works as before" in refused.value.remedy
     hub.start()
     assert describe(hub).revision
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error"),
+    [
+        (429, {"Retry-After": "7"}, HubUnreachable),
+        (500, {"X-Error-Code": "RepoNotFound"}, HubUnreachable),
+        (404, {}, ModelNotOnHub),
+        (401, {}, ModelNotOnHub),
+        (403, {"X-Error-Message": "the token may not read"}, ModelGated),
+        (404, {"X-Error-Code": "EntryNotFound"}, BrokenModel),
+        (400, {}, HubUnreachable),
+    ],
+)
+def test_other_answers_are_told_apart(
+    hub: ModelHub, tmp_path: Path, status: int, headers: dict[str, str], error: type[BitingLipError]
+) -> None:
+    hub.add(NAME, make_gpt2(tmp_path / "small"))
+    hub.fault(path=f"/api/models/{NAME}", status=status, headers=headers)
+    with pytest.raises(error) as refused:
+        describe(hub)
+    if isinstance(refused.value, HubUnreachable):
+        assert refused.value.retry_after_s == int(headers.get("Retry-After", 30))
+
+
+def test_a_model_that_was_renamed_is_found(hub: ModelHub, tmp_path: Path) -> None:
+    hub.add(NAME, make_gpt2(tmp_path / "small"))
+    hub.fault(path="/api/models/gpt-old", status=307, headers={"Location": f"/api/models/{NAME}?blobs=true"})
+    hub.fault(path="gpt-old/*", status=307, headers={"Location": f"/{NAME}/resolve/main/config.json"}, times=1)
+    hub.fault(path="gpt-old/*", status=307, headers={"Location": f"/{NAME}/resolve/main/model.safetensors"})
+    assert describe(hub, "gpt-old").parameters == 1000
 
 
 @pytest.mark.parametrize("endpoint", ["http://", "nonsense", "http://[::bad", "ftp://127.0.0.1"])
