@@ -82,11 +82,11 @@ class ModelKeeper:
 
     async def stored(self) -> list[Stored]:
         """Return what is on the disk, and what of it may go."""
-        return await self._work.stored()
+        return await self._work.room.stored()
 
     async def evict(self, key: Key) -> bool:
         """Drop a revision, unless somebody has it in memory; tells whether it is gone."""
-        gone = await self._work.evict(key)
+        gone = await self._work.room.evict(key)
         if gone:
             self._changed()
         return gone
