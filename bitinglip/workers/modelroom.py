@@ -23,27 +23,28 @@ Coming = Callable[[], tuple[int, int]]
 class ModelRoom:
     """Makes room, and tells the log what had to go."""
 
-    def __init__(self, clock: Clock, node_id: str, wishes: Wishes, disk: ModelDisk) -> None:
+    def __init__(
+        self, clock: Clock, node_id: str, wishes: Wishes, disk: ModelDisk, changed: Callable[[], None]
+    ) -> None:
+        """`changed` is called whenever a model has gone."""
         self._clock = clock
+        self._changed = changed
         self._node_id = node_id
         self._wishes = wishes
         self._disk = disk
         self._making = asyncio.Lock()
 
-    async def make(self, reference: str, coming: Coming) -> bool:
-        """Drop what must go for all that is coming, a model of this name among it; tells whether anything went.
+    async def make(self, reference: str, coming: Coming) -> None:
+        """Drop what must go for all that is coming, a model of this name among it.
 
         Raises:
             NoRoom: there is no way.
         """
         async with self._making:
-            gone, passed_over = False, set[Key]()
+            passed_over = set[Key]()
             while key := await self._next(reference, coming, passed_over):
-                if await self.evict(key):
-                    gone = True
-                else:
+                if not await self.evict(key):
                     passed_over.add(key)
-            return gone
 
     async def stored(self, passed_over: Collection[Key] = ()) -> list[Stored]:
         """Return what is on the disk, and what of it may go; what is passed over counts as in use."""
@@ -57,6 +58,7 @@ class ModelRoom:
             freed = await asyncio.to_thread(self._disk.drop, key)
         except ModelInUse:
             return False
+        self._changed()
         log.info("%s at %s makes room: %d bytes", *key, freed)
         reference, revision = key
         await self._wishes.tell(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -81,7 +81,16 @@ class Work:
 class ModelWork:
     """Does it, and tells the log."""
 
-    def __init__(self, event_log: EventLog, settings: Settings, node_id: str, wishes: Wishes, disk: ModelDisk) -> None:
+    def __init__(
+        self,
+        event_log: EventLog,
+        settings: Settings,
+        node_id: str,
+        wishes: Wishes,
+        disk: ModelDisk,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called whenever a model has gone to make room."""
         self._log = event_log
         self._settings = settings
         self._node_id = node_id
@@ -89,7 +98,7 @@ class ModelWork:
         self._disk = disk
         self._fetches: dict[Key, Work] = {}
         self._failures: dict[Key, int] = {}
-        self.room = ModelRoom(event_log.clock, node_id, wishes, disk)
+        self.room = ModelRoom(event_log.clock, node_id, wishes, disk, changed)
         self.peers = ModelPeers(event_log.connection, settings.models, node_id)
 
     # --- fetch --------------------------------------------------------------------------------------------------------
@@ -107,7 +116,7 @@ class ModelWork:
                 return
             missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
             try:
-                work.changed = await self.room.make(key[0], self._coming)
+                await self.room.make(key[0], self._coming)
             except NoRoom as error:
                 await self._fail(key, Failed.of(error))
                 return
