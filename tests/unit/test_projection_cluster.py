@@ -91,7 +91,7 @@ def test_what_the_last_heartbeat_does_not_tell_of_the_device_is_null(size: int) 
     [row] = _workers(history, size)
     assert (row.device_name, row.device_memory_total_bytes, row.device_temperature_c) == ("AMD 0x67df", 8 * 2**30, 54)
     assert (row.device_memory_used_bytes, row.device_utilisation_percent, row.device_power_w) == (None, None, None)
-    [row] = _workers(HISTORY[:5], size)
+    [row] = _workers(HISTORY[:6], size)
     assert (row.done, row.device_name, row.device_power_w) == (2, None, None)
 
 
