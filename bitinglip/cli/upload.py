@@ -13,12 +13,11 @@ from urllib.parse import quote
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from bitinglip.cli import render
+from bitinglip.cli import modelwatch, render
 from bitinglip.cli.client import Client, ProblemAnswer
+from bitinglip.cli.model import Detach, Everywhere, Nodes
 from bitinglip.cli.options import Json, Url, client
 from bitinglip.errors import GatewayUnreachable, InvalidInput
-
-app = typer.Typer(help="Models.", no_args_is_help=True)
 
 PIECE_BYTES = 1 << 20
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -27,19 +26,20 @@ AGAIN = frozenset({"upload_offset", "upload_taken"})
 """Refusals that end by themselves: the gateway has yet to notice that the connection before is lost."""
 
 
-@app.command()
 def upload(
     folder: Annotated[Path, typer.Argument(help="Folder of the model: safetensors, configuration, tokenizer.")],
-    name: Annotated[str, typer.Option("--as", help="Name that it gets, as ORG/NAME.")],
-    nodes: Annotated[
-        str | None, typer.Option(help="Nodes that are to have it, with commas, or `all`; none: one that it fits on.")
-    ] = None,
+    name: Annotated[str, typer.Option("--as", help="Name that it gets, as org/name.")],
+    node: Nodes = None,
+    everywhere: Everywhere = False,
     alias: Annotated[str | None, typer.Option(help="Name that is to stand for it.")] = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Have these nodes keep it, whatever room others need.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it, whatever room others need.")] = False,
+    detach: Detach = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a model's folder, and have nodes fetch it. Interrupted and repeated, it goes on where it was."""
+    """Upload a model's folder, and follow it to a node. Interrupted and repeated, it goes on where it was."""
+    if node and everywhere:
+        raise InvalidInput(field="--all-nodes", problem="nodes are named as well; give one of the two")
     gateway, files = client(url), _files(folder)
     listed = [{"path": path, "size_bytes": file.stat().st_size} for path, file in files.items()]
     found = gateway.request("POST", "/v1/uploads", body={"as": name, "files": listed, "dry_run": True})
@@ -50,9 +50,11 @@ def upload(
         digests = _hashed(files, taken, bar)
         begun = gateway.request("POST", "/v1/uploads", body={"as": name, "files": digests})
         sent = _Sender(gateway, begun, files, bar).send_all()
-    named = nodes.split(",") if nodes and nodes != "all" else nodes
-    body = {"nodes": named, "alias": alias, "pin": pin}
+    body = {"nodes": "all" if everywhere else node, "alias": alias, "pin": pin}
     answer = gateway.request("POST", begun["links"]["complete"], body=body)
+    if not detach:
+        render.note(f"{answer['model']} to {', '.join(answer['nodes'])}")
+        raise typer.Exit(modelwatch.follow(gateway, answer, as_json=as_json))
     if as_json:
         render.json(answer | {"sent_bytes": sent, "left_out": found["left_out"]})
     else:

@@ -14,7 +14,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.models import snapshots
 from bitinglip.models.layout import place_of
 from tests.integration.cli.test_cli import bitinglip
-from tests.integration.gateway.modelfacts import node
+from tests.integration.gateway.modelfacts import node, store
 from tests.support.cluster import Cluster, Process
 from tests.support.proxy import Proxy
 from tests.support.uploading import NAME, begin, make_folder, send
@@ -61,7 +61,7 @@ def came(tmp_path: Path) -> bytes:
 
 async def test_a_folder_is_uploaded(client: httpx.AsyncClient, folder: Path, tmp_path: Path) -> None:
     asked = ("model", "upload", str(folder), "--as", NAME, "--url", str(client.base_url))
-    done = await bitinglip(*asked, "--nodes", "rig-1", "--alias", "best", "--pin", "--json")
+    done = await bitinglip(*asked, "--node", "rig-1", "--alias", "best", "--pin", "--detach", "--json")
     assert done.status == 0, done.err
     assert "README.md, optimizer.pt" in done.err
     assert (done.json["reference"], done.json["asked"], done.json["alias"]) == (NAME, ["rig-1"], "best")
@@ -70,8 +70,23 @@ async def test_a_folder_is_uploaded(client: httpx.AsyncClient, folder: Path, tmp
     assert came(tmp_path) == (folder / WEIGHTS).read_bytes()
     seen = (await client.get("/v1/models/best")).json()
     assert (seen["pinned"], seen["nodes"]["wanted"]) == (["rig-1"], ["rig-1"])
-    again = await bitinglip(*asked, "--nodes", "all")
+    again = await bitinglip(*asked, "--all-nodes", "--detach")
     assert (again.status, again.out) == (0, f"{done.json['model']}: rig-1\n")
+
+
+async def test_it_is_followed_to_its_node(
+    client: httpx.AsyncClient, log: EventLog, folder: Path, eventually: Any
+) -> None:
+    asked = ("model", "upload", str(folder), "--as", NAME, "--url", str(client.base_url))
+    following = asyncio.create_task(bitinglip(*asked))
+
+    async def wanted() -> str | None:
+        answer = await client.get(f"/v1/models/{NAME}")
+        return answer.json()["revision"] if answer.status_code == 200 and answer.json()["nodes"].get("wanted") else None
+
+    await store(log, "rig-1", reference=NAME, revision=await eventually(wanted))
+    done = await following
+    assert (done.status, "is on rig-1" in done.out) == (0, True), done.err
 
 
 async def test_what_is_there_is_not_sent_again(client: httpx.AsyncClient, folder: Path) -> None:
@@ -80,7 +95,8 @@ async def test_what_is_there_is_not_sent_again(client: httpx.AsyncClient, folder
     begun = await begin(client, folder)
     body = (folder / WEIGHTS).read_bytes()
     await send(client, begun, WEIGHTS, body[:10_000_000])
-    done = await bitinglip("model", "upload", str(folder), "--as", NAME, "--url", str(client.base_url), "--json")
+    asked = ("model", "upload", str(folder), "--as", NAME, "--url", str(client.base_url))
+    done = await bitinglip(*asked, "--detach", "--json")
     assert done.status == 0, done.err
     assert done.json["sent_bytes"] == begun["size_bytes"] - 10_000_000
 
@@ -97,7 +113,7 @@ async def test_a_connection_that_breaks_is_gone_on_with(
     async with Proxy(client.base_url.port) as proxy:
         proxy.delay_s = 0.01
         url = f"http://127.0.0.1:{proxy.port}"
-        running = asyncio.create_task(bitinglip("model", "upload", str(folder), "--as", NAME, "--url", url, "--json"))
+        running = asyncio.create_task(bitinglip("model", "upload", str(folder), "--as", NAME, "--url", url, "--detach"))
         await eventually(on_its_way)
         await proxy.cut()
         proxy.delay_s = 0.0
