@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -15,6 +15,8 @@ from bitinglip.settings import Settings
 
 CONNECT_S = 5.0
 ANSWER_S = 90.0
+SEND_S = 600.0
+"""For the answer to a file of a model, which the gateway has to put on its disk, and perhaps to read once more."""
 QUIET_S = 60.0
 """A stream that brings not even a heartbeat for this long is taken up anew."""
 RESUME_S = (0.2, 0.5, 1.0, 2.0)
@@ -108,6 +110,23 @@ class Client:
         """
         try:
             answer = self._http.post(path, content=body, headers={"Content-Type": media_type})
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _problem(answer.status_code, answer.content)
+        return orjson.loads(answer.content)
+
+    def send(self, path: str, body: Iterable[bytes], size_bytes: int) -> Any:
+        """PUT so many bytes as they come, and return the JSON document that comes back.
+
+        Raises:
+            ProblemAnswer: the gateway refused.
+            GatewayUnreachable: nothing answers, or the connection broke.
+        """
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+        timeout = httpx.Timeout(SEND_S, connect=CONNECT_S)
+        try:
+            answer = self._http.put(path, content=body, headers=headers, timeout=timeout)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if answer.is_error:

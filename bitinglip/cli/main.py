@@ -17,11 +17,13 @@ from bitinglip.cli import (
     doctor,
     events,
     machines,
+    model,
     query,
     queue,
     render,
     schedule,
     task,
+    upload,
 )
 from bitinglip.cli.client import ProblemAnswer
 from bitinglip.errors import BitingLipError
@@ -40,6 +42,8 @@ app.command()(cluster.gateway)
 app.add_typer(machines.node_app, name="node")
 app.add_typer(machines.worker_app, name="worker")
 app.add_typer(machines.cluster_app, name="cluster")
+model.app.command()(upload.upload)
+app.add_typer(model.app, name="model")
 app.add_typer(task.app, name="task")
 app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")

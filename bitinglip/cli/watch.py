@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bitinglip.cli import render
 from bitinglip.cli.artifact import artifacts_in, save_all
 from bitinglip.cli.client import Client, ServerEvent
+from bitinglip.cli.modelwatch import Awaited
 
 EXIT_CODES = {"succeeded": 0, "cancelled": 5}
 FAILED = 1
@@ -34,7 +35,10 @@ def watch(gateway: Client, task_id: str, *, quiet: bool, as_json: bool, out: Pat
         _Json() if as_json and not quiet else _Quiet() if quiet else _Screen() if render.out.is_terminal else _Lines()
     )
     state = "unknown"
+    awaited = Awaited() if not quiet and not as_json else None
     for event in gateway.events(f"/v1/tasks/{task_id}/events", ended=lambda event: end_of(event) is not None):
+        if awaited is not None and awaited.show(event):
+            continue
         shown.show(event)
         state = end_of(event) or state
     shown.close()

@@ -99,4 +99,4 @@ class NoHolder(Unavailable):
     reference: str
     revision: str
     path: str
-    retry_after_s: int = 30
+    retry_after_s: int = 2

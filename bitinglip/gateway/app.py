@@ -97,7 +97,7 @@ ROUTES = [
     Route("/v1/models/{ref:path}/cancel", Resource(POST=models.wish(wishes.cancel, of_all=True))),
     Route("/v1/models/{ref:path}/verify", Resource(POST=models.verify)),
     Route("/v1/models/{ref:path}", Resource(GET=models.get_model, DELETE=models.wish(wishes.remove, of_all=True))),
-    Route("/v1/uploads", Resource(POST=uploads.begin)),
+    Route("/v1/uploads", Resource(POST=uploads.begin, GET=uploads.list_uploads)),
     Route("/v1/uploads/{upload_id}", Resource(GET=uploads.get_upload, DELETE=uploads.delete)),
     Route("/v1/uploads/{upload_id}/files/{path:path}", Resource(PUT=uploads.put_file)),
     Route("/v1/uploads/{upload_id}/complete", Resource(POST=uploads.complete)),

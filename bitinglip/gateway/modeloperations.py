@@ -100,6 +100,14 @@ HIT = object_of(
     parameters=OPTIONAL_WHOLE, size_bytes=OPTIONAL_WHOLE, gated=FLAG, changed_at=OPTIONAL,
     fit={"enum": [*VERDICT["enum"], None]}, nodes={"type": "object", "additionalProperties": array_of(TEXT)},
 )  # fmt: skip
+ON_DISK = object_of(
+    reference=TEXT, revision=TEXT, size_bytes=WHOLE, last_used=TIME, pinned=FLAG, in_use=FLAG,
+)  # fmt: skip
+DISK_USE = object_of(
+    marked_bytes=WHOLE, other_bytes=WHOLE, partial_bytes=WHOLE, free_bytes=WHOLE, budget_bytes=OPTIONAL_WHOLE,
+    min_free_bytes=WHOLE, models=array_of(ON_DISK),
+)  # fmt: skip
+PRUNED = object_of(dry_run=FLAG, dropped=array_of(ON_DISK))
 ALIAS = object_of(
     alias=TEXT, model=TEXT, reference=TEXT, revision=TEXT, set_at=TIME, by=OPTIONAL, before=array_of(TEXT),
 )  # fmt: skip

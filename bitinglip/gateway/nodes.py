@@ -33,11 +33,17 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Prune(BaseModel):
-    """Whether to drop anything: the body of `POST /v1/nodes/{node_id}/models:prune`, which may be left out."""
+    """What is to be dropped: the body of `POST /v1/nodes/{node_id}/models:prune`, which may be left out."""
 
     model_config = ConfigDict(extra="forbid")
 
     dry_run: bool = Field(default=False, description="Only say what would be dropped.")
+    idle_days: float | None = Field(
+        default=None,
+        ge=0,
+        le=36_500,
+        description="Drop what was not used for so many days; none: the node's own bound.",
+    )
 
 
 class Labels(BaseModel):
@@ -101,7 +107,9 @@ async def prune(request: Request) -> Response:
     asked = Prune()
     if requests.header(request, b"content-type"):
         asked = _validated(Prune, await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
-    return json(await _tell(gateway, (await _node(request)).node_id, "prune", asked.model_dump(), DISK_S))
+    return json(
+        await _tell(gateway, (await _node(request)).node_id, "prune", asked.model_dump(exclude_none=True), DISK_S)
+    )
 
 
 def tell_node(name: str) -> Handler:

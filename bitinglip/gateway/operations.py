@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitinglip import errors
 from bitinglip.gateway.listing import FAILURES
-from bitinglip.gateway.modeloperations import MODEL_OPERATIONS, SUBMITTED
+from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
     BODY,
     COMMANDED,
@@ -295,12 +295,12 @@ OPERATIONS = (
         for name, summary in NODE_COMMANDS.items()
     ),
     Operation(
-        "get", "/v1/nodes/{node_id}/models", "What a node has of models on its disk.", {200: {"type": "object"}},
+        "get", "/v1/nodes/{node_id}/models", "What a node has of models on its disk.", {200: DISK_USE},
         (errors.NodeNotFound, *COMMANDED), (NODE_ID,),
     ),
     Operation(
         "post", "/v1/nodes/{node_id}/models:prune", "Have a node drop the models that nothing needs.",
-        {200: {"type": "object"}}, (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Prune",
+        {200: PRUNED}, (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Prune",
         notes="The body may be left out.",
     ),
     *MODEL_OPERATIONS,

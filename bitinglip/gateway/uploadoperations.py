@@ -40,6 +40,9 @@ UPLOAD_OPERATIONS = (
         "said which files would be taken (200).",
     ),
     Operation(
+        "get", "/v1/uploads", "List the uploads of this gateway.", {200: object_of(uploads=array_of(ref("Upload")))},
+    ),
+    Operation(
         "get", "/v1/uploads/{upload_id}", "Look at an upload, and what is missing of it.", {200: ref("Upload")},
         FOUND, (UPLOAD_ID,),
     ),

@@ -80,6 +80,13 @@ async def begin(request: Request) -> Response:
     return json(shown, 201, {"Location": shown["links"]["self"]})
 
 
+async def list_uploads(request: Request) -> Response:
+    """Answer `GET /v1/uploads`: those of this gateway."""
+    requests.only(request)
+    store = gateway_of(request).uploaded.store
+    return json({"uploads": await asyncio.to_thread(lambda: [_shown(upload) for upload in store.all()])})
+
+
 async def get_upload(request: Request) -> Response:
     """Answer `GET /v1/uploads/{upload_id}`."""
     requests.only(request)

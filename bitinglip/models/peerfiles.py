@@ -26,11 +26,7 @@ class Peers:
     def __init__(self, sources: tuple[PeerSource, ...]) -> None:
         self._left = list(sources)
         self._lock = threading.Lock()
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(SILENT_S, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,  # a peer is in our own network: no proxy
-        )
+        self._client = _client() if sources else None
 
     def __bool__(self) -> bool:
         """Whether there is one to ask."""
@@ -57,6 +53,7 @@ class Peers:
     def _go_on(self, peer: PeerSource, place: Place, file: ModelFile, partial: Partial, meter: FileMeter) -> None:
         address = f"{peer.url}/{quote(place.repo.name)}/{quote(place.revision)}/{quote(file.path)}"
         headers = {"Authorization": f"Bearer {peer.token}", **partial.wanted}
+        assert self._client is not None
         with self._client.stream("GET", address, headers=headers) as answer:
             if answer.status_code not in {200, 206}:
                 raise _Refused(f"it answers {answer.status_code}")
@@ -64,6 +61,14 @@ class Peers:
                 partial.restart()
                 meter.is_at(0)
             partial.take(answer.iter_raw(), meter.peer)
+
+
+def _client() -> httpx.Client:
+    return httpx.Client(
+        timeout=httpx.Timeout(SILENT_S, connect=CONNECT_S),
+        limits=httpx.Limits(max_connections=None),
+        trust_env=False,  # a peer is in our own network: no proxy
+    )
 
 
 class _Refused(Exception):

@@ -160,17 +160,21 @@ class Uploads:
             snapshots.intend(upload.place, upload.files, MAIN)
         return upload
 
+    def all(self) -> list[Upload]:
+        """Return the uploads, those that are not complete first."""
+        notes = (*snapshots.intents(self.folder), *snapshots.marks(self.folder))
+        return [Upload(place_of(self.folder, note.reference, note.revision), note.files) for note in notes]
+
     def find(self, upload_id: str) -> Upload:
         """Return an upload.
 
         Raises:
             UploadNotFound: there is none of this id.
         """
-        for note in (*snapshots.intents(self.folder), *snapshots.marks(self.folder)):
-            upload = Upload(place_of(self.folder, note.reference, note.revision), note.files)
-            if upload.id == upload_id:
-                return upload
-        raise UploadNotFound(upload_id=upload_id[:200])
+        found = next((upload for upload in self.all() if upload.id == upload_id), None)
+        if found is None:
+            raise UploadNotFound(upload_id=upload_id[:200])
+        return found
 
     def complete(self, upload: Upload) -> ModelDescribed:
         """Mark an upload of which every file is here, and return what it is.
@@ -237,7 +241,7 @@ class Receiving:
             DiskFull: it has no room.
         """
         try:
-            self._partial.write(piece)
+            self._partial.take([piece], lambda _: None)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, ModelInUse, NoRoom
+from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, NoRoom
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     IMPORT,
@@ -24,8 +24,6 @@ from bitinglip.events.model import (
     ModelKept,
     ModelStored,
 )
-from bitinglip.models.eviction import Stored as Evictable
-from bitinglip.models.holders import is_kept_elsewhere
 from bitinglip.models.imports import FolderJob
 from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
@@ -33,6 +31,7 @@ from bitinglip.settings import Settings
 from bitinglip.workers.modelchild import ModelChild
 from bitinglip.workers.modeldisk import ModelDisk
 from bitinglip.workers.modelpeers import ModelPeers
+from bitinglip.workers.modelroom import ModelRoom
 from bitinglip.workers.modelwishes import Wishes
 
 log = logging.getLogger("bitinglip.node")
@@ -82,7 +81,16 @@ class Work:
 class ModelWork:
     """Does it, and tells the log."""
 
-    def __init__(self, event_log: EventLog, settings: Settings, node_id: str, wishes: Wishes, disk: ModelDisk) -> None:
+    def __init__(
+        self,
+        event_log: EventLog,
+        settings: Settings,
+        node_id: str,
+        wishes: Wishes,
+        disk: ModelDisk,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called whenever a model has gone to make room."""
         self._log = event_log
         self._settings = settings
         self._node_id = node_id
@@ -90,7 +98,7 @@ class ModelWork:
         self._disk = disk
         self._fetches: dict[Key, Work] = {}
         self._failures: dict[Key, int] = {}
-        self._making_room = asyncio.Lock()
+        self.room = ModelRoom(event_log.clock, node_id, wishes, disk, changed)
         self.peers = ModelPeers(event_log.connection, settings.models, node_id)
 
     # --- fetch --------------------------------------------------------------------------------------------------------
@@ -108,7 +116,7 @@ class ModelWork:
                 return
             missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
             try:
-                await self._make_room(work)
+                await self.room.make(key[0], self._coming)
             except NoRoom as error:
                 await self._fail(key, Failed.of(error))
                 return
@@ -125,6 +133,10 @@ class ModelWork:
         finally:
             del self._fetches[key]
         await self._end_fetch(work, outcome)
+
+    def _coming(self) -> tuple[int, int]:
+        left = sum(each.left_bytes for each in self._fetches.values())
+        return left, sum(each.total_bytes for each in self._fetches.values()) - left
 
     def _job(self, described: ModelDescribed, peers: tuple[PeerSource, ...]) -> FetchJob:
         return FetchJob(
@@ -214,55 +226,6 @@ class ModelWork:
             )
             await self._wishes.mention(tick, self._settings.log.tick_ttl_s)
             await asyncio.sleep(TICK_S)
-
-    # --- room ---------------------------------------------------------------------------------------------------------
-
-    async def _make_room(self, work: Work) -> None:
-        """Drop what was not used for the longest, until there is room for this one and those under way.
-
-        Raises:
-            NoRoom: there is no way.
-        """
-        async with self._making_room:
-            passed_over: set[Key] = set()
-            while True:
-                keys = await self._next_to_drop(work, passed_over)
-                if not keys:
-                    return
-                if not await self.evict(keys[0]):
-                    passed_over.add(keys[0])
-
-    async def _next_to_drop(self, work: Work, passed_over: set[Key]) -> list[Key]:
-        needed = sum(each.left_bytes for each in self._fetches.values())
-        come = sum(each.total_bytes for each in self._fetches.values()) - needed
-        stored = await self.stored(passed_over)
-        found = await asyncio.to_thread(self._disk.evictions, stored, needed, come, self._log.clock())
-        if found.refused and work.left_bytes:
-            raise NoRoom(reference=work.key[0], needed_bytes=needed, missing_bytes=found.missing_bytes)
-        return [(each.reference, each.revision) for each in found.drop]
-
-    async def stored(self, passed_over: Collection[Key] = ()) -> list[Evictable]:
-        """Return what is on the disk, and what of it may go; what is passed over counts as in use."""
-        models = self._wishes.models.revisions
-        pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
-        elsewhere = {key for key, each in models.items() if is_kept_elsewhere(each, self._node_id)}
-        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()}, elsewhere)
-
-    def _parts_needed(self) -> set[Key]:
-        """Return the revisions of models that others of this node need beside them."""
-        here = [each for each in self._wishes.models.revisions.values() if each.on(self._node_id).status != "absent"]
-        names = {name for each in here if each.described for name in each.described.parts.values()}
-        return {(each.reference, each.revision) for each in here if each.reference in names}
-
-    async def evict(self, key: Key) -> bool:
-        """Drop a revision, unless somebody has it in memory; tells whether it is gone."""
-        try:
-            freed = await asyncio.to_thread(self._disk.drop, key)
-        except ModelInUse:
-            return False
-        log.info("%s at %s makes room: %d bytes", *key, freed)
-        await self._wishes.tell(ModelDropped(**self._about(key), freed_bytes=freed, reason="evicted"))
-        return True
 
     # --- remove, check ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from bitinglip.settings import Nats
 from tests.integration.gateway.support import ECHO, collect, submitted
 from tests.support.cluster import Cluster
 from tests.support.server import eventually, port_of
+from tests.support.uploading import NAME, make_folder, upload
 
 CONFIG = Path(__file__).parents[2] / "nats.conf"
 ALIEN = "01JZ0000000000000000000000"
@@ -77,10 +79,11 @@ async def cluster(server: GuardedServer, tmp_path: Path) -> AsyncIterator[Cluste
 
 
 @pytest.fixture
-async def client(cluster: Cluster, server: GuardedServer) -> AsyncIterator[httpx.AsyncClient]:
+async def client(cluster: Cluster, server: GuardedServer, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway, beside a node agent with a worker; each is its own user."""
-    gateway = await cluster.gateway()
-    await cluster.node(BITINGLIP_NATS_URL=server.url("worker"))
+    models = {"BITINGLIP_MODELS_HUB_CACHE": str(tmp_path / "hub"), "BITINGLIP_MODELS_MIN_FREE_GB": "0"}
+    gateway = await cluster.gateway(**models)
+    await cluster.node(BITINGLIP_NATS_URL=server.url("worker"), **models)
     async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
 
         async def served() -> bool:
@@ -171,7 +174,26 @@ async def command_nodes(client: httpx.AsyncClient, _: GuardedServer) -> None:
     assert await end_of(client, await submitted(client)) == "task.succeeded"
 
 
-@pytest.mark.parametrize("use", [run_tasks, use_queues, outgrow, command_nodes], ids=lambda use: use.__name__)
+async def upload_a_model(client: httpx.AsyncClient, _server: GuardedServer) -> None:
+    """A model that goes through the gateway to a node, and away again."""
+    (node,) = (await client.get("/v1/nodes")).json()["nodes"]
+    with TemporaryDirectory() as folder:
+        asked = await upload(client, make_folder(Path(folder)), nodes=[node["node_id"]])
+
+    async def holders() -> list[str]:
+        holdings = (await client.get(f"/v1/models/{NAME}")).json()["holdings"]
+        return [each["node_id"] for each in holdings if each["status"] == "stored"]
+
+    await eventually(lambda: _are(holders, [node["node_id"]]))
+    await client.delete(f"/v1/models/{asked['model']}")
+    await eventually(lambda: _are(holders, []))
+
+
+async def _are(found: Callable[[], Awaitable[list[str]]], wanted: list[str]) -> bool:
+    return await found() == wanted
+
+
+@pytest.mark.parametrize("use", [run_tasks, use_queues, outgrow, command_nodes, upload_a_model], ids=lambda use: use.__name__)
 async def test_nobody_is_refused_anything_that_belongs_to_the_work(
     client: httpx.AsyncClient, server: GuardedServer, use: Callable[[httpx.AsyncClient, GuardedServer], Awaitable[None]]
 ) -> None:

@@ -143,5 +143,39 @@ async def test_what_nobody_hands_out_says_so_and_comes_when_somebody_does(world:
     await eventually(lambda: _is(world, {"a": "stored", "b": "stored", "gateway": "absent"}))
 
 
-async def _is(world: World, statuses: dict[str, str]) -> bool:
-    return await world.statuses() == statuses
+async def test_a_node_waits_for_the_gateway_that_has_it(world: World, eventually: Eventually) -> None:
+    folder = make_folder(world.folder / "tuned")
+    node = await world.node("a")
+    await eventually(lambda: world.knows("a"))
+    await node.stop()
+    await upload(world.client, folder, nodes=["a"])
+    await world.gateway.kill()
+    await node.start()
+    assert snapshots.marks(world.cache("a")) == []
+    await world.gateway.start()
+    await eventually(lambda: snapshots.marks(world.cache("a")))
+
+
+async def test_the_last_one_of_an_upload_makes_no_room(world: World, eventually: Eventually) -> None:
+    first, second = (make_folder(world.folder / name, numbers=1_000_000, seed=at) for at, name in enumerate("xy"))
+    await world.node("b", BITINGLIP_MODELS_DISK_GB=f"{6_000_000 / 2**30:.9f}")
+    await eventually(lambda: world.knows("b"))
+    await upload(world.client, first, "lab/first", nodes=["b"])
+    await eventually(lambda: _is(world, {"b": "stored", "gateway": "absent"}, "lab/first"))
+    await upload(world.client, second, "lab/second", nodes=["b"])
+
+    async def code() -> bool:
+        return (await world.told("lab/second"))["b"]["code"] == "no_room"
+
+    await eventually(code)
+    await world.node("a")
+    await eventually(lambda: world.knows("a", "b"))
+    await world.client.post("/v1/models", json={"model": "lab/first", "nodes": ["a"]})
+    await eventually(lambda: _is(world, {"a": "stored", "b": "stored", "gateway": "absent"}, "lab/first"))
+    await world.client.post("/v1/models", json={"model": "lab/second", "nodes": ["b"]})
+    await eventually(lambda: _is(world, {"b": "stored", "gateway": "absent"}, "lab/second"))
+    await eventually(lambda: _is(world, {"a": "stored", "b": "absent", "gateway": "absent"}, "lab/first"))
+
+
+async def _is(world: World, statuses: dict[str, str], name: str = NAME) -> bool:
+    return await world.statuses(name) == statuses

@@ -42,6 +42,7 @@ def stores(draw: st.DrawFn) -> tuple[Stored, ...]:
             last_used=NOW - timedelta(seconds=draw(st.integers(-5, 10_000))),
             pinned=draw(st.booleans()),
             in_use=draw(st.integers(0, 3)) == 0,
+            alone=draw(st.integers(0, 3)) == 0,
         )
         for reference, revision in keys
     )
@@ -57,7 +58,7 @@ def test_room_is_made_or_what_is_missing_is_told(
     plan = evictions(here, needed_bytes=needed, budget_bytes=budget, free_bytes=free, now=NOW)
     left = [each for each in here if each not in plan.drop]
     assert plan.freed_bytes == taken(here) - taken(left)
-    most = taken(here) - taken(each for each in here if each.pinned or each.in_use)
+    most = taken(here) - taken(each for each in here if not each.may_go)
     over = max(taken(here) + needed - budget if budget is not None else 0, needed - free if free is not None else 0, 0)
     if plan.refused:
         assert plan.drop == ()
@@ -71,7 +72,7 @@ def test_what_is_kept_is_never_dropped_and_nothing_is_in_vain(
     here: tuple[Stored, ...], needed: int, budget: int
 ) -> None:
     plan = evictions(here, needed_bytes=needed, budget_bytes=budget, now=NOW)
-    assert not any(each.pinned or each.in_use for each in plan.drop)
+    assert not any(each.pinned or each.in_use or each.alone for each in plan.drop)
     assert len(set(map(id, plan.drop))) == len(plan.drop)
     for each in plan.drop:
         left = [other for other in here if other not in plan.drop or other is each]

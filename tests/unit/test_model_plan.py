@@ -113,6 +113,7 @@ def test_doing_what_is_to_be_done_comes_to_an_end(history: list[ModelEvent], dis
     """Each thing that is done and told leaves less to do: a node does not go round in circles."""
     at = NOW + timedelta(hours=1)  # whoever else was waited for is not waited for any more
     told = list(history)
+    actions: list[Action] = []
     for _ in range(2 * len(KEYS) + 3):
         actions = [each for each in to_do(known(told), disk, "me", at) if not isinstance(each, TakeIn)]
         if not actions:

@@ -189,7 +189,9 @@ def test_a_removal_that_is_killed_anywhere_is_finished(tmp_path: Path, other: bo
 
 
 def assert_all_or_nothing(cache: Path, place: Place, other: bool) -> None:
-    """After healing, the revision is there and ours, or nothing of it is; and the other one is whole."""
+    """What can be loaded is whole at any time; and after healing, all of it is there and ours, or nothing is."""
+    if place.snapshot.exists():
+        assert all(place.file(path).read_bytes() == content for path, content in (SHARED | CONFIG).items())
     healed = snapshots.heal(cache)
     assert healed.missing == ()
     if place.mark.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bitinglip.events.streams import MODELS
 from bitinglip.models.layout import place_of
 from bitinglip.models.locks import is_held
 from bitinglip.models.snapshots import marks
+from bitinglip.models.uploads import Uploads
 from bitinglip.settings import Settings
 from tests.integration.gateway.modelfacts import node, store
 from tests.integration.gateway.support import check_problem, running
@@ -135,6 +137,11 @@ class TestSending:
         assert blobs(settings) == []
         assert (await send(client, begun, WEIGHTS, body)).json()["complete"]
 
+    async def test_uploads_are_listed(self, client: httpx.AsyncClient, folder: Path) -> None:
+        assert (await client.get("/v1/uploads")).json() == {"uploads": []}
+        begun = [await begin(client, folder, name) for name in ("lab/one", "lab/two")]
+        assert (await client.get("/v1/uploads")).json() == {"uploads": begun}
+
     async def test_more_than_the_file_has_is_refused(self, client: httpx.AsyncClient, folder: Path) -> None:
         body, begun = (folder / WEIGHTS).read_bytes(), await begin(client, folder)
         check_problem(await send(client, begun, WEIGHTS, body + b"!"), 413, "payload_too_large")
@@ -225,6 +232,7 @@ class TestRefusedBeforeBytesTravel:
             ({"sha256": "A" * 64}, "files.0.sha256"),
             ({"size_bytes": -1}, "files.0.size_bytes"),
             ({"path": ""}, "files.0.path"),
+            ({"size_bytes": 2**64}, "files.0.size_bytes"),
         ],
     )
     async def test_a_manifest_that_is_none(
@@ -233,6 +241,11 @@ class TestRefusedBeforeBytesTravel:
         asked = manifest(folder)
         asked["files"][0] |= change
         assert field in check_problem(await client.post("/v1/uploads", json=asked), 422, "invalid_input")["detail"]
+
+    async def test_a_path_that_is_no_text(self, client: httpx.AsyncClient, folder: Path) -> None:
+        body = json.dumps(manifest(folder)).replace("config.json", "\\ud800.json")
+        answer = await client.post("/v1/uploads", content=body, headers={"Content-Type": "application/json"})
+        check_problem(answer, 400, "malformed_body")
 
     async def test_a_name_that_is_none(self, client: httpx.AsyncClient, folder: Path) -> None:
         check_problem(await client.post("/v1/uploads", json=manifest(folder, "a/b/c")), 422, "invalid_reference")
@@ -313,6 +326,17 @@ class TestCompleting:
         again = await upload(client, folder, nodes=["rig-1", "rig-2"])
         assert again["asked"] == ["rig-2"]
         assert len(await told(log, ModelStored)) == 1
+
+    async def test_what_was_marked_before_a_crash_is_told_when_it_is_repeated(
+        self, client: httpx.AsyncClient, log: EventLog, folder: Path, settings: Settings
+    ) -> None:
+        await two_nodes(client, log)
+        begun = await begin(client, folder)
+        await send_all(client, begun, folder)
+        store = Uploads(settings.uploads_dir, 2**20, 0)
+        await asyncio.to_thread(lambda: store.complete(store.find(begun["id"])))
+        assert (await client.post(begun["links"]["complete"], json={"nodes": ["rig-1"]})).status_code == 202
+        assert [each.source for each in await told(log, ModelStored)] == ["upload"]
 
     async def test_it_is_removed_here_too(
         self, client: httpx.AsyncClient, log: EventLog, folder: Path, settings: Settings, eventually: Any

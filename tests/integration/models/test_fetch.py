@@ -108,6 +108,24 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(hub: ModelHub, folder: Pat
     assert left_over(cache) == []
 
 
+def test_killed_again_and_again_it_comes_to_its_end(hub: ModelHub, folder: Path, cache: Path) -> None:
+    for number in range(3):
+        save_tensors(folder / f"more-{number}.safetensors", {"wte.weight": ("F32", [LARGE])}, seed=3 + number)
+    job = job_of(hub, NAME, folder, cache, parallel=2)
+    total, kills = sum(file.size_bytes for file in job.files), 6
+    slow = hub.fault(path="*.safetensors", bytes_per_s=30_000_000)
+    for kill in range(1, kills + 1):
+        with fetching(job) as child:
+            child.wait_for(lambda line, least=total * kill // (kills + 1): line["progress"]["done_bytes"] >= least)
+            child.kill()
+        assert snapshots.marks(cache) == []
+    hub.mend(slow)
+    assert "stored" in fetched(job)
+    assert contents(place_of(cache, NAME, job.revision).snapshot) == contents(folder)
+    assert hub.total_sent <= total + kills * job.parallel * 8 * 2**20  # what was under way: sockets hold some of it
+    assert left_over(cache) == []
+
+
 def test_orphans_of_the_client_are_swept(hub: ModelHub, folder: Path, cache: Path) -> None:
     job = job_of(hub, NAME, folder, cache)
     blobs = place_of(cache, NAME, job.revision).blobs

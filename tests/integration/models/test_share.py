@@ -120,6 +120,20 @@ def test_after_a_peer_that_died_another_goes_on(
     assert_whole(job, cache, folder)
 
 
+def test_what_is_on_no_hub_is_not_asked_of_it_and_comes_when_a_peer_has_it(
+    hub: ModelHub, job: FetchJob, node: Node, cache: Path, folder: Path
+) -> None:
+    job = job.model_copy(update={"source": "upload"})
+    with half_peer(folder) as (url, _):
+        failed = fetched(ours(job, cache, PeerSource(url=url, token="none")))["failed"]
+    assert (failed["code"], failed["retryable"], hub.total_sent) == ("no_holder", True, 0)
+    assert fetched(ours(job, cache))["failed"]["code"] == "no_holder"
+    stored = fetched(ours(job, cache, node.peer(job)))["stored"]
+    assert stored["peer_bytes"] <= sum(file.size_bytes for file in job.files) - HALF
+    assert (hub.total_sent, [mark.source for mark in snapshots.marks(cache)]) == (0, ["upload"])
+    assert_whole(job, cache, folder)
+
+
 def test_after_the_last_peer_the_hub_goes_on(hub: ModelHub, job: FetchJob, cache: Path, folder: Path) -> None:
     with half_peer(folder) as (url, _):
         stored = fetched(ours(job, cache, PeerSource(url=url, token="none")))["stored"]
@@ -142,6 +156,14 @@ def test_what_a_peer_sent_is_gone_on_with_by_another_process(
     assert have == HALF
     assert stored["peer_bytes"] <= sum(file.size_bytes for file in job.files) - HALF
     assert stored["hub_bytes"] == 0
+    assert_whole(job, cache, folder)
+
+
+def test_a_peer_that_knows_no_ranges_sends_all_of_it(hub: ModelHub, job: FetchJob, cache: Path, folder: Path) -> None:
+    with half_peer(folder) as (one, _), half_peer(folder, most=2**40) as (other, _):
+        stored = fetched(ours(job, cache, PeerSource(url=one, token="none"), PeerSource(url=other, token="none")))
+    assert stored["stored"]["peer_bytes"] == sum(file.size_bytes for file in job.files) + HALF
+    assert hub.total_sent == 0
     assert_whole(job, cache, folder)
 
 
@@ -191,23 +213,23 @@ def test_who_comes_beyond_the_bound_is_told_to_come_later(job: FetchJob) -> None
 class half_peer:
     """A peer that hands out all files, and of the large one the first bytes: then it closes the connection."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, most: int = HALF) -> None:
+        self._folder, self._most = folder, most
 
     def __enter__(self) -> tuple[str, list[str]]:
-        folder, asked = self._folder, list[str]()
+        folder, most, asked = self._folder, self._most, list[str]()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 content = (folder / self.path.split("/", 3)[3]).read_bytes()
-                asked.extend([self.path] if len(content) > HALF else [])
+                asked.extend([self.path] if len(content) > most else [])
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content[:HALF])
-                self.close_connection = len(content) > HALF
+                self.wfile.write(content[:most])
+                self.close_connection = len(content) > most
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
