@@ -38,6 +38,7 @@ from bitinglip.events.task import TaskAssigned, TaskSucceeded
 from bitinglip.models import snapshots
 from bitinglip.models.layout import place_of
 from bitinglip.models.state import Holding, Key
+from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.workers.modelwishes import Wishes
@@ -46,6 +47,7 @@ from tests.support.cluster import Cluster, Process, children_of
 from tests.support.fetching import files_in
 from tests.support.modelhub import ModelHub
 from tests.support.models import model_folder
+from tests.support.server import RestartableServer
 from tests.support.weights import make_gpt2
 
 Eventually = Callable[..., Awaitable[None]]
@@ -393,6 +395,30 @@ async def test_a_node_that_hands_nothing_out_leaves_others_to_the_hub(world: Wor
         await world.ask(ModelFetchAsked, key, node)
         await eventually(lambda node=node: world.on(key, node).status == "stored")
     assert [each.peer_bytes for each in await world.told(key, ModelStored)] == [0, 0]
+
+
+async def test_what_is_fetched_while_the_log_is_away_is_told_when_it_is_back(
+    restartable_nats: RestartableServer, hub: ModelHub, tmp_path: Path, eventually: Eventually
+) -> None:
+    cluster = Cluster(restartable_nats.url, tmp_path)
+    log = await EventLog.connect(Nats(url=restartable_nats.url), "/test")
+    wishes = Wishes(log, lambda: None)
+    await wishes.open()
+    world = World(log, cluster, hub, wishes, tmp_path)
+    node = await world.node()
+    key = await world.described("org/big", BIG)
+    stall = hub.fault(path="*.safetensors", stall_after=1000)
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: hub.stalled.total() > 0)
+    await restartable_nats.kill()
+    hub.mend(stall)
+    await eventually(lambda: bool(snapshots.marks(world.cache(node))))
+    await restartable_nats.start()
+    await eventually(lambda: world.on(key, node).status == "stored")
+    assert len(await world.told(key, ModelStored)) == 1
+    await wishes.close()
+    await log.close()
+    await cluster.close()
 
 
 async def test_a_node_that_is_stopped_leaves_no_fetch_behind(world: World, eventually: Eventually) -> None:
