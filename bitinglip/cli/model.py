@@ -79,7 +79,7 @@ def list_(url: Url = None, as_json: Json = False) -> None:
         columns,
         [_row(each) for each in found],
         fold=("model", "nodes", "aliases"),
-        spare=("last used", "revision"),
+        spare=("last used", "revision", "served", "aliases"),
         none=none,
     )
 
