@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from bitinglip.events.model import ModelFile
 
 PIECE_BYTES = 1 << 20
 AHEAD = 2
-"""Pieces that may wait for the thread that hashes."""
+"""Portions that may wait for the thread that hashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,13 @@ class HashingThread:
 
     def __init__(self, file: ModelFile) -> None:
         self._hasher = Hasher(file)
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(AHEAD)
+        self._pieces: queue.Queue[list[bytes] | None] = queue.Queue(AHEAD)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def update(self, piece: bytes) -> None:
-        """Hand over the next piece."""
-        self._pieces.put(piece)
+    def update(self, pieces: list[bytes]) -> None:
+        """Hand over the next pieces."""
+        self._pieces.put(pieces)
 
     def digests(self) -> Digests:
         """Wait for the last piece, and return the digests; nothing can be handed over any more."""
@@ -71,29 +71,30 @@ class HashingThread:
         return self._hasher.digests()
 
     def _run(self) -> None:
-        while (piece := self._pieces.get()) is not None:
-            self._hasher.update(piece)
+        while (pieces := self._pieces.get()) is not None:
+            for piece in pieces:
+                self._hasher.update(piece)
 
 
-def read_into(hasher: Hasher | HashingThread, path: Path, each: Callable[[int], None] | None = None) -> None:
-    """Hash what a file has; `each` is called with the size of every piece.
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """Yield a file's content.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open("rb", buffering=0) as stream:
         while piece := stream.read(PIECE_BYTES):
-            hasher.update(piece)
-            if each is not None:
-                each(len(piece))
+            yield piece
 
 
-def digests_of(path: Path, file: ModelFile, each: Callable[[int], None] | None = None) -> Digests:
-    """Return the digests of a file on the disk, of the kind that is told of it.
+def digests_of(path: Path, file: ModelFile, each: Callable[[int], None]) -> Digests:
+    """Return the digests of a file on the disk; `each` is called with the size of every piece that was read.
 
     Raises:
         OSError: the file cannot be read.
     """
     hasher = Hasher(file)
-    read_into(hasher, path, each)
+    for piece in pieces_of(path):
+        hasher.update(piece)
+        each(len(piece))
     return hasher.digests()

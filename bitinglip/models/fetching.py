@@ -18,6 +18,9 @@ from bitinglip.models.meter import Halted, Meter
 from bitinglip.models.peerfiles import Peers
 from bitinglip.models.protocol import FetchJob, Stored
 
+GRACE_S = 1.0
+"""For files that still travel when one has failed."""
+
 
 def fetch(job: FetchJob, meter: Meter) -> Stored:
     """Bring what is missing of a revision, check all of it, and mark it as stored.
@@ -50,15 +53,15 @@ def _bring(job: FetchJob, place: Place, meter: Meter) -> tuple[ModelFile, ...]:
     snapshots.sweep(place.repo)
     _room(job, place)
     filler = Filler(place, job.endpoint, Peers(job.peers), meter, snapshots.mark_of(place))
-    with ThreadPoolExecutor(job.parallel, "fetch") as threads:
-        largest_first = sorted(job.files, key=lambda file: -file.size_bytes)
-        work = {file.path: threads.submit(filler.fill, file) for file in largest_first}
-        done, _ = wait(work.values(), return_when=FIRST_EXCEPTION)
-        failed = [error for each in done if (error := each.exception()) is not None]
-        if failed:
-            meter.stop.set()
-            threads.shutdown(cancel_futures=True)
-            raise next((error for error in failed if not isinstance(error, Halted)), failed[0])
+    threads = ThreadPoolExecutor(job.parallel, "fetch")
+    largest_first = sorted(job.files, key=lambda file: -file.size_bytes)
+    work = {file.path: threads.submit(filler.fill, file) for file in largest_first}
+    done, _ = wait(work.values(), return_when=FIRST_EXCEPTION)
+    if failed := [error for each in done if (error := each.exception()) is not None]:
+        meter.stop.set()
+        threads.shutdown(wait=False, cancel_futures=True)
+        wait(work.values(), GRACE_S)  # one that hears nothing from the hub ends with this process
+        raise next((error for error in failed if not isinstance(error, Halted)), failed[0])
     meter.tell()
     return tuple(work[file.path].result() for file in job.files)
 

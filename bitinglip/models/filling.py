@@ -85,7 +85,15 @@ class Filler:
             return None
         lock = self._place.blob_lock(digest)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock), Partial(self._place.partial(digest), file) as partial:
+        with WeakFileLock(lock):
+            if is_there(self._place, file):  # by another process, while we waited
+                return self._digests(file), False
+            return self._grown(file, digest, meter)
+
+    def _grown(self, file: ModelFile, digest: str, meter: FileMeter) -> tuple[Digests, bool] | None:
+        path = self._place.partial(digest)
+        meter.is_at(path.stat().st_size if path.exists() else 0)  # it is hashed first, which may take a while
+        with Partial(path, file) as partial:
             meter.is_at(partial.have)
             sender = self._peers.bring(self._place, file, partial, meter)
             if not (partial.whole or self._from_hub(file, partial, meter)):

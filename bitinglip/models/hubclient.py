@@ -141,17 +141,11 @@ class HubClient:
             raise HubUnreachable(endpoint=self.endpoint, problem=str(error) or type(error).__name__) from error
 
     def _refused(self, answer: httpx.Response, model: Reference | None) -> NoReturn:
-        code, message = answer.headers.get("x-error-code"), answer.headers.get("x-error-message", "")
-        status = answer.status_code
-        if message == BAD_TOKEN:
+        if answer.headers.get("x-error-message") == BAD_TOKEN:
             raise HubTokenRefused(endpoint=self.endpoint)
-        if (
-            model is not None
-            and answer.is_client_error
-            and (error := _refusal(status, code, message, model, self.endpoint))
-        ):
+        if model is not None and answer.is_client_error and (error := _refusal(answer, model, self.endpoint)):
             raise error
-        self._unlike(f"it answers with status {status}", answer.headers.get("retry-after", ""))
+        self._unlike(f"it answers with status {answer.status_code}", answer.headers.get("retry-after", ""))
 
     def _unlike(self, problem: str, retry_after: str = "") -> NoReturn:
         more = {"retry_after_s": int(retry_after)} if retry_after.isdigit() else {}
@@ -187,9 +181,10 @@ def offline(environ: Mapping[str, str]) -> str | None:
     return next((name for name in names if environ.get(name, "").upper() in TRUE), None)
 
 
-def _refusal(status: int, code: str | None, message: str, model: Reference, endpoint: str) -> BitingLipError | None:
+def _refusal(answer: httpx.Response, model: Reference, endpoint: str) -> BitingLipError | None:
     """Return what an answer's status and code mean; none if that is nothing about the model."""
-    match code, status:
+    message = answer.headers.get("x-error-message")
+    match answer.headers.get("x-error-code"), answer.status_code:
         case "GatedRepo", httpx.codes.UNAUTHORIZED:
             return ModelGated(name=model.name, problem="it is not read without a token, and none is set")
         case "GatedRepo", _:

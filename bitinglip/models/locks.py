@@ -14,6 +14,9 @@ from bitinglip.models.layout import place_of
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 """What the system says of a file that may not be written."""
 
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What it says where the file system carries no locks."""
+
 
 @contextmanager
 def in_use(cache_dir: Path, reference: str, revision: str) -> Iterator[None]:
@@ -65,7 +68,7 @@ def hold(path: Path, how: int, *, must: bool = False) -> int | None:
     """Return a descriptor that holds the lock until it is closed; none: another has it, or nobody can.
 
     Raises:
-        OSError: the file cannot be written, and it `must`.
+        OSError: the file cannot be written or locked, and it `must`.
     """
     while True:
         descriptor = _open(path, must=must)
@@ -75,11 +78,10 @@ def hold(path: Path, how: int, *, must: bool = False) -> int | None:
             fcntl.flock(descriptor, how)
             if _is_still(descriptor, path):
                 return descriptor
-        except BlockingIOError:
+        except OSError as error:
             os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
+            if isinstance(error, BlockingIOError) or (error.errno in NO_LOCKS and not must):
+                return None
             raise
         os.close(descriptor)  # the file was removed while we waited: what we hold is not what others look at
 

@@ -58,6 +58,15 @@ class Meter:
         if self.stop.is_set():
             raise Halted
 
+    def pause(self, seconds: float) -> None:
+        """Wait for a while.
+
+        Raises:
+            Halted: the fetch is to stop.
+        """
+        self.stop.wait(seconds)
+        self.halt()
+
     def tell(self) -> None:
         """Write a line of progress, if there is anything new."""
         step: Step = "fetching" if self._moving else "checking"

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
 from bitinglip.events.model import ModelFile
-from bitinglip.models.digests import Digests, HashingThread, read_into
+from bitinglip.models.digests import Digests, HashingThread, pieces_of
+
+PIECE_BYTES = 1 << 20
+"""What is gathered before it is written and hashed: networks hand out less at a time."""
+PIECE_S = 0.2
+"""And for how long it is gathered at most."""
 
 
 class Partial:
-    """A file that grows at its end, and is hashed while it does.
-
-    As much of a binary stream as `huggingface_hub`'s download writes to.
-    """
+    """A file that grows at its end, and is hashed while it does."""
 
     def __init__(self, path: Path, file: ModelFile) -> None:
         self.path = path
+        self._size = file.size_bytes
         self._file = file
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("ab")
-        if self.have > file.size_bytes:
-            self._stream.truncate(0)
+        self._stream = path.open("ab", buffering=0)
+        self.have = self._stream.tell()
+        """Bytes that have come."""
         self._hasher = HashingThread(file)
-        read_into(self._hasher, path)
+        if self.have > self._size:
+            self.restart()
+        for piece in pieces_of(path):
+            self._hasher.update([piece])
 
     def __enter__(self) -> Partial:
         """It is open."""
@@ -36,38 +44,59 @@ class Partial:
         self._hasher.digests()
 
     @property
-    def have(self) -> int:
-        """Bytes that have come."""
-        self._stream.flush()
-        return os.fstat(self._stream.fileno()).st_size
-
-    @property
     def whole(self) -> bool:
         """Whether as much has come as is to."""
-        return self.have == self._file.size_bytes
+        return self.have >= self._size
 
-    def write(self, piece: bytes) -> int:
-        """Add what came next."""
-        self._hasher.update(piece)
-        return self._stream.write(piece)
+    @property
+    def wanted(self) -> dict[str, str]:
+        """The headers that ask for the rest, as it is."""
+        rest = {"Range": f"bytes={self.have}-"} if self.have else {}
+        return {"Accept-Encoding": "identity", **rest}
 
-    def tell(self) -> int:
-        """Return how much has come."""
-        return self.have
+    def take(self, pieces: Iterable[bytes], count: Callable[[int], None]) -> None:
+        """Add what comes, and keep it whatever ends it; nothing is taken beyond the file's end.
 
-    def seek(self, offset: int) -> int:
-        """Go back to the beginning: nothing else is asked for, by one who got the whole rather than the rest."""
-        assert offset == 0
-        return 0
+        Args:
+            pieces: What a connection gives.
+            count: Called with the size of what was written.
 
-    def truncate(self) -> int:
+        Raises:
+            OSError: it cannot be written.
+        """
+        gathered: list[bytes] = []
+        size, due = 0, time.monotonic() + PIECE_S
+        try:
+            for piece in pieces:
+                gathered.append(piece)
+                size += len(piece)
+                if self.have + size > self._size:
+                    return
+                if size >= PIECE_BYTES or time.monotonic() > due:
+                    gathered, ready = [], gathered
+                    self._add(ready, count)
+                    size, due = 0, time.monotonic() + PIECE_S
+        finally:
+            self._add(gathered, count)
+
+    def restart(self) -> None:
         """Forget what has come."""
         self._stream.truncate(0)
+        self.have = 0
         self._hasher.digests()
         self._hasher = HashingThread(self._file)
-        return 0
 
     def digests(self) -> Digests:
         """Return the digests of what has come; nothing can be added any more."""
-        self._stream.flush()
         return self._hasher.digests()
+
+    def _add(self, pieces: list[bytes], count: Callable[[int], None]) -> None:
+        size = sum(map(len, pieces))
+        written = os.writev(self._stream.fileno(), pieces) if pieces else 0
+        if written < size:  # the disk is nearly full: what does not fit raises
+            rest = memoryview(b"".join(pieces))[written:]
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+        self._hasher.update(pieces)
+        self.have += size
+        count(size)

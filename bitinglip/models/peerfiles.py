@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 CONNECT_S = 5.0
 SILENT_S = 15.0
 """A peer that sends nothing for so long is given up."""
-PIECE_BYTES = 1 << 20
 
 
 class Peers:
@@ -27,11 +26,7 @@ class Peers:
     def __init__(self, sources: tuple[PeerSource, ...]) -> None:
         self._left = list(sources)
         self._lock = threading.Lock()
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(SILENT_S, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,  # a peer is in our own network: no proxy
-        )
+        self._client = _client() if sources else None
 
     def __bool__(self) -> bool:
         """Whether there is one to ask."""
@@ -56,21 +51,24 @@ class Peers:
         return None
 
     def _go_on(self, peer: PeerSource, place: Place, file: ModelFile, partial: Partial, meter: FileMeter) -> None:
-        headers = {"Authorization": f"Bearer {peer.token}", "Accept-Encoding": "identity"}
-        if partial.have:
-            headers["Range"] = f"bytes={partial.have}-"
         address = f"{peer.url}/{quote(place.repo.name)}/{quote(place.revision)}/{quote(file.path)}"
+        headers = {"Authorization": f"Bearer {peer.token}", **partial.wanted}
+        assert self._client is not None
         with self._client.stream("GET", address, headers=headers) as answer:
-            if answer.status_code == 200 and partial.have:
-                partial.truncate()
-                meter.is_at(0)
-            elif answer.status_code not in {200, 206}:
+            if answer.status_code not in {200, 206}:
                 raise _Refused(f"it answers {answer.status_code}")
-            for piece in answer.iter_bytes(PIECE_BYTES):
-                if partial.have + len(piece) > file.size_bytes:
-                    raise _Refused("it sends more than the file has")
-                partial.write(piece)
-                meter.peer(len(piece))
+            if answer.status_code == 200 and partial.have:
+                partial.restart()
+                meter.is_at(0)
+            partial.take(answer.iter_raw(), meter.peer)
+
+
+def _client() -> httpx.Client:
+    return httpx.Client(
+        timeout=httpx.Timeout(SILENT_S, connect=CONNECT_S),
+        limits=httpx.Limits(max_connections=None),
+        trust_env=False,  # a peer is in our own network: no proxy
+    )
 
 
 class _Refused(Exception):

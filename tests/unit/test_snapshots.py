@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.errors import InvalidReference, ModelInUse, UnsafeRepository
+from bitinglip.errors import InvalidReference, ModelInUse, StoreReadOnly, UnsafeRepository
 from bitinglip.models import snapshots
 from bitinglip.models.layout import Place, place_of
 from bitinglip.models.locks import exclusively
@@ -188,7 +189,9 @@ def test_a_removal_that_is_killed_anywhere_is_finished(tmp_path: Path, other: bo
 
 
 def assert_all_or_nothing(cache: Path, place: Place, other: bool) -> None:
-    """After healing, the revision is there and ours, or nothing of it is; and the other one is whole."""
+    """What can be loaded is whole at any time; and after healing, all of it is there and ours, or nothing is."""
+    if place.snapshot.exists():
+        assert all(place.file(path).read_bytes() == content for path, content in (SHARED | CONFIG).items())
     healed = snapshots.heal(cache)
     assert healed.missing == ()
     if place.mark.exists():
@@ -291,3 +294,42 @@ def drop_killed_at(step: int, cache: Path) -> None:
 
     sys.addaudithook(count)
     snapshots.drop(cache, NAME, ONE)
+
+
+def test_a_store_that_cannot_be_written_is_used_and_left_as_it_is() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name) / "cache"
+        place = put(cache, NAME, ONE, SHARED)
+        put(cache, "org/half", ONE, CONFIG).file("sub/config.json").resolve().unlink()
+        os.utime(place.mark, (1, 1))
+        before = tree(cache)
+        for folder in (*(path for path in cache.rglob("*") if path.is_dir()), cache, cache.parent):
+            folder.chmod(0o555)
+        status = os.waitpid(forked(partial(use_as_guest, cache)), 0)[1]
+        for folder in (cache.parent, cache, *(path for path in cache.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert tree(cache) == before
+        assert place.mark.stat().st_mtime == 1
+
+
+def use_as_guest(cache: Path) -> None:
+    """Use a store without the right to write it."""
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    assert snapshots.read_only(cache)
+    assert len(snapshots.marks(cache)) == 2
+    snapshots.touch(cache, NAME, ONE)
+    with snapshots.in_use(cache, NAME, ONE):
+        pass
+    healed = snapshots.heal(cache)
+    assert healed.read_only
+    assert [mark.reference for mark in healed.missing] == ["org/half"]
+    for change in (
+        partial(snapshots.drop, cache, NAME, ONE),
+        partial(snapshots.mark, cache, NAME, TWO, (), "hub"),
+        partial(snapshots.intend, place_of(cache, "org/new", ONE), ()),
+    ):
+        with pytest.raises(StoreReadOnly):
+            change()

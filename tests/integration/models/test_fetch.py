@@ -88,23 +88,41 @@ def test_what_is_stored_is_not_fetched_again(hub: ModelHub, folder: Path, cache:
 
 
 def test_killed_in_the_middle_it_goes_on_where_it_was(hub: ModelHub, folder: Path, cache: Path) -> None:
-    save_tensors(folder / "second.safetensors", {"wte.weight": ("F32", [LARGE])}, seed=2)
-    job = job_of(hub, NAME, folder, cache, parallel=2)
+    save_tensors(folder / "larger.safetensors", {"wte.weight": ("F32", [LARGE + 1])}, seed=2)
+    job = job_of(hub, NAME, folder, cache, parallel=1)  # the largest comes first
+    whole = (folder / "larger.safetensors").stat().st_size
     stalling = hub.fault(path="*/large.safetensors", stall_after=21 * 2**20)
     with fetching(job) as child:
-        lacking = (folder / "large.safetensors").stat().st_size - 21 * 2**20
-        child.wait_for(lambda line: line["progress"]["done_bytes"] == line["progress"]["total_bytes"] - lacking)
+        child.wait_for(lambda line: line["progress"]["done_bytes"] >= whole + 20 * 2**20)
         child.kill()
     hub.mend(stalling)
     before = hub.sent.copy()
-    part = next(cache.rglob("*.bitinglip.incomplete")).stat().st_size
+    (part,) = [path.stat().st_size for path in cache.rglob("*.bitinglip.incomplete")]
     (unfinished,) = snapshots.heal(cache).unfinished
     assert unfinished.revision == job.revision
     assert "stored" in fetched(job)
     again = hub.sent - before
-    assert set(again) <= {f"{NAME}/large.safetensors"}
-    assert hub.total_sent - sum(before.values()) == (folder / "large.safetensors").stat().st_size - part
+    assert f"{NAME}/larger.safetensors" not in again
+    assert again.total() == sum(file.size_bytes for file in job.files) - whole - part
     assert part >= 20 * 2**20
+    assert left_over(cache) == []
+
+
+def test_killed_again_and_again_it_comes_to_its_end(hub: ModelHub, folder: Path, cache: Path) -> None:
+    for number in range(3):
+        save_tensors(folder / f"more-{number}.safetensors", {"wte.weight": ("F32", [LARGE])}, seed=3 + number)
+    job = job_of(hub, NAME, folder, cache, parallel=2)
+    total, kills = sum(file.size_bytes for file in job.files), 6
+    slow = hub.fault(path="*.safetensors", bytes_per_s=30_000_000)
+    for kill in range(1, kills + 1):
+        with fetching(job) as child:
+            child.wait_for(lambda line, least=total * kill // (kills + 1): line["progress"]["done_bytes"] >= least)
+            child.kill()
+        assert snapshots.marks(cache) == []
+    hub.mend(slow)
+    assert "stored" in fetched(job)
+    assert contents(place_of(cache, NAME, job.revision).snapshot) == contents(folder)
+    assert hub.total_sent <= total + kills * job.parallel * 8 * 2**20  # what was under way: sockets hold some of it
     assert left_over(cache) == []
 
 
@@ -260,3 +278,26 @@ def test_a_job_that_cannot_be_read_is_said() -> None:
     child = Child("bitinglip.models.fetch", '{"reference": 1}')
     assert child.outcome()["failed"]["code"] == "invalid_input"
     child.close()
+
+
+def test_two_revisions_at_once_fetch_a_file_that_they_share_once(hub: ModelHub, folder: Path, cache: Path) -> None:
+    one = job_of(hub, NAME, folder, cache)
+    (folder / "new.json").write_text("[1]")
+    two = job_of(hub, NAME, folder, cache)
+    slow = hub.fault(path="*/large.safetensors", bytes_per_s=20_000_000)
+    with fetching(one) as first, fetching(two) as second:
+        assert "stored" in first.outcome()
+        assert "stored" in second.outcome()
+    hub.mend(slow)
+    assert hub.sent[f"{NAME}/large.safetensors"] == (folder / "large.safetensors").stat().st_size
+    assert snapshots.drop(cache, NAME, one.revision) == 0
+    assert contents(place_of(cache, NAME, two.revision).snapshot) == contents(folder)
+
+
+def test_large_files_that_lie_elsewhere_are_fetched_from_there(folder: Path, cache: Path) -> None:
+    with ModelHub(redirects=True) as hub:
+        hub.add(NAME, folder, gated="manual", tokens={"hf_ours"})
+        job = job_of(hub, NAME, folder, cache)
+        assert "stored" in fetched(job, HF_TOKEN="hf_ours")
+        assert any(asked.startswith("GET /cdn/") for asked in hub.asked)
+    assert contents(place_of(cache, NAME, job.revision).snapshot) == contents(folder)

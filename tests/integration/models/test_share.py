@@ -145,6 +145,14 @@ def test_what_a_peer_sent_is_gone_on_with_by_another_process(
     assert_whole(job, cache, folder)
 
 
+def test_a_peer_that_knows_no_ranges_sends_all_of_it(hub: ModelHub, job: FetchJob, cache: Path, folder: Path) -> None:
+    with half_peer(folder) as (one, _), half_peer(folder, most=2**40) as (other, _):
+        stored = fetched(ours(job, cache, PeerSource(url=one, token="none"), PeerSource(url=other, token="none")))
+    assert stored["stored"]["peer_bytes"] == sum(file.size_bytes for file in job.files) + HALF
+    assert hub.total_sent == 0
+    assert_whole(job, cache, folder)
+
+
 def test_nothing_but_the_files_of_marks_is_handed_out(node: Node, job: FetchJob) -> None:
     place = place_of(node.cache, NAME, job.revision)
     good = {"Authorization": f"Bearer {node.peer(job).token}"}
@@ -191,23 +199,23 @@ def test_who_comes_beyond_the_bound_is_told_to_come_later(job: FetchJob) -> None
 class half_peer:
     """A peer that hands out all files, and of the large one the first bytes: then it closes the connection."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, most: int = HALF) -> None:
+        self._folder, self._most = folder, most
 
     def __enter__(self) -> tuple[str, list[str]]:
-        folder, asked = self._folder, list[str]()
+        folder, most, asked = self._folder, self._most, list[str]()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 content = (folder / self.path.split("/", 3)[3]).read_bytes()
-                asked.extend([self.path] if len(content) > HALF else [])
+                asked.extend([self.path] if len(content) > most else [])
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content[:HALF])
-                self.close_connection = len(content) > HALF
+                self.wfile.write(content[:most])
+                self.close_connection = len(content) > most
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
