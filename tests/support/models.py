@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ MAKERS = {
 MARKERS = ("config.json", "model_index.json")
 
 
+@cache
 def model_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     """Return the folder of a model, made once a session; outside CI the demo's own is taken if it is there."""
     made = cache_path().parent / "demo-models" / "demo" / name
