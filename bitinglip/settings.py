@@ -137,7 +137,8 @@ class Worker(_Section):
     node: str | None = Field(default=None, description="Name of this machine; none: its host name.")
     models: tuple[str, ...] = Field(
         default=(),
-        description="Models to serve (`REFERENCE` or `REFERENCE=PATH`); none: `echo` and all in `models.dir`.",
+        description="Models to serve (`REFERENCE` or `REFERENCE=PATH`); none: `echo`, all in `models.dir`, and all "
+        "that the node has fetched.",
     )
     device: str = Field(
         default="auto",

@@ -53,6 +53,8 @@ class Holding:
     node_id: str
     status: Status = "absent"
     pinned: bool = False
+    asked: bool = False
+    """It was asked for while it was there: it comes back if it turns out to be gone."""
     done_bytes: int = 0
     total_bytes: int = 0
     bytes_per_s: float | None = None
@@ -197,9 +199,11 @@ def _asked(holding: Holding, event: _Asked, at: datetime, sequence: int) -> Hold
     if isinstance(event, ModelCheckAsked):
         return replace(holding, check="repair" if event.repair else "check") if holding.status == "stored" else holding
     there = holding.status in {"stored", "removing"}
+    asked = holding.asked
     status: Status
     match event:
         case ModelFetchAsked():
+            asked = there
             status = "stored" if there else "fetching" if holding.status == "fetching" else "wanted"
             pinned = holding.pinned
         case ModelPinned():
@@ -211,11 +215,12 @@ def _asked(holding: Holding, event: _Asked, at: datetime, sequence: int) -> Hold
             status, pinned = "stopped" if holding.wanted else holding.status, holding.pinned and not holding.wanted
         case ModelRemovalAsked():
             # What has yet to come may have come in part: that goes as well.
-            status, pinned = "absent" if holding.status == "absent" else "removing", False
+            status, pinned, asked = "absent" if holding.status == "absent" else "removing", False, False
     return replace(
         holding,
         status=status,
         pinned=pinned,
+        asked=asked,
         code=None,
         problem=None,
         remedy=None,
@@ -262,6 +267,7 @@ def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) ->
             return replace(
                 changed,
                 status="removing" if holding.status == "removing" else "stored",
+                asked=False,
                 done_bytes=event.size_bytes,
                 total_bytes=event.size_bytes,
                 stored_bytes=event.size_bytes,
@@ -274,11 +280,10 @@ def _told(holding: Holding, event: HoldingEvent, at: datetime, sequence: int) ->
             )
         case ModelDropped():
             # A pinned one that somebody else took away, or damaged, is fetched again; and so is one that was asked for
-            # while it was being removed.
+            # while it was being removed, or was not there as we thought.
             repairs = event.reason == "damaged" and holding.check == "repair"
-            lost = repairs or (holding.pinned and event.reason in {"missing", "damaged"})
-            revived = event.reason == "removed" and holding.status in {"stored", "wanted"}
-            status: Status = "wanted" if lost or revived else "absent"
+            back = event.reason != "evicted" and (repairs or holding.pinned or holding.asked)
+            status: Status = "wanted" if back else "absent"
             return replace(
                 Holding(event.node_id), status=status, pinned=holding.pinned, changed_at=at, sequence=sequence
             )

@@ -150,14 +150,14 @@ class WorkerProcess:
         while True:
             await self._models_moved.wait()
             self._models_moved.clear()
-            models = await asyncio.to_thread(self._shelf.look)
-            if models != self._models:
-                try:
+            try:
+                models = await asyncio.to_thread(self._shelf.look)
+                if models != self._models:
                     await self._change_to(models)
-                except BitingLipError as error:
-                    log.warning("the models stay as they are for now: %s", error)
-                    self._models_moved.set()
-                    await asyncio.sleep(AGAIN_S)
+            except (BitingLipError, OSError) as error:  # the server is away, or a folder went while it was looked at
+                log.warning("the models stay as they are for now: %s", error)
+                self._models_moved.set()
+                await asyncio.sleep(AGAIN_S)
 
     async def _change_to(self, models: list[StoredModel]) -> None:
         for model in [model for model in models if model not in self._models]:

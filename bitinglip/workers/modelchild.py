@@ -19,7 +19,7 @@ from bitinglip.processes import before_exec, how_it_ended
 log = logging.getLogger("bitinglip.node")
 
 LINE_BYTES = 1 << 24
-AGAIN_S = 10.0
+AGAIN_S = 2.0
 """When a job is tried again whose process died."""
 
 
@@ -45,19 +45,20 @@ class ModelChild:
             preexec_fn=before_exec(),
         )
         if self._stopped:
-            self._signal()
+            self._signal(signal.SIGTERM)
         try:
             outcome = await self._converse(process, job, hear)
+        except BaseException:
+            self._signal(signal.SIGKILL)
+            raise
         finally:
-            if process.returncode is None:
-                process.kill()
             status = await process.wait()
         return outcome or self._without_outcome(status)
 
     def stop(self) -> None:
         """Have it end soon; what it has done stays."""
         self._stopped = True
-        self._signal()
+        self._signal(signal.SIGTERM)
 
     async def _converse(
         self, process: asyncio.subprocess.Process, job: BaseModel, hear: Callable[[Progress], None]
@@ -87,7 +88,7 @@ class ModelChild:
             failed=Failed(code="fetch_failed", message=message, remedy=remedy, retryable=True, retry_after_s=AGAIN_S)
         )
 
-    def _signal(self) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGTERM)
+                os.kill(self._process.pid, number)

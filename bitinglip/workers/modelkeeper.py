@@ -54,7 +54,7 @@ class ModelKeeper:
         self._wake = asyncio.Event()
         self.disk = ModelDisk(settings.models, settings.models_dir)
         self.wishes = Wishes(event_log, self._wake.set)
-        self._work = ModelWork(event_log, settings, node_id, self.wishes, self.disk)
+        self._work = ModelWork(event_log, settings, node_id, self.wishes, self.disk, changed)
         self.share = ModelShare(event_log.connection, settings.models, self.disk.cache_dir)
         self._doing: dict[Key, _Doing] = {}
         self._sore: dict[Key, float] = {}
@@ -82,21 +82,18 @@ class ModelKeeper:
 
     async def stored(self) -> list[Stored]:
         """Return what is on the disk, and what of it may go."""
-        return await self._work.stored()
+        return await self._work.room.stored()
 
     async def evict(self, key: Key) -> bool:
         """Drop a revision, unless somebody has it in memory; tells whether it is gone."""
-        gone = await self._work.evict(key)
-        if gone:
-            self._changed()
-        return gone
+        return await self._work.room.evict(key)
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
             try:
                 wait_s = await self._step()
-            except OSError as error:
+            except (BitingLipError, OSError) as error:
                 log.warning("the store of models cannot be read: %s", error)
                 wait_s = SORE_S
             with suppress(TimeoutError):
@@ -136,7 +133,7 @@ class ModelKeeper:
     async def _do(self, key: Key, work: Work, deed: Coroutine[Any, Any, None]) -> None:
         try:
             await deed
-        except (BitingLipError, OSError):
+        except Exception:  # a defect must not have it tried without a pause
             log.exception("nothing came of %s at %s; it is tried again in %g s", *key, SORE_S)
             self._sore[key] = asyncio.get_running_loop().time() + SORE_S
         finally:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, ModelInUse, NoRoom
+from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, NoRoom
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     IMPORT,
@@ -18,13 +15,11 @@ from bitinglip.events.model import (
     ModelDescribed,
     ModelDropped,
     ModelFetchFailed,
-    ModelFetchProgressed,
     ModelFetchStarted,
     ModelFetchStopped,
     ModelKept,
     ModelStored,
 )
-from bitinglip.models.eviction import Stored as Evictable
 from bitinglip.models.imports import FolderJob
 from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
@@ -32,19 +27,15 @@ from bitinglip.settings import Settings
 from bitinglip.workers.modelchild import ModelChild
 from bitinglip.workers.modeldisk import ModelDisk
 from bitinglip.workers.modelpeers import ModelPeers
+from bitinglip.workers.modelroom import ModelRoom
+from bitinglip.workers.modelticks import FetchTicks
 from bitinglip.workers.modelwishes import Wishes
 
 log = logging.getLogger("bitinglip.node")
 
 FETCH, CHECK, IMPORTS = "bitinglip.models.fetch", "bitinglip.models.check", "bitinglip.models.imports"
-TICK_S = 0.5
-"""Least time between two facts about how far a fetch is."""
-PACE_S = 5.0
-"""Bytes a second are those of the last so many seconds."""
 BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 """When a fetch that failed is tried again, if it does not say itself that it takes longer."""
-
-
 ELSEWHERE = "it was taken in on another node: have this one take it in as well"
 
 
@@ -70,6 +61,15 @@ class Work:
             self._child.stop()
         return self._child
 
+    def heard_by(self, hear: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Return what is to be called with its progress: it counts what is left, and passes the progress on."""
+
+        def heard(progress: Progress) -> None:
+            self.left_bytes = progress.total_bytes - progress.done_bytes
+            hear(progress)
+
+        return heard
+
     def stop(self) -> None:
         """End it soon; what it has done stays."""
         if not self._stopped:
@@ -81,7 +81,16 @@ class Work:
 class ModelWork:
     """Does it, and tells the log."""
 
-    def __init__(self, event_log: EventLog, settings: Settings, node_id: str, wishes: Wishes, disk: ModelDisk) -> None:
+    def __init__(
+        self,
+        event_log: EventLog,
+        settings: Settings,
+        node_id: str,
+        wishes: Wishes,
+        disk: ModelDisk,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called whenever a model has gone to make room."""
         self._log = event_log
         self._settings = settings
         self._node_id = node_id
@@ -89,7 +98,7 @@ class ModelWork:
         self._disk = disk
         self._fetches: dict[Key, Work] = {}
         self._failures: dict[Key, int] = {}
-        self._making_room = asyncio.Lock()
+        self.room = ModelRoom(event_log.clock, node_id, wishes, disk, changed)
         self.peers = ModelPeers(event_log.connection, settings.models, node_id)
 
     # --- fetch --------------------------------------------------------------------------------------------------------
@@ -107,7 +116,7 @@ class ModelWork:
                 return
             missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
             try:
-                await self._make_room(work)
+                await self.room.make(key[0], self._coming)
             except NoRoom as error:
                 await self._fail(key, Failed.of(error))
                 return
@@ -118,12 +127,17 @@ class ModelWork:
                 missing_bytes=missing,
             )
             await self._wishes.tell(started)
-            async with self._telling(work) as hear:
+            ticks = FetchTicks(self._wishes, self._node_id, key, self._settings.log.tick_ttl_s)
+            async with ticks.telling() as hear:
                 job = self._job(described, await self.peers.ask(self._wishes.models.get(*key)))
-                outcome = await work.child(FETCH).run(job, hear)
+                outcome = await work.child(FETCH).run(job, work.heard_by(hear))
         finally:
             del self._fetches[key]
         await self._end_fetch(work, outcome)
+
+    def _coming(self) -> tuple[int, int]:
+        left = sum(each.left_bytes for each in self._fetches.values())
+        return left, sum(each.total_bytes for each in self._fetches.values()) - left
 
     def _job(self, described: ModelDescribed, peers: tuple[PeerSource, ...]) -> FetchJob:
         return FetchJob(
@@ -172,93 +186,6 @@ class ModelWork:
                 retry_in_s=pause_s if failed.retryable else None,
             )
         )
-
-    @asynccontextmanager
-    async def _telling(self, work: Work) -> AsyncIterator[Any]:
-        """Tell how far a fetch is, inside; gives what is to be called with its progress."""
-        latest: deque[Progress] = deque(maxlen=1)
-        moved = asyncio.Event()
-
-        def hear(progress: Progress) -> None:
-            work.left_bytes = progress.total_bytes - progress.done_bytes
-            latest.append(progress)
-            moved.set()
-
-        telling = asyncio.create_task(self._tell_progress(work.key, latest, moved), name="fetch-progress")
-        try:
-            yield hear
-        finally:
-            telling.cancel()
-
-    async def _tell_progress(self, key: Key, latest: deque[Progress], moved: asyncio.Event) -> None:
-        seen: deque[tuple[float, int]] = deque()
-        while True:
-            await moved.wait()
-            moved.clear()
-            progress, now = latest[-1], time.monotonic()
-            seen.append((now, progress.done_bytes))
-            while now - seen[0][0] > PACE_S and len(seen) > 2:
-                seen.popleft()
-            took_s, came = now - seen[0][0], progress.done_bytes - seen[0][1]
-            pace = came / took_s if took_s > 0 and came > 0 else None
-            tick = ModelFetchProgressed(
-                **self._about(key),
-                done_bytes=progress.done_bytes,
-                total_bytes=progress.total_bytes,
-                bytes_per_s=pace,
-                left_s=(progress.total_bytes - progress.done_bytes) / pace if pace else None,
-                step=progress.step,
-            )
-            await self._wishes.mention(tick, self._settings.log.tick_ttl_s)
-            await asyncio.sleep(TICK_S)
-
-    # --- room ---------------------------------------------------------------------------------------------------------
-
-    async def _make_room(self, work: Work) -> None:
-        """Drop what was not used for the longest, until there is room for this one and those under way.
-
-        Raises:
-            NoRoom: there is no way.
-        """
-        async with self._making_room:
-            passed_over: set[Key] = set()
-            while True:
-                keys = await self._next_to_drop(work, passed_over)
-                if not keys:
-                    return
-                if not await self.evict(keys[0]):
-                    passed_over.add(keys[0])
-
-    async def _next_to_drop(self, work: Work, passed_over: set[Key]) -> list[Key]:
-        needed = sum(each.left_bytes for each in self._fetches.values())
-        come = sum(each.total_bytes for each in self._fetches.values()) - needed
-        stored = await self.stored(passed_over)
-        found = await asyncio.to_thread(self._disk.evictions, stored, needed, come, self._log.clock())
-        if found.refused and work.left_bytes:
-            raise NoRoom(reference=work.key[0], needed_bytes=needed, missing_bytes=found.missing_bytes)
-        return [(each.reference, each.revision) for each in found.drop]
-
-    async def stored(self, passed_over: Collection[Key] = ()) -> list[Evictable]:
-        """Return what is on the disk, and what of it may go; what is passed over counts as in use."""
-        models = self._wishes.models.revisions
-        pinned = {key for key, each in models.items() if each.on(self._node_id).pinned}
-        return await asyncio.to_thread(self._disk.stored, pinned, {*passed_over, *self._parts_needed()})
-
-    def _parts_needed(self) -> set[Key]:
-        """Return the revisions of models that others of this node need beside them."""
-        here = [each for each in self._wishes.models.revisions.values() if each.on(self._node_id).status != "absent"]
-        names = {name for each in here if each.described for name in each.described.parts.values()}
-        return {(each.reference, each.revision) for each in here if each.reference in names}
-
-    async def evict(self, key: Key) -> bool:
-        """Drop a revision, unless somebody has it in memory; tells whether it is gone."""
-        try:
-            freed = await asyncio.to_thread(self._disk.drop, key)
-        except ModelInUse:
-            return False
-        log.info("%s at %s makes room: %d bytes", *key, freed)
-        await self._wishes.tell(ModelDropped(**self._about(key), freed_bytes=freed, reason="evicted"))
-        return True
 
     # --- remove, check ------------------------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class NodeAgent:
             await self._come_up()
             self._say(self._ready())
             self._up = True
+            self._say_what_is_missing()
             await self._until_stopped()
             reason = "signal"
         finally:
@@ -182,6 +183,13 @@ class NodeAgent:
         workers = [slot.ready for slot in self._fleet.slots.values() if slot.ready]
         models = sorted({model for worker in workers for model in worker["models"]})
         return {"ready": "node", "node_id": self.node_id, "workers": workers, "models": models, "pid": os.getpid()}
+
+    def _say_what_is_missing(self) -> None:
+        ready = [slot.ready for slot in self._fleet.slots.values() if slot.ready]
+        served = {model for worker in ready for model in worker["models"]}
+        for name in [name.partition("=")[0] for name in self._settings.worker.models]:
+            if ready and name not in served:
+                self._notice(f"{name} is not served: it is not here yet, or does not fit; the workers' logs say which")
 
     # --- telling ------------------------------------------------------------------------------------------------------
 

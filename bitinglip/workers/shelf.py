@@ -35,8 +35,8 @@ class Shelf:
             InvalidReference: a name cannot be read, or no engine takes the model.
             InvalidConfig: `worker.vllm` names a model that `worker.models` does not.
         """
-        named = self._settings.worker.models
-        served = {name.partition("=")[0] for name in named} if named else {model.reference for model in self._find(())}
+        named = {name.partition("=")[0] for name in self._settings.worker.models}
+        served = named or ({model.reference for model in self._find(())} if self._servers else set[str]())
         if strangers := self._servers.keys() - served:
             raise InvalidConfig(
                 problem=f"worker.vllm names {min(strangers)}, which this worker does not serve; see worker.models"

@@ -261,6 +261,11 @@ async def test_what_is_not_a_parts_own_it_cannot_write(server: GuardedServer, us
     await log.close()
 
 
+async def test_a_node_may_ask_another_one_for_a_model_and_for_nothing_else(server: GuardedServer) -> None:
+    assert await told(server, "worker", "PUB bl.control.node.n.share 2\r\n{}") == "PONG\r\n"
+    assert "Permissions Violation" in await told(server, "worker", "PUB bl.control.node.n.prune 2\r\n{}")
+
+
 @pytest.mark.parametrize("user", sorted(READS))
 async def test_what_is_not_a_parts_business_it_cannot_hear(server: GuardedServer, user: str) -> None:
     for subject in READS[user]:

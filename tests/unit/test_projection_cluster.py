@@ -13,6 +13,7 @@ from bitinglip.events.worker import (
     WorkerDeviceLost,
     WorkerEngineExited,
     WorkerHeartbeat,
+    WorkerModelsChanged,
     WorkerStarted,
     WorkerStopped,
 )
@@ -26,6 +27,7 @@ HISTORY = [
     (WorkerHeartbeat, {"done": 1}),
     (WorkerEngineExited, {}),
     (WorkerEngineExited, {"reason": "again"}),
+    (WorkerModelsChanged, {}),
     (WorkerHeartbeat, {"done": 2, "device": None}),
     (WorkerStopped, {}),
     (WorkerStarted, {"pid": 99}),
@@ -66,8 +68,14 @@ def test_a_start_begins_anew() -> None:
 
 
 def test_a_stop_is_told() -> None:
-    [row] = _workers(HISTORY[:6], 2)
+    [row] = _workers(HISTORY[:7], 2)
     assert (row.state, row.stop_reason, row.stopped_at, row.engine_exits) == ("stopped", "signal", row.seen_at, 2)
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_models_that_came_are_those_of_the_worker(size: int) -> None:
+    [row] = _workers(HISTORY[:6], size)
+    assert [model["reference"] for model in row.models or ()] == ["echo", "openai-community/gpt2"]
 
 
 def test_a_heartbeat_tells_of_the_device() -> None:
@@ -83,7 +91,7 @@ def test_what_the_last_heartbeat_does_not_tell_of_the_device_is_null(size: int) 
     [row] = _workers(history, size)
     assert (row.device_name, row.device_memory_total_bytes, row.device_temperature_c) == ("AMD 0x67df", 8 * 2**30, 54)
     assert (row.device_memory_used_bytes, row.device_utilisation_percent, row.device_power_w) == (None, None, None)
-    [row] = _workers(HISTORY[:5], size)
+    [row] = _workers(HISTORY[:6], size)
     assert (row.done, row.device_name, row.device_power_w) == (2, None, None)
 
 

@@ -592,9 +592,16 @@ class TestUp:
         await up.stop()
 
     async def test_a_model_that_is_not_there_is_said_and_everything_ends(self, tmp_path: Path) -> None:
-        ended = await bitinglip("up", "--port", "0", "--data-dir", str(tmp_path), "--model", "no/such")
+        ended = await bitinglip("up", "--port", "0", "--data-dir", str(tmp_path), "--model", f"no/such={tmp_path}")
         assert ended.status != 0
         assert "no/such" in ended.err
+
+    async def test_a_model_that_may_still_come_is_said_and_nothing_ends(self, tmp_path: Path) -> None:
+        up = Up(tmp_path)
+        await up.start("--model", "echo", "--model", "no/such")
+        status, err = await up.stop(signal.SIGTERM)
+        assert status == 0
+        assert "no/such is not served: it is not here yet" in err
 
     async def test_killed_it_takes_all_with_it(self, tmp_path: Path, eventually: Callable[..., Any]) -> None:
         up = Up(tmp_path)
