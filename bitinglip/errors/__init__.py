@@ -28,9 +28,16 @@ from bitinglip.errors.hub import (
     RevisionNotOnHub,
     UnsafeRepository,
 )
-from bitinglip.errors.rejected import (
+from bitinglip.errors.model import (
     AliasNotFound,
     AliasTaken,
+    ModelDoesNotFit,
+    ModelKindMismatch,
+    ModelMissing,
+    ModelNotFetched,
+    NothingBefore,
+)
+from bitinglip.errors.rejected import (
     ArtifactExpired,
     ArtifactNotFound,
     BatchIsClosed,
@@ -44,14 +51,9 @@ from bitinglip.errors.rejected import (
     InvalidReference,
     MalformedBody,
     MethodNotAllowed,
-    ModelDoesNotFit,
-    ModelKindMismatch,
-    ModelMissing,
-    ModelNotFetched,
     ModelNotFound,
     NodeNotFound,
     NodeTaken,
-    NothingBefore,
     PayloadTooLarge,
     ProjectionFileBusy,
     QueryRefused,

@@ -18,8 +18,10 @@ from bitinglip.events.model import (
     ModelAliasRemoved,
     ModelAliasSet,
     ModelDescribed,
+    ModelDropped,
     ModelEvent,
     ModelRegistered,
+    ModelStored,
     RevisionEvent,
 )
 from bitinglip.events.streams import MODELS
@@ -42,6 +44,8 @@ class Catalogue:
         self._log = event_log
         self._served: dict[tuple[str, str], ModelRegistered] = {}
         """What workers can run, by the reference that they serve it under, which is their queues' name, and kind."""
+        self._gone: set[tuple[str, str | None]] = set()
+        """Revisions that no node has any more, of those that nodes once dropped, by name and revision."""
         self._stands_for: dict[str, str] = {}
         """References by what stands for them: aliases, and names at a branch or tag."""
         self._newest: dict[str, str] = {}
@@ -82,8 +86,9 @@ class Catalogue:
         return self._stands_for.get(model, model)
 
     def serves(self, model: str, kind: str) -> bool:
-        """Tell whether some worker has registered what the name stands for, for this kind."""
-        return (self.resolve(model), kind) in self._served
+        """Tell whether some worker has registered what the name stands for, for this kind, and it was not dropped."""
+        event = self._served.get((self.resolve(model), kind))
+        return event is not None and (event.reference.partition("@")[0], event.revision) not in self._gone
 
     def served_as(self, kind: str) -> list[str]:
         """Return the names of the models that workers have registered for a kind."""
@@ -202,6 +207,12 @@ class Catalogue:
                 self._register(event)
             case ModelDescribed():
                 self._describe(event)
+            case ModelStored():
+                self._gone.discard((event.reference, event.revision))
+            case ModelDropped():
+                left = self.models.get(event.reference, event.revision).holdings.values()
+                if all(holding.status == "absent" for holding in left):
+                    self._gone.add((event.reference, event.revision))
             case ModelAliasSet():
                 self._stands_for[event.reference] = f"{event.model}@{event.revision}"
             case ModelAliasRemoved():
@@ -211,6 +222,7 @@ class Catalogue:
 
     def _register(self, event: ModelRegistered) -> None:
         self._served[event.reference, event.kind] = event
+        self._gone.discard((event.reference.partition("@")[0], event.revision))
         self._stands_for.pop(event.reference, None)  # a worker that serves a branch has a queue of that name
 
     def _describe(self, event: ModelDescribed) -> None:

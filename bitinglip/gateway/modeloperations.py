@@ -51,7 +51,8 @@ _DESCRIBED: dict[str, Schema] = {
     "gated": FLAG, "source": TEXT, "parts": {"type": "object", "additionalProperties": TEXT},
 }  # fmt: skip
 HOLDING = object_of(
-    node_id=TEXT, status=STATUS, pinned=FLAG, done_bytes=WHOLE, total_bytes=WHOLE, bytes_per_s=OPTIONAL_NUMBER,
+    node_id=TEXT, status=STATUS, pinned=FLAG, asked=FLAG, done_bytes=WHOLE, total_bytes=WHOLE,
+    bytes_per_s=OPTIONAL_NUMBER,
     left_s=OPTIONAL_NUMBER, stored_bytes=WHOLE, code=OPTIONAL, problem=OPTIONAL, remedy=OPTIONAL,
     retry_at=OPTIONAL_TIME, check={"enum": ["check", "repair", None]},
     checked_at=OPTIONAL_TIME, changed_at=OPTIONAL_TIME, sequence=WHOLE,
