@@ -16,6 +16,7 @@ from bitinglip.events.task import LANES, Failure, TaskAssigned, TaskDeadLettered
 from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import AssignAttempt, CancelTask, FailAttempt
 from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.outgrown import ensure_queue
 from bitinglip.tasks.state import decide, evolve, fold
 from tests.integration.cli.test_cli import bitinglip
 from tests.integration.test_worker import echo, outcome, submit, types, until
@@ -222,4 +223,14 @@ async def test_one_that_waits_for_a_bigger_card_can_be_cancelled(
         return (await log.connection.js.stream_info(QUEUE)).state.messages == 0
 
     await eventually(empty)
+    await queue.close()
+
+
+async def test_a_queue_that_is_there_keeps_its_workers_lease(log: EventLog, inbox: Inbox) -> None:
+    queue = WorkQueue(log.connection, lease_s=2)
+    await queue.ensure([BIGGER])
+    task = fold(await log.read_task(await waits_for_a_bigger_card(log, inbox)))
+    assert task is not None
+    await ensure_queue(log, task)
+    assert (await log.connection.js.consumer_info(QUEUE, BIGGER.consumer)).config.ack_wait == 2
     await queue.close()
