@@ -15,7 +15,7 @@ from bitinglip.errors.defect import (
     EngineDied,
     InternalError,
 )
-from bitinglip.errors.denied import Denied, HostRefused, KeyMissing, QueueFull
+from bitinglip.errors.denied import Denied, HostRefused, KeyFull, KeyMissing, QueueFull
 from bitinglip.errors.rejected import (
     ArtifactExpired,
     ArtifactNotFound,
@@ -84,6 +84,7 @@ __all__ = [
     "InvalidConfig",
     "InvalidInput",
     "InvalidReference",
+    "KeyFull",
     "KeyMissing",
     "MalformedBody",
     "MethodNotAllowed",
