@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from datetime import timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,14 +15,12 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.store import store_limit, stored_bytes
 from bitinglip.events.streams import Route
 from bitinglip.events.subjects import decode_queue
-from bitinglip.gateway import metrics
+from bitinglip.gateway import liveness, metrics
 from bitinglip.gateway.cluster import queue_depths
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.fleetmetrics import Fleet
 from bitinglip.gateway.responses import json
 
-FRESH_S = 60.0
-"""How long a node or a worker lives after its last heartbeat, or for three of them, if that is longer."""
 READ_MODEL_S = 5.0
 """How long a scrape waits for the read model."""
 
@@ -90,13 +87,13 @@ async def _ask_read_model(gateway: Gateway) -> None:
 
 
 async def _fleet(gateway: Gateway) -> Fleet:
-    queries, settings, now = gateway.readmodel.queries, gateway.settings, gateway.log.clock()
+    queries = gateway.readmodel.queries
     return Fleet(
         await queries.nodes(),
         await queries.workers(),
         await queries.worker_restarts(),
-        nodes_since=now - timedelta(seconds=max(FRESH_S, 3 * settings.node.heartbeat_s)),
-        workers_since=now - timedelta(seconds=max(FRESH_S, 3 * settings.worker.heartbeat_s)),
+        nodes_since=liveness.nodes_since(gateway),
+        workers_since=liveness.workers_since(gateway),
     )
 
 
