@@ -3,11 +3,13 @@
 python -m benchmarks.bare text FOLDER        tokens/s of `generate` with static batches, one figure a batch size
 python -m benchmarks.bare embed FOLDER       texts/s of a loop over batches, sorted by length
 python -m benchmarks.bare one FOLDER         milliseconds of a single text
+python -m benchmarks.bare cold FOLDER...     milliseconds of a load and the first token, for each folder
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import sys
@@ -125,6 +127,33 @@ def one(folder: str) -> dict[str, Any]:
     return {"ms": statistics.median(taken[5:])}
 
 
+def cold(*folders: str) -> dict[str, Any]:
+    """Measure loads of models whose files are not in memory, each with the first token after it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def first_token(folder: str) -> float:
+        forget(Path(folder))
+        started = time.perf_counter()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        inputs = tokenizer("w1 w2 w3", return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        return (time.perf_counter() - started) * 1000
+
+    return {"ms": [first_token(folder) for folder in folders]}
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the page cache."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
 def encoder(folder: str) -> Callable[[list[str]], Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -144,5 +173,5 @@ def encoder(folder: str) -> Callable[[list[str]], Any]:
 
 
 if __name__ == "__main__":
-    measure = {"text": text, "embed": embed, "one": one}[sys.argv[1]]
-    sys.stdout.write(json.dumps(measure(sys.argv[2])) + "\n")
+    measure: Callable[..., Any] = {"text": text, "embed": embed, "one": one, "cold": cold}[sys.argv[1]]
+    sys.stdout.write(json.dumps(measure(*sys.argv[2:])) + "\n")

@@ -252,9 +252,9 @@ async def run(url: str, body: bytes) -> float:
     return await follow_one(address.hostname or "", address.port or 0, "/v1/tasks", body)
 
 
-async def plain(what: str, folder: Path) -> dict[str, Any]:
+async def plain(what: str, *folders: Path) -> dict[str, Any]:
     """Run a plain script in a process of its own."""
-    command = (sys.executable, "-m", "benchmarks.bare", what, str(folder))
+    command = (sys.executable, "-m", "benchmarks.bare", what, *map(str, folders))
     script = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     output, _ = await script.communicate()
     return json.loads(output)

@@ -86,6 +86,8 @@ class Facts:
         self._bytes: dict[str, int] = {}
         self._total_bytes: int | None = None
         self._plan: Plan | None = None
+        self._planned_busy = False
+        """Whether the plan was made while this worker had something to do."""
         self._task: asyncio.Task[None] | None = None
         self._own: Callable[[], WorkerView] = lambda: WorkerView({})
         self._changed: Callable[[], None] = lambda: None
@@ -109,7 +111,10 @@ class Facts:
     def view(self, view: WorkerView) -> WorkerView:
         """Return the view with the facts in it."""
         routes = {name: self._known(name, views) for name, views in view.routes.items()}
-        return replace(view, routes=routes, models=self._models, card=self._own().card, plan=self._plan)
+        card = self._own().card
+        if card.idle and self._planned_busy:
+            asyncio.get_running_loop().call_soon(self._plan_idle)
+        return replace(view, routes=routes, models=self._models, card=card, plan=self._plan)
 
     def _known(self, reference: str, views: tuple[RouteView, ...]) -> tuple[RouteView, ...]:
         """Return a model's routes with what is known of them; those that were opened since the last look come last."""
@@ -231,15 +236,26 @@ class Facts:
         if self._own().routes is not own.routes:
             self._wake.set()  # they have changed meanwhile: what was found is of others
             return
-        before, self._routes = self._line(), routes
-        self._plan = plan(ClusterView(routes, self._models, (self._own().card, *self._peers.cards())))
-        if self._line() != before:
-            self._changed()
+        self._routes = routes
+        self._make_plan()
 
     async def _when_free(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 await self._free.wait()
+
+    def _make_plan(self) -> None:
+        """Make the plan of what is known; who waits for something else hears of a new line."""
+        card, before = self._own().card, self._line()
+        self._planned_busy = not card.idle
+        self._plan = plan(ClusterView(self._routes, self._models, (card, *self._peers.cards())))
+        if self._line() != before:
+            self._changed()
+
+    def _plan_idle(self) -> None:
+        """Plan anew for a card that has become idle: until then it waits for the work of its own models alone."""
+        if self._planned_busy and self._own().card.idle:
+            self._make_plan()
 
     def _line(self) -> tuple[Any, ...]:
         if self._plan is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 from bitinglip.events.log import EventLog
@@ -14,7 +16,8 @@ from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.facts import Facts
-from bitinglip.workers.view import CardView, Requires, RouteView, WorkerView
+from bitinglip.workers.policy import Wait, decide
+from bitinglip.workers.view import CardView, Held, Requires, RouteView, WorkerView
 
 ONE, OTHER = RouteView("normal", "org/a"), RouteView("normal", "org/b")
 LABELLED = RouteView("normal", "org/a", requires=Requires(labels=frozenset({"eu"})))
@@ -83,6 +86,34 @@ async def test_the_longest_wait_is_that_of_the_first_who_still_waits(log: EventL
         await inbox.cancel(second, CancelTask())
         await eventually(lambda: seen().depth == 1)
         assert seen().oldest_s < time.monotonic() - third_at + SLACK_S
+    finally:
+        await facts.close()
+        await queue.close()
+
+
+async def test_who_becomes_idle_waits_at_once_for_what_nobody_has_loaded(log: EventLog) -> None:
+    """Without another look at the queues, of which the next may be seconds away."""
+    queue = WorkQueue(log.connection, 30.0)
+    await queue.ensure([Route("normal", "org=2Fa"), Route("normal", "org=2Fb")])
+    models = [ModelSpec(kind="text-generation", reference=name, path="/none") for name in ("org/a", "org/b")]
+    facts, worker, changed = Facts(log, Settings(), "me", models), Worker(), asyncio.Event()
+    busy = WorkerView({"org/a": (ONE,), "org/b": (OTHER,)}, CardView("me", loaded=(Held("org/a"),)))
+    worker.view = busy
+    await facts.start(worker.own, changed.set)
+    try:
+        assert facts.view(busy).plan is not None
+        step = decide(replace(facts.view(busy), idle=True, loaded=frozenset({"org/a"})))
+        assert isinstance(step, Wait)
+        assert [route.reference for route in step.routes] == ["org/a"]
+        idle = worker.view = replace(busy, card=replace(busy.card, idle=True), idle=True, loaded=frozenset({"org/a"}))
+        changed.clear()
+        looked = log.connection.client.stats["out_msgs"]
+        facts.view(idle)
+        await changed.wait()
+        assert log.connection.client.stats["out_msgs"] == looked
+        step = decide(facts.view(idle))
+        assert isinstance(step, Wait)
+        assert {route.reference for route in step.routes} == {"org/a", "org/b"}
     finally:
         await facts.close()
         await queue.close()

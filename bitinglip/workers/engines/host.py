@@ -28,6 +28,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bitinglip.events.task import Failure
+from bitinglip.processes import spare_the_heap
 from bitinglip.tasks.parameters import PARAMETERS
 from bitinglip.workers.engine import (
     PROTOCOL,
@@ -147,6 +148,8 @@ class Models:
 
     def _load(self, spec: ModelSpec) -> tuple[LoadedModel, Loaded]:
         load = _loader(spec)
+        if not self._held:  # what is there now are the libraries: each look through them takes 110 ms
+            spare_the_heap()
         need = self._make_room(spec)
         started, before = time.perf_counter(), self._allocated()
         model = load(spec, self._placement, lambda done, total: self._loading(spec, done, total))

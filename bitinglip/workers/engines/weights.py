@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import torch
+import transformers.modeling_utils  # noqa: F401  (190,000 objects, which a first load would bring after the heap is spared)
 from transformers import AutoTokenizer, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
