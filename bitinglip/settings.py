@@ -122,6 +122,12 @@ class Gateway(_Section):
         ge=0,
         description="Most tasks that wait in one queue; what is over it is answered 429. 0: no bound.",
     )
+    key_most: int = Field(
+        default=200_000,
+        ge=0,
+        description="Most tasks of one API key that wait, in all queues together; what is over it is answered 429. "
+        "Callers without a key count as one. 0: no bound.",
+    )
     store_warn_ratio: float = Field(
         default=0.9,
         gt=0,

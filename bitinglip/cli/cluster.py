@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,25 @@ def gateway(host: Host = None, port: Port = None, data_dir: DataDir = None, nats
     _become(GATEWAY_MODULE, flags)
 
 
+async def outside_or_private(settings: Settings, stack: AsyncExitStack, say: Callable[[str], None]) -> str:
+    """Return the address of the NATS server: of the one that is set, or of a private one that is started for it.
+
+    Raises:
+        NoServer: the private one did not come up, or another process has its store.
+    """
+    if settings.nats.url is not None:
+        return settings.nats.url
+    server = PrivateServer(
+        find_or_fetch(settings.nats.server, say),
+        settings.data_dir / "nats",
+        port=settings.nats.port,
+        max_store_bytes=settings.nats.max_store_bytes,
+        sync_always=settings.nats.sync_always,
+    )
+    await stack.enter_async_context(server)
+    return server.url
+
+
 def become_worker(
     model: list[str] | None, device: str | None, worker_id: str | None, data_dir: Path | None, nats_url: str | None
 ) -> None:
@@ -100,7 +120,8 @@ class Cluster:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         async with AsyncExitStack() as stack:
-            env = os.environ | _environment(self._flags) | {"BITINGLIP_NATS_URL": await self._nats(stack)}
+            nats_url = await outside_or_private(self._settings, stack, self._say)
+            env = os.environ | _environment(self._flags) | {"BITINGLIP_NATS_URL": nats_url}
             stack.push_async_callback(self._stop_children)
             gateway = await self._start("gateway", GATEWAY_MODULE, env)
             gateway.set(environment_name("gateway.port"), gateway.ready["url"].rpartition(":")[2])
@@ -110,20 +131,6 @@ class Cluster:
             await self._stop.wait()
             self._say("stopping …")
         return 0
-
-    async def _nats(self, stack: AsyncExitStack) -> str:
-        settings = self._settings.nats
-        if settings.url is not None:
-            return settings.url
-        server = PrivateServer(
-            find_or_fetch(settings.server, self._say),
-            self._settings.data_dir / "nats",
-            port=settings.port,
-            max_store_bytes=settings.max_store_bytes,
-            sync_always=settings.sync_always,
-        )
-        await stack.enter_async_context(server)
-        return server.url
 
     async def _start(self, name: str, module: str, env: dict[str, str]) -> Child:
         child = Child(name, module, env, self._settings.data_dir / "logs" / f"{name}.log", self._say)

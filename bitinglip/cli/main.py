@@ -11,6 +11,7 @@ import typer
 from bitinglip import __version__
 from bitinglip.cli import (
     artifact,
+    backup,
     batch,
     cluster,
     config,
@@ -49,6 +50,8 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")
+events.app.command()(backup.backup)
+events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")
 app.command()(query.query)
 app.add_typer(config.app, name="config")

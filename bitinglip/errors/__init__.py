@@ -15,7 +15,7 @@ from bitinglip.errors.defect import (
     EngineDied,
     InternalError,
 )
-from bitinglip.errors.denied import Denied, HostRefused, KeyMissing, QueueFull
+from bitinglip.errors.denied import Denied, HostRefused, KeyFull, KeyMissing, QueueFull
 from bitinglip.errors.hub import (
     BrokenModel,
     HubOffline,
@@ -40,6 +40,7 @@ from bitinglip.errors.model import (
 from bitinglip.errors.rejected import (
     ArtifactExpired,
     ArtifactNotFound,
+    BackupUnusable,
     BatchIsClosed,
     BatchNotFound,
     CommandRefused,
@@ -49,6 +50,7 @@ from bitinglip.errors.rejected import (
     InvalidConfig,
     InvalidInput,
     InvalidReference,
+    LogExists,
     MalformedBody,
     MethodNotAllowed,
     ModelNotFound,
@@ -108,6 +110,7 @@ __all__ = [
     "AppendRefused",
     "ArtifactExpired",
     "ArtifactNotFound",
+    "BackupUnusable",
     "BatchIsClosed",
     "BatchNotFound",
     "BitingLipError",
@@ -139,7 +142,9 @@ __all__ = [
     "InvalidConfig",
     "InvalidInput",
     "InvalidReference",
+    "KeyFull",
     "KeyMissing",
+    "LogExists",
     "MalformedBody",
     "MethodNotAllowed",
     "ModelDoesNotFit",

@@ -38,9 +38,35 @@ class QueueFull(Denied):
     """As many tasks wait in the queue of this lane, model and key as may."""
 
     code, status = "queue_full", 429
-    template = "{limit} tasks wait for {model!r} in the lane {lane!r} already: no more are taken for now."
+    template = (
+        "{waiting} tasks wait or run for {model!r} in the lane {lane!r}, of {limit} that may (`gateway.queue_most`): "
+        "{asked} more are not taken for now."
+    )
     remedy = "Send the request again after `Retry-After` seconds, or let more workers serve the model."
     lane: str
     model: str
     limit: int
+    waiting: int
+    asked: int
+    retry_after_s: int = 1
+
+
+@dataclass(eq=False, kw_only=True)
+class KeyFull(Denied):
+    """As many tasks of this key wait in all queues together as may."""
+
+    code, status = "key_full", 429
+    template = (
+        "{waiting} tasks of this key wait or run in all queues together, of {limit} that may (`gateway.key_most`): "
+        "{asked} more are not taken for now."
+    )
+    remedy = (
+        "Send the request again after `Retry-After` seconds, or cancel what is not wanted any more (`longest` names "
+        "the queues in which most of it waits)."
+    )
+    key: str | None
+    limit: int
+    waiting: int
+    asked: int
+    longest: list[dict[str, str | int]]
     retry_after_s: int = 1

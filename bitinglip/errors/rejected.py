@@ -47,6 +47,30 @@ class UnsupportedMediaType(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class BackupUnusable(Rejected):
+    """The folder is no whole backup of a log, or not an empty one to write it into."""
+
+    code, status = "backup_unusable", 422
+    template = "The folder {folder} cannot be used: {problem}."
+    remedy = "Name a new folder to back up into, or one that a backup was written into to its end."
+    folder: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class LogExists(Rejected):
+    """A log is to be restored where there is one, or a part of one."""
+
+    code, status = "log_exists", 409
+    template = "The server has a log already, or a part of one: {streams}."
+    remedy = (
+        "Restore into a server whose store is empty: stop it, move its store away, start it again (that is the way "
+        "after a restore that ended half-way as well)."
+    )
+    streams: str
+
+
+@dataclass(eq=False, kw_only=True)
 class PayloadTooLarge(Rejected):
     """What was sent is over a size limit."""
 

@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js.errors import NotFoundError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import subjects
@@ -29,7 +28,7 @@ from bitinglip.events.envelope import Messages, Recorded, decode, encode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
-from bitinglip.events.streams import MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, Route, ensure_streams
+from bitinglip.events.streams import MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
 from bitinglip.events.tail import tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
@@ -360,20 +359,6 @@ class EventLog:
         waits = subjects.queue_filter(state.route.lane, state.route.queue)
         first = await get_first_after(self.connection, QUEUE, waits, state.handed_out)
         return None if first is None else max(0.0, self.clock().timestamp() - first.time_ns / 1e9)
-
-    async def queue_depth(self, route: Route) -> int | None:
-        """Return how many work messages of one queue wait or run; none if no worker has ever served it.
-
-        Raises:
-            NoServer: the server does not answer.
-        """
-        try:
-            info = await self.connection.js.consumer_info(QUEUE, route.consumer)
-        except NotFoundError:
-            return None
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     def tail(
         self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096

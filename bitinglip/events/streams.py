@@ -192,6 +192,10 @@ async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:
             )
     # A process that knows of fewer copies than there are must not drop the others.
     wanted = declared.evolve(num_replicas=max(existing.num_replicas or 1, declared.num_replicas or 1))
+    if declared.sources and existing.sources and existing.sources[0].opt_start_seq:
+        # A queue that was restored: what came before is in it already (see `backup`).
+        begin = existing.sources[0].opt_start_seq
+        wanted = wanted.evolve(sources=[source.evolve(opt_start_seq=begin) for source in declared.sources])
     try:
         await js.update_stream(wanted)
     except APIError:

@@ -56,7 +56,7 @@ async def create(request: Request) -> Response:
         request_sha256=part.request_sha256,
     )
     batch, created = await gateway.batches.open(opened, key)
-    batch, _ = await gateway.batches.extend(batch, part, request.scope["request_id"])
+    batch, _ = await _extend(gateway, batch, part, request)
     if not asked.open:
         batch, _ = await gateway.batches.close(batch)
     headers = {"Location": f"/v1/batches/{batch_id}"} | _replayed(created)
@@ -71,7 +71,7 @@ async def add(request: Request) -> Response:
     batch = await gateway.batches.read(batch_id)
     name = part_for(batch_id, f"{gateway.key_id or ''}\0{key}") if key is not None else gateway.log.ids()
     part = Part(name, await _members(gateway, commands, batch_id, name), digest_of(commands), key)
-    batch, created = await gateway.batches.extend(batch, part, request.scope["request_id"])
+    batch, created = await _extend(gateway, batch, part, request)
     return json({"added": len(commands)} | _shown(gateway, batch), 202, _replayed(created))
 
 
@@ -194,11 +194,15 @@ def _parsed(text: bytes, where: str) -> Any:
 async def _members(gateway: Gateway, commands: list[SubmitTask], batch_id: str, part: str) -> list[TaskSubmitted]:
     """Return what the tasks' first events will be, when each of them was found to be acceptable now."""
     members = [await _prepared(gateway, each, batch_id, part, index) for index, each in enumerate(commands)]
-    for each in members:
-        gateway.pressure.admit(each)
-    for each in members:
-        await gateway.queues.ensure(each)
+    await gateway.let_in(members)
     return members
+
+
+async def _extend(gateway: Gateway, batch: Batch, part: Part, request: Request) -> tuple[Batch, bool]:
+    batch, created = await gateway.batches.extend(batch, part, request.scope["request_id"])
+    if not created:
+        gateway.pressure.take_back(part.members)
+    return batch, created
 
 
 async def _prepared(gateway: Gateway, command: SubmitTask, batch_id: str, part: str, index: int) -> TaskSubmitted:

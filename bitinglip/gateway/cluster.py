@@ -8,7 +8,7 @@ from starlette.responses import Response
 from bitinglip.errors import NoServer
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route
-from bitinglip.gateway import requests
+from bitinglip.gateway import liveness, requests
 from bitinglip.gateway.context import gateway_of
 from bitinglip.gateway.responses import json
 
@@ -16,7 +16,7 @@ from bitinglip.gateway.responses import json
 async def workers(request: Request) -> Response:
     """Answer `GET /v1/workers`."""
     requests.only(request)
-    return json({"workers": await gateway_of(request).readmodel.queries.workers()})
+    return json({"workers": await liveness.workers(gateway_of(request))})
 
 
 async def queue_depths(log: EventLog) -> dict[Route, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from collections.abc import Sequence as Seq
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import TASKS
+from bitinglip.events.task import TaskSubmitted
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.completions import Completions
@@ -81,6 +83,22 @@ class Gateway:
     uploaded: Uploaded
     recent: Recent = field(default_factory=Recent)
 
+    async def let_in(self, tasks: Seq[TaskSubmitted]) -> None:
+        """Find room for tasks, and make the queues that they need; all of them are let in, or none.
+
+        Raises:
+            QueueFull, KeyFull: too many wait already.
+            TooManyQueues: a queue is needed that may not be made.
+            NoServer: the server does not answer.
+        """
+        await self.pressure.admit(tasks)
+        try:
+            for each in tasks:
+                await self.queues.ensure(each)
+        except BaseException:
+            self.pressure.take_back(tasks)
+            raise
+
     async def task(self, task_id: TaskId) -> TaskRow:
         """Return a task as the read model has it, with everything that this gateway published about it.
 
@@ -122,7 +140,7 @@ async def open_gateway(
         catalogue = await Catalogue.open(log)
         stack.push_async_callback(catalogue.close)
         queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
-        pressure = Pressure(log, settings.gateway.queue_most)
+        pressure = Pressure(log, settings.gateway.queue_most, settings.gateway.key_most)
         stack.push_async_callback(pressure.close)
         inbox = Inbox(
             log,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from datetime import timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,15 +13,14 @@ from bitinglip.errors import NoServer, ProjectionBehind
 from bitinglip.events.clock import SKEW_MOST_S, skew_of, told_skew
 from bitinglip.events.log import EventLog
 from bitinglip.events.store import store_limit, stored_bytes
+from bitinglip.events.streams import Route
 from bitinglip.events.subjects import decode_queue
-from bitinglip.gateway import metrics
+from bitinglip.gateway import liveness, metrics
 from bitinglip.gateway.cluster import queue_depths
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.fleetmetrics import Fleet
 from bitinglip.gateway.responses import json
 
-FRESH_S = 60.0
-"""How long a node or a worker lives after its last heartbeat, or for three of them, if that is longer."""
 READ_MODEL_S = 5.0
 """How long a scrape waits for the read model."""
 
@@ -65,6 +63,7 @@ async def prometheus(request: Request) -> Response:
     gateway = gateway_of(request)
     gateway.metrics.connected.set(gateway.log.connected)
     gateway.metrics.queue_depth.clear()
+    gateway.metrics.key_depth.clear()
     gateway.metrics.lag.clear()
     with suppress(NoServer):
         await _ask_log(gateway)
@@ -88,25 +87,34 @@ async def _ask_read_model(gateway: Gateway) -> None:
 
 
 async def _fleet(gateway: Gateway) -> Fleet:
-    queries, settings, now = gateway.readmodel.queries, gateway.settings, gateway.log.clock()
+    queries = gateway.readmodel.queries
     return Fleet(
         await queries.nodes(),
         await queries.workers(),
         await queries.worker_restarts(),
-        nodes_since=now - timedelta(seconds=max(FRESH_S, 3 * settings.node.heartbeat_s)),
-        workers_since=now - timedelta(seconds=max(FRESH_S, 3 * settings.worker.heartbeat_s)),
+        nodes_since=liveness.nodes_since(gateway),
+        workers_since=liveness.workers_since(gateway),
     )
 
 
 async def _ask_log(gateway: Gateway) -> None:
-    depths: Counter[tuple[str, str]] = Counter()
-    for route, depth in (await queue_depths(gateway.log)).items():
-        depths[route.lane, decode_queue(route.queue)[0]] += depth
-    for (lane, model), depth in depths.items():
-        gateway.metrics.queue_depth.labels(lane, model).set(depth)
+    _tell_depths(gateway, await queue_depths(gateway.log))
     taken, limit = await store_usage(gateway.log)
     for stream, size in taken.items():
         gateway.metrics.stream_bytes.labels(stream).set(size)
     gateway.metrics.store_ratio.set(sum(taken.values()) / limit)
     for lag in await gateway.readmodel.lag():
         gateway.metrics.lag.labels(lag.stream).set(lag.last - lag.applied)
+
+
+def _tell_depths(gateway: Gateway, found: dict[Route, int]) -> None:
+    queues: Counter[tuple[str, str]] = Counter()
+    keys: Counter[str] = Counter()
+    for route, depth in found.items():
+        model, work = decode_queue(route.queue)
+        queues[route.lane, model] += depth
+        keys[work.share] += depth
+    for (lane, model), depth in queues.items():
+        gateway.metrics.queue_depth.labels(lane, model).set(depth)
+    for key_id, depth in keys.items():
+        gateway.metrics.key_depth.labels(key_id).set(depth)

@@ -41,6 +41,9 @@ class Metrics:
         self.queue_depth = Gauge(
             "bitinglip_queue_depth", "Tasks that wait or run, by queue.", ("lane", "model"), registry=registry
         )
+        self.key_depth = Gauge(
+            "bitinglip_key_depth", "Tasks that wait or run, by API key.", ("key_id",), registry=registry
+        )
         self.lag = Gauge(
             "bitinglip_projection_lag_events",
             "Events that the read model has not applied yet.",

@@ -10,10 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import ModelDoesNotFit
-from bitinglip.gateway import requests
+from bitinglip.gateway import liveness, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.describing import described
-from bitinglip.gateway.nodes import all_nodes
 from bitinglip.gateway.responses import json
 from bitinglip.models.placement import CPU, Asked, Card, Machine, Refusal, Verdict, best, choose, fit
 from bitinglip.models.state import Revision, Status
@@ -57,7 +56,7 @@ async def chosen_node(gateway: Gateway, revision: Revision) -> str:
 
 async def machines_of(gateway: Gateway) -> list[Machine]:
     """Return the nodes as they matter to placement."""
-    return [_machine(row) for row in await all_nodes(gateway)]
+    return [_machine(row) for row in await liveness.nodes(gateway)]
 
 
 def asked_of(revision: Revision) -> Asked:

@@ -11,11 +11,10 @@ from starlette.responses import Response
 
 from bitinglip.errors import MalformedBody, ModelMissing, NodeNotFound
 from bitinglip.events.model import ModelImportAsked
-from bitinglip.gateway import aliases, modelviews, requests, wishes
+from bitinglip.gateway import aliases, liveness, modelviews, requests, wishes
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.describing import described
 from bitinglip.gateway.modelfit import chosen_node
-from bitinglip.gateway.nodes import all_nodes
 from bitinglip.gateway.responses import json
 from bitinglip.models.holders import is_gateway
 from bitinglip.models.reference import parse_reference
@@ -156,7 +155,7 @@ async def meant(gateway: Gateway, nodes: Nodes | None) -> list[str] | None:
     """
     if nodes is None:
         return None
-    rows = await all_nodes(gateway)
+    rows = await liveness.nodes(gateway)
     if nodes == "all":
         return [row.node_id for row in rows if row.state != "offline"]
     known = {row.node_id for row in rows}

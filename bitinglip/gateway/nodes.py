@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +12,7 @@ from starlette.responses import Response
 from bitinglip.errors import MalformedBody, NodeNotFound, WorkerNotFound
 from bitinglip.events import subjects
 from bitinglip.events.service import command
-from bitinglip.gateway import requests
+from bitinglip.gateway import liveness, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.projections.rows import NodeRow, WorkerRow
@@ -25,8 +23,6 @@ ANSWER_S = 5.0
 DISK_S = 30.0
 """The same for what makes it read or change a disk."""
 LINES, LINES_MOST = 100, 2_000
-FRESH_S = 60.0
-"""A node is online for this long after its last sign of life, or for three of its heartbeats, if that is longer."""
 
 _B = TypeVar("_B", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -57,7 +53,7 @@ class Labels(BaseModel):
 async def nodes(request: Request) -> Response:
     """Answer `GET /v1/nodes`."""
     requests.only(request)
-    return json({"nodes": await all_nodes(gateway_of(request))})
+    return json({"nodes": await liveness.nodes(gateway_of(request))})
 
 
 async def node(request: Request) -> Response:
@@ -161,17 +157,9 @@ async def _tell(
     return await command(gateway.log.connection, node_id, subject, {"by": gateway.key_id} | body, timeout_s)
 
 
-async def all_nodes(gateway: Gateway) -> list[NodeRow]:
-    """Return the nodes; one that went silent is offline."""
-    fresh = timedelta(seconds=max(FRESH_S, 3 * gateway.settings.node.heartbeat_s))
-    oldest = gateway.log.clock() - fresh
-    rows = await gateway.readmodel.queries.nodes()
-    return [row if row.seen_at >= oldest else replace(row, state="offline") for row in rows]
-
-
 async def _node(request: Request) -> NodeRow:
     node_id: str = request.path_params["node_id"]
-    found = next((row for row in await all_nodes(gateway_of(request)) if row.node_id == node_id), None)
+    found = next((row for row in await liveness.nodes(gateway_of(request)) if row.node_id == node_id), None)
     if found is None:
         raise NodeNotFound(node_id=node_id[:200])
     return found
@@ -179,7 +167,7 @@ async def _node(request: Request) -> NodeRow:
 
 async def _worker(request: Request) -> WorkerRow:
     worker_id: str = request.path_params["worker_id"]
-    rows = await gateway_of(request).readmodel.queries.workers()
+    rows = await liveness.workers(gateway_of(request))
     found = next((row for row in rows if row.worker_id == worker_id), None)
     if found is None:
         raise WorkerNotFound(worker_id=worker_id[:200])

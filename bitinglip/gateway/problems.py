@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from bitinglip.errors import BitingLipError, KeyMissing, QueueFull, Unavailable
+from bitinglip.errors import BitingLipError, KeyFull, KeyMissing, QueueFull, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:bitinglip:error:"
@@ -46,7 +46,7 @@ def answer(error: BitingLipError, request_id: str, headers: dict[str, str] | Non
 
 
 def _headers(error: BitingLipError) -> dict[str, str]:
-    if isinstance(error, Unavailable | QueueFull):
+    if isinstance(error, Unavailable | QueueFull | KeyFull):
         return {"Retry-After": str(error.retry_after_s)}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, KeyMissing) else {}
 

@@ -32,8 +32,7 @@ async def submit(request: Request) -> Response:
     await admission.admit(gateway, command.model, command.kind)
     command = await media.resolve(gateway.log, command)
     event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
-    gateway.pressure.admit(event)
-    await gateway.queues.ensure(event)
+    await gateway.let_in([event])
     streamed, wait_s = requests.wants(request, eventstream.MEDIA_TYPE), requests.preferred_wait(request)
     if not streamed and not wait_s:
         accepted = await _append(gateway, event, request)
@@ -102,6 +101,8 @@ async def _append(gateway: Gateway, event: TaskSubmitted, request: Request) -> A
     gateway.recent.note(accepted.task_id, accepted.sequence)
     if accepted.created:
         gateway.metrics.observe_submit(event.kind, event.lane, time.perf_counter() - started)
+    else:
+        gateway.pressure.take_back([event])
     return accepted
 
 

@@ -15,7 +15,7 @@ from bitinglip.processes import die_with_parent
 from tests.support.server import eventually
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats-cluster" / "nats.conf"
-PASSWORDS = ("ROUTE", "GATEWAY", "WORKER", "AUDITOR", "SYSTEM")
+PASSWORDS = ("ROUTE", "GATEWAY", "WORKER", "AUDITOR", "BACKUP", "SYSTEM")
 SIZE = 3
 
 

@@ -36,7 +36,7 @@ create table workers (
 comment on table workers is 'Workers (one card''s process each); one row per worker.';
 comment on column workers.worker_id is 'Stable name of the worker.';
 comment on column workers.node_id is 'Machine that it runs on.';
-comment on column workers.state is 'started or stopped; one that crashed says nothing: look at seen_at.';
+comment on column workers.state is 'started or stopped, as it said; one that crashed says nothing: look at seen_at (the API and the CLI call it gone).';
 comment on column workers.pid is 'Process id on its machine.';
 comment on column workers.device is 'Device that it runs on, as cuda:0.';
 comment on column workers.release is 'Version of BitingLip.';

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -139,3 +140,31 @@ async def test_a_read_model_that_catches_up_or_is_swapped_fails_no_scrape(
         while not rebuilt.done():
             assert await whole()
         assert (await rebuilt).status_code == 200
+
+
+async def test_a_worker_that_fell_silent_is_gone_wherever_it_is_told_of(
+    client: httpx.AsyncClient, url: str, log: EventLog, yesterday: EventLog, eventually: Any
+) -> None:
+    """Nobody else can say so: its machine has no agent."""
+    await tell_worker(yesterday, WorkerStarted, "w-silent")
+    await tell_worker(yesterday, WorkerHeartbeat, "w-silent")
+    await tell_worker(yesterday, WorkerStarted, "w-stopped")
+    await tell_worker(yesterday, WorkerStopped, "w-stopped")
+    await tell_worker(yesterday, WorkerStarted, "w-back")
+    await tell_worker(log, WorkerHeartbeat, "w-back")
+
+    async def listed() -> dict[str, str]:
+        workers = (await client.get("/v1/workers")).json()["workers"]
+        return {worker["worker_id"]: worker["state"] for worker in workers}
+
+    async def told() -> bool:
+        return await listed() == {"w-silent": "gone", "w-stopped": "stopped", "w-back": "started"}
+
+    await eventually(told)
+    assert (await client.get("/v1/workers/w-silent")).json()["state"] == "gone"
+    assert of(await scrape(client), "bitinglip_workers", "state") == {"gone": 1, "stopped": 1, "ready": 1}
+    command = (sys.executable, "-m", "bitinglip.cli.main", "worker", "list", "--url", url)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert ["w-silent", "gone"] in [[line.split("\t")[0], line.split("\t")[2]] for line in out.decode().splitlines()]
