@@ -94,7 +94,7 @@ async def tell_what_a_model_is(server: GuardedServer) -> None:
 @pytest.fixture
 async def client(cluster: Cluster, server: GuardedServer, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway, beside a node agent with a worker; each is its own user."""
-    models = {"BITINGLIP_MODELS_HUB_CACHE": str(tmp_path / "hub"), "BITINGLIP_MODELS_MIN_FREE_GB": "0"}
+    models: dict[str, Any] = {"BITINGLIP_MODELS_HUB_CACHE": str(tmp_path / "hub"), "BITINGLIP_MODELS_MIN_FREE_GB": "0"}
     gateway = await cluster.gateway(**models)
     await cluster.node(BITINGLIP_NATS_URL=server.url("worker"), BITINGLIP_MODELS_OFFLINE="true", **models)
     await tell_what_a_model_is(server)

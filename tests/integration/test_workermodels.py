@@ -159,7 +159,7 @@ async def test_what_waits_for_a_model_that_goes_stays_in_its_queue(
     assert isinstance((await outcome(log, long))[-1].event, TaskSucceeded)
     assert isinstance((await outcome(log, await submit(inbox, echo())))[-1].event, TaskSucceeded)
     assert [recorded.type for recorded in await log.read_task(waits)] == ["task.submitted"]
-    assert await log.queue_depth(Route("normal", "gpt2")) == 1
+    assert (await log.queue_depths())[Route("normal", "gpt2").consumer] == 1
 
 
 async def test_what_runs_ends_with_the_old_revision_and_the_next_task_has_the_new_one(

@@ -66,21 +66,21 @@ async def test_what_a_worker_has_in_memory_does_not_go_until_it_is_dropped(disk:
     await used.begin(elsewhere)
     await used.begin(spec)
     used.keep([spec.key])
-    assert [each.in_use for each in disk.stored((), ())] == [True]
+    assert [each.in_use for each in disk.stored((), (), ())] == [True]
     used.keep([])
-    assert [each.in_use for each in disk.stored((), ())] == [False]
+    assert [each.in_use for each in disk.stored((), (), ())] == [False]
 
 
 def test_pinned_and_needed_ones_do_not_go(disk: ModelDisk) -> None:
     other, third = ("org/b", "2" * 40), ("org/c", "3" * 40)
     for key in (KEY, other, third):
         stored(disk, key)
-    found = {each.reference: (each.pinned, each.in_use) for each in disk.stored({KEY}, {other})}
+    found = {each.reference: (each.pinned, each.in_use) for each in disk.stored({KEY}, {other}, ())}
     assert found == {"org/a": (True, False), "org/b": (False, True), "org/c": (False, False)}
     size = disk.look().stored[KEY]
     disk = ModelDisk(Models(hub_cache=disk.cache_dir, disk_gb=3 * size / GIB, min_free_gb=0), disk.models_dir)
     later = datetime.now(UTC) + timedelta(days=1)
-    chosen = disk.evictions(disk.stored({KEY}, {other}), size, 0, later)
+    chosen = disk.evictions(disk.stored({KEY}, {other}, ()), size, 0, later)
     assert [each.reference for each in chosen.drop] == ["org/c"]
-    assert disk.evictions(disk.stored({KEY}, {other}), size + 1, 0, later).refused
-    assert disk.evictions(disk.stored({KEY}, {other}), size, 1, later).refused
+    assert disk.evictions(disk.stored({KEY}, {other}, ()), size + 1, 0, later).refused
+    assert disk.evictions(disk.stored({KEY}, {other}, ()), size, 1, later).refused
