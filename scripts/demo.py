@@ -28,6 +28,7 @@ from scripts.tiny_speech import HEARD, RATE, SPOKEN, tones
 OUTPUT = Path("demo-output")
 """Where the picture, the sounds and the texts are written."""
 STORY_MODEL = "demo/story"
+HUB_MODEL = "demo-hub/tales"
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "The stock market fell on Monday.")
 QUERY = (
@@ -62,7 +63,7 @@ def run(models: Path) -> int:
     """Show everything once; returns 0 if every answer was right."""
     data_dir = Path(tempfile.mkdtemp(prefix="bitinglip-demo-"))
     try:
-        with cluster(models, data_dir) as up:
+        with hub(models / STORY_MODEL) as endpoint, cluster(models, data_dir, endpoint) as up:
             say(f"the cluster is up: gateway {up['url']}, log {up['nats_url']}, models {', '.join(up['models'])}")
             right = show(Client(Settings(), up["url"]), up["url"])
     finally:
@@ -86,9 +87,11 @@ def show(gateway: Client, url: str) -> bool:
     right = right and embeddings(gateway)
     say(f"\n4. A picture, what is to be seen in it, a word, and what is heard (files in {OUTPUT}/):")
     right = show_media(gateway, url) and right
-    say(f"\n5. What the log says of task {first}:")
+    say("\n5. A model from a hub (a small one on this machine): found, fetched, run, and its life as the log has it:")
+    right = from_hub(gateway, url) and right
+    say(f"\n6. What the log says of task {first}:")
     timeline(gateway, first)
-    say(f'\n6. DuckDB, over all of it: bitinglip query "{QUERY}"')
+    say(f'\n7. DuckDB, over all of it: bitinglip query "{QUERY}"')
     subprocess.run([*bitinglip("query", QUERY, "--url", url)], check=True)
     return right
 
@@ -158,6 +161,23 @@ def show_media(gateway: Client, url: str) -> bool:
     return right
 
 
+def from_hub(gateway: Client, url: str) -> bool:
+    """Have a node fetch a model while the cluster runs, as a person would; returns whether it answers right."""
+    for words in (
+        ("search", "tales"),
+        ("fit", HUB_MODEL),
+        ("download", HUB_MODEL, "--alias", "tales"),
+        ("list",),
+    ):
+        say(f"   $ bitinglip model {' '.join(words)}")
+        subprocess.run([*bitinglip("model", *words, "--url", url)], check=True)
+    begin, end = next(iter(STORY.items()))
+    told = submit(gateway, "text-generation", "tales", prompt=begin)["result"]["text"]
+    say(f"   tales: {begin}{told}\n   $ bitinglip model events {HUB_MODEL} --so-far")
+    subprocess.run([*bitinglip("model", "events", HUB_MODEL, "--so-far", "--url", url)], check=True)
+    return told == end
+
+
 def submit(gateway: Client, kind: str, model: str, **params: Any) -> dict[str, Any]:
     """Run a task to its end."""
     body = {"kind": kind, "model": model, "params": params}
@@ -222,11 +242,26 @@ def finished(gateway: Client, task_id: str) -> dict[str, Any]:
 
 
 @contextmanager
-def cluster(models: Path, data_dir: Path) -> Iterator[dict[str, Any]]:
+def hub(folder: Path) -> Iterator[str]:
+    """Run a small hub that has one model; yields its address."""
+    command = [sys.executable, "-m", "tests.support.modelhub", f"{HUB_MODEL}={folder}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        yield orjson.loads(process.stdout.readline())["endpoint"]
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
+@contextmanager
+def cluster(models: Path, data_dir: Path, endpoint: str) -> Iterator[dict[str, Any]]:
     """Run `bitinglip up` on free ports; yields what it says when it is up."""
     command = [*bitinglip("up", "--port", "0", "--data-dir", str(data_dir), "--json")]
     # In a session of its own: a Ctrl-C is ours to hear, and then it is asked to stop.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(models), start_new_session=True)
+    ours = {"BITINGLIP_MODELS_ENDPOINT": endpoint, "BITINGLIP_MODELS_HUB_CACHE": str(data_dir / "hub")}
+    env = environment(models) | ours | {"HF_TOKEN": ""}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, start_new_session=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

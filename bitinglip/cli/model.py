@@ -196,11 +196,13 @@ def verify(
 def events(
     model: ModelName,
     after: Annotated[int, typer.Option(min=0, help="Begin after this sequence.")] = 0,
+    so_far: Annotated[bool, typer.Option("--so-far", help="End with what there is by now.")] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Print what happened to a model and what happens, until Ctrl-C."""
-    for event in client(url).events(f"{_path(model)}/events", {"after": after}):
+    params = {"after": after} | ({"follow": "false"} if so_far else {})
+    for event in client(url).events(f"{_path(model)}/events", params):
         if as_json:
             render.json(event.data)
         else:

@@ -36,6 +36,7 @@ REF = in_path(
 ALIAS_NAME = in_path("alias", "The alias.", "[A-Za-z0-9][A-Za-z0-9._-]*")
 AFTER = (
     in_query("after", "Only events after this sequence.", WHOLE),
+    in_query("follow", "`false` ends the stream at the last event of now.", FLAG),
     in_header("Last-Event-ID", "Only events after this one; what a reader that connects again sends."),
 )
 _LISTED: dict[str, Schema] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -112,20 +112,21 @@ async def _tail(gateway: Gateway, watch: Watch, after: int, until: int | None) -
             async for batch in batches:
                 yield batch
             return
-        async with aclosing(_up_to(gateway, watch, batches, after, until)) as bounded:
+        async with aclosing(up_to(batches, after, until, lambda: _end(gateway, watch))) as bounded:
             async for batch in bounded:
                 yield batch
 
 
-async def _up_to(
-    gateway: Gateway, watch: Watch, batches: AsyncIterator[Seq[RawMessage]], after: int, until: int
+async def up_to(
+    batches: AsyncIterator[Seq[RawMessage]], after: int, until: int, end: Callable[[], Awaitable[int]]
 ) -> AsyncGenerator[Seq[RawMessage]]:
+    """Yield what comes after a sequence up to another one; if that is gone meanwhile, to the last one that is there."""
     following: asyncio.Future[Seq[RawMessage]] = asyncio.ensure_future(anext(batches))
     try:
         while after < until:
             await asyncio.wait((following,), timeout=QUIET_S)
             if not following.done():
-                until = min(until, await _end(gateway, watch))
+                until = min(until, await end())
                 continue
             batch = following.result()
             after = batch[-1].sequence
