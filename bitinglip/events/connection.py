@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from nats.aio.msg import Msg
@@ -192,7 +192,7 @@ async def cancellable(call: Coroutine[object, object, _T]) -> _T:
     return task.result()
 
 
-def _credentials(servers: list[str]) -> dict[str, str]:
+def _credentials(servers: list[str]) -> dict[str, Any]:
     """Return what every address says of who connects, for servers that the cluster itself names (without it)."""
     parts = [urlsplit(server if "://" in server else f"nats://{server}") for server in servers]
     users = {(part.username, part.password) for part in parts}
