@@ -1,4 +1,7 @@
-"""What a model takes is known before it is loaded: the estimate beside what the engine holds, for each architecture."""
+"""What a model takes is known before it is loaded: the estimate beside what the engine holds, for each architecture.
+
+The models are loaded from the files alone that would be fetched of them.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from bitinglip.events.model import ModelFile
 from bitinglip.models.memory import LINEAR_BYTES, Need, estimate, weight_files
+from bitinglip.models.repofiles import wanted
 from bitinglip.models.store import find_models
 from bitinglip.settings import Worker
 from bitinglip.workers.engine import Loaded, ModelSpec
 from bitinglip.workers.enginehost import EngineHost
+from tests.engines.support import run
 from tests.support.models import MAKERS, model_folder
 
 MOST_OFF = 0.1
@@ -27,9 +33,19 @@ def spec_of(name: str, folder: Path) -> ModelSpec:
     return ModelSpec(kind=model.kind, reference=name, path=str(folder), parts=parts)
 
 
+def fetched(folder: Path, target: Path) -> Path:
+    """Copy what would be fetched of a folder if it were a repository: nothing else is needed."""
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for file in wanted([ModelFile(path=path, size_bytes=(folder / path).stat().st_size) for path in paths]):
+        (target / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (target / file.path).symlink_to(folder / file.path)
+    return target
+
+
 @pytest.fixture
-def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    return spec_of(request.param, model_folder(tmp_path_factory, request.param))
+def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> ModelSpec:
+    name = str(request.param)
+    return spec_of(name, fetched(model_folder(tmp_path_factory, name), tmp_path / name))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -82,5 +98,8 @@ async def test_where_the_weights_are_a_variant_alone(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_of_published_weights(shared_host: EngineHost, minilm: ModelSpec) -> None:
-    await check(shared_host, minilm, estimate(Path(minilm.path or ""), 4))
+async def test_of_published_weights(shared_host: EngineHost, minilm: ModelSpec, tmp_path: Path) -> None:
+    spec = spec_of("minilm", fetched(Path(minilm.path or ""), tmp_path / "minilm"))
+    await check(shared_host, spec, estimate(tmp_path / "minilm", 4))
+    (said,) = await run(shared_host, spec, {"input": "a text"})
+    assert said.result["dimensions"] == 384

@@ -32,8 +32,17 @@ MAKERS = {
 MARKERS = ("config.json", "model_index.json")
 
 
+_made: dict[str, Path] = {}
+
+
 def model_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     """Return the folder of a model, made once a session; outside CI the demo's own is taken if it is there."""
+    if name not in _made:
+        _made[name] = _make(factory, name)
+    return _made[name]
+
+
+def _make(factory: pytest.TempPathFactory, name: str) -> Path:
     made = cache_path().parent / "demo-models" / "demo" / name
     if any((made / marker).is_file() for marker in MARKERS) and "CI" not in os.environ:
         return made
