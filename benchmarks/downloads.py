@@ -51,10 +51,8 @@ async def measure(rounds: int = ROUNDS, parent: Path | None = None) -> list[Figu
     finally:
         shutil.rmtree(folder)
     sys.stdout.write(json.dumps({"runs": runs}) + "\n")
-    return [
-        compared(runs, "process_s", "the whole process"),
-        compared(runs, "took_s", "the download alone"),
-    ]
+    words = {"process_s": "the whole process", "took_s": "the download alone", "cpu_s": "processor time"}
+    return [compared(runs, which, each) for which, each in words.items()]
 
 
 def make(folder: Path) -> Path:
