@@ -17,6 +17,7 @@ from tests.support.server import eventually
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats-cluster" / "nats.conf"
 PASSWORDS = ("ROUTE", "GATEWAY", "WORKER", "AUDITOR", "BACKUP", "SYSTEM")
 SIZE = 3
+STOP_S = 60.0
 
 
 class NatsNode:
@@ -63,6 +64,13 @@ class NatsNode:
             self.signal(signal.SIGKILL)
             assert self._process is not None
             await self._process.wait()
+
+    async def stop(self) -> None:
+        """Have it end as an operator would."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+            assert self._process is not None
+            await asyncio.wait_for(self._process.wait(), STOP_S)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -121,6 +129,10 @@ class NatsCluster:
         for node in self.nodes.values():
             if node.running:
                 await eventually(node.healthy, within_s=60)
+
+    async def stop(self) -> None:
+        """Stop all of them at the same time."""
+        await asyncio.gather(*[node.stop() for node in self.nodes.values()])
 
     async def kill(self) -> None:
         """Kill all of them."""
