@@ -94,7 +94,9 @@ class Filler:
             return self._grown(file, digest, meter)
 
     def _grown(self, file: ModelFile, digest: str, meter: FileMeter) -> tuple[Digests, bool] | None:
-        with Partial(self._place.partial(digest), file) as partial:
+        path = self._place.partial(digest)
+        meter.is_at(path.stat().st_size if path.exists() else 0)  # it is hashed first, which may take a while
+        with Partial(path, file) as partial:
             meter.is_at(partial.have)
             sender = self._peers.bring(self._place, file, partial, meter)
             if not partial.whole:
