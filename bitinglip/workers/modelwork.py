@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, NoRoom
@@ -18,7 +15,6 @@ from bitinglip.events.model import (
     ModelDescribed,
     ModelDropped,
     ModelFetchFailed,
-    ModelFetchProgressed,
     ModelFetchStarted,
     ModelFetchStopped,
     ModelKept,
@@ -32,19 +28,14 @@ from bitinglip.workers.modelchild import ModelChild
 from bitinglip.workers.modeldisk import ModelDisk
 from bitinglip.workers.modelpeers import ModelPeers
 from bitinglip.workers.modelroom import ModelRoom
+from bitinglip.workers.modelticks import FetchTicks
 from bitinglip.workers.modelwishes import Wishes
 
 log = logging.getLogger("bitinglip.node")
 
 FETCH, CHECK, IMPORTS = "bitinglip.models.fetch", "bitinglip.models.check", "bitinglip.models.imports"
-TICK_S = 0.5
-"""Least time between two facts about how far a fetch is."""
-PACE_S = 5.0
-"""Bytes a second are those of the last so many seconds."""
 BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 """When a fetch that failed is tried again, if it does not say itself that it takes longer."""
-
-
 ELSEWHERE = "it was taken in on another node: have this one take it in as well"
 
 
@@ -69,6 +60,15 @@ class Work:
         if self._stopped:
             self._child.stop()
         return self._child
+
+    def heard_by(self, hear: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Return what is to be called with its progress: it counts what is left, and passes the progress on."""
+
+        def heard(progress: Progress) -> None:
+            self.left_bytes = progress.total_bytes - progress.done_bytes
+            hear(progress)
+
+        return heard
 
     def stop(self) -> None:
         """End it soon; what it has done stays."""
@@ -127,9 +127,10 @@ class ModelWork:
                 missing_bytes=missing,
             )
             await self._wishes.tell(started)
-            async with self._telling(work) as hear:
+            ticks = FetchTicks(self._wishes, self._node_id, key, self._settings.log.tick_ttl_s)
+            async with ticks.telling() as hear:
                 job = self._job(described, await self.peers.ask(self._wishes.models.get(*key)))
-                outcome = await work.child(FETCH).run(job, hear)
+                outcome = await work.child(FETCH).run(job, work.heard_by(hear))
         finally:
             del self._fetches[key]
         await self._end_fetch(work, outcome)
@@ -187,45 +188,6 @@ class ModelWork:
                 retry_in_s=pause_s if failed.retryable else None,
             )
         )
-
-    @asynccontextmanager
-    async def _telling(self, work: Work) -> AsyncIterator[Any]:
-        """Tell how far a fetch is, inside; gives what is to be called with its progress."""
-        latest: deque[Progress] = deque(maxlen=1)
-        moved = asyncio.Event()
-
-        def hear(progress: Progress) -> None:
-            work.left_bytes = progress.total_bytes - progress.done_bytes
-            latest.append(progress)
-            moved.set()
-
-        telling = asyncio.create_task(self._tell_progress(work.key, latest, moved), name="fetch-progress")
-        try:
-            yield hear
-        finally:
-            telling.cancel()
-
-    async def _tell_progress(self, key: Key, latest: deque[Progress], moved: asyncio.Event) -> None:
-        seen: deque[tuple[float, int]] = deque()
-        while True:
-            await moved.wait()
-            moved.clear()
-            progress, now = latest[-1], time.monotonic()
-            seen.append((now, progress.done_bytes))
-            while now - seen[0][0] > PACE_S and len(seen) > 2:
-                seen.popleft()
-            took_s, came = now - seen[0][0], progress.done_bytes - seen[0][1]
-            pace = came / took_s if took_s > 0 and came > 0 else None
-            tick = ModelFetchProgressed(
-                **self._about(key),
-                done_bytes=progress.done_bytes,
-                total_bytes=progress.total_bytes,
-                bytes_per_s=pace,
-                left_s=(progress.total_bytes - progress.done_bytes) / pace if pace else None,
-                step=progress.step,
-            )
-            await self._wishes.mention(tick, self._settings.log.tick_ttl_s)
-            await asyncio.sleep(TICK_S)
 
     # --- remove, check ------------------------------------------------------------------------------------------------
 

@@ -185,9 +185,10 @@ class NodeAgent:
         return {"ready": "node", "node_id": self.node_id, "workers": workers, "models": models, "pid": os.getpid()}
 
     def _say_what_is_missing(self) -> None:
-        served = {model for slot in self._fleet.slots.values() for model in slot.ready.get("models", ())}
+        ready = [slot.ready for slot in self._fleet.slots.values() if slot.ready]
+        served = {model for worker in ready for model in worker["models"]}
         for name in [name.partition("=")[0] for name in self._settings.worker.models]:
-            if served and name not in served:
+            if ready and name not in served:
                 self._notice(f"{name} is not served: it is not here yet, or does not fit; the workers' logs say which")
 
     # --- telling ------------------------------------------------------------------------------------------------------

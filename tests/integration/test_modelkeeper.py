@@ -38,6 +38,7 @@ from bitinglip.events.task import TaskAssigned, TaskSucceeded
 from bitinglip.models import snapshots
 from bitinglip.models.layout import place_of
 from bitinglip.models.state import Holding, Key
+from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.workers.modelwishes import Wishes
@@ -46,6 +47,7 @@ from tests.support.cluster import Cluster, Process, children_of
 from tests.support.fetching import files_in
 from tests.support.modelhub import ModelHub
 from tests.support.models import model_folder
+from tests.support.server import RestartableServer
 from tests.support.weights import make_gpt2
 
 Eventually = Callable[..., Awaitable[None]]
@@ -93,13 +95,15 @@ class World:
         }
         return await self._cluster.node(workers, **mine, **settings)
 
-    async def described(self, name: str, numbers: int = 1000, seed: int = 0, folder: Path | None = None) -> Key:
+    async def described(
+        self, name: str, numbers: int = 1000, seed: int = 0, folder: Path | None = None, **more: Any
+    ) -> Key:
         """Put a model on the hub and into the log; returns its key."""
         folder = folder or make_gpt2(self._folder / "models" / f"{name}-{seed}", numbers, seed)
         commit, files = self.hub.add(name, folder), files_in(folder)
         about = {"reference": name, "revision": commit, "files": list(files), "asked_revision": "main"}
         size = sum(file.size_bytes for file in files)
-        await self.tell(ModelDescribed.model_validate(ModelDescribed.example | about | {"size_bytes": size}))
+        await self.tell(ModelDescribed.model_validate(ModelDescribed.example | about | more | {"size_bytes": size}))
         return name, commit
 
     async def tell(self, event: ModelEvent) -> None:
@@ -393,6 +397,53 @@ async def test_a_node_that_hands_nothing_out_leaves_others_to_the_hub(world: Wor
         await world.ask(ModelFetchAsked, key, node)
         await eventually(lambda node=node: world.on(key, node).status == "stored")
     assert [each.peer_bytes for each in await world.told(key, ModelStored)] == [0, 0]
+
+
+async def test_what_is_fetched_while_the_log_is_away_is_told_when_it_is_back(
+    restartable_nats: RestartableServer, hub: ModelHub, tmp_path: Path, eventually: Eventually
+) -> None:
+    cluster = Cluster(restartable_nats.url, tmp_path)
+    log = await EventLog.connect(Nats(url=restartable_nats.url), "/test")
+    wishes = Wishes(log, lambda: None)
+    await wishes.open()
+    world = World(log, cluster, hub, wishes, tmp_path)
+    node = await world.node()
+    key = await world.described("org/big", BIG)
+    stall = hub.fault(path="*.safetensors", stall_after=1000)
+    await world.ask(ModelFetchAsked, key, node)
+    await eventually(lambda: hub.stalled.total() > 0)
+    await restartable_nats.kill()
+    hub.mend(stall)
+    await eventually(lambda: bool(snapshots.marks(world.cache(node))))
+    await restartable_nats.start()
+    await eventually(lambda: world.on(key, node).status == "stored")
+    assert len(await world.told(key, ModelStored)) == 1
+    await wishes.close()
+    await log.close()
+    await cluster.close()
+
+
+async def test_what_a_model_needs_beside_it_is_fetched_as_well(world: World, eventually: Eventually) -> None:
+    node = await world.node()
+    vocoder = await world.described("org/vocoder")
+    speaker = await world.described("org/speaker", parts={"vocoder": "org/vocoder"})
+    await world.ask(ModelFetchAsked, speaker, node)
+    await eventually(lambda: [world.on(key, node).status for key in (speaker, vocoder)] == ["stored", "stored"])
+
+
+async def test_no_more_are_fetched_at_a_time_than_is_set(world: World, eventually: Eventually) -> None:
+    node = await world.node(BITINGLIP_MODELS_PARALLEL=1)
+    first, second = await world.described("org/first", BIG), await world.described("org/second")
+    stall = world.hub.fault(path="org/first/*.safetensors", stall_after=1000)
+    await world.ask(ModelFetchAsked, first, node)
+    await world.ask(ModelFetchAsked, second, node)
+    await eventually(lambda: world.hub.stalled.total() > 0)
+    # A folder that cannot be taken in is told of at once: by then it has heard of both.
+    await world.tell(ModelImportAsked(reference="lab/none", node_id="a", path="/no/such/folder", by=None))
+    await eventually(lambda: _told(world, ("lab/none", "import"), ModelFetchFailed))
+    assert [world.on(key, node).status for key in (first, second)] == ["fetching", "wanted"]
+    world.hub.mend(stall)
+    await eventually(lambda: [world.on(key, node).status for key in (first, second)] == ["stored", "stored"])
 
 
 async def test_a_node_that_is_stopped_leaves_no_fetch_behind(world: World, eventually: Eventually) -> None:

@@ -595,6 +595,13 @@ class TestUp:
         assert ended.status != 0
         assert "no/such" in ended.err
 
+    async def test_a_model_that_may_still_come_is_said_and_nothing_ends(self, tmp_path: Path) -> None:
+        up = Up(tmp_path)
+        await up.start("--model", "echo", "--model", "no/such")
+        status, err = await up.stop(signal.SIGTERM)
+        assert status == 0
+        assert "no/such is not served: it is not here yet" in err
+
     async def test_killed_it_takes_all_with_it(self, tmp_path: Path, eventually: Callable[..., Any]) -> None:
         up = Up(tmp_path)
         await up.start("--model", "echo")
