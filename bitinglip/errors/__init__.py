@@ -35,6 +35,7 @@ from bitinglip.errors.model import (
     ModelKindMismatch,
     ModelMissing,
     ModelNotFetched,
+    NoNodeOnline,
     NothingBefore,
 )
 from bitinglip.errors.rejected import (
@@ -139,6 +140,7 @@ __all__ = [
     "ModelNotFetched",
     "ModelNotFound",
     "ModelNotOnHub",
+    "NoNodeOnline",
     "NoRoom",
     "NoServer",
     "NodeNotFound",

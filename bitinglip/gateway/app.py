@@ -91,10 +91,10 @@ ROUTES = [
     Route("/v1/models/{ref:path}/fit", Resource(GET=modelfit.get_fit)),
     Route("/v1/models/{ref:path}/events", Resource(GET=modelevents.model_events)),
     Route("/v1/models/{ref:path}/pin", Resource(POST=models.pin)),
-    Route("/v1/models/{ref:path}/unpin", Resource(POST=models.wish(wishes.unpin, of_all=True))),
-    Route("/v1/models/{ref:path}/cancel", Resource(POST=models.wish(wishes.cancel, of_all=True))),
+    Route("/v1/models/{ref:path}/unpin", Resource(POST=models.wish(wishes.unpin))),
+    Route("/v1/models/{ref:path}/cancel", Resource(POST=models.wish(wishes.cancel))),
     Route("/v1/models/{ref:path}/verify", Resource(POST=models.verify)),
-    Route("/v1/models/{ref:path}", Resource(GET=models.get_model, DELETE=models.wish(wishes.remove, of_all=True))),
+    Route("/v1/models/{ref:path}", Resource(GET=models.get_model, DELETE=models.wish(wishes.remove))),
     Route("/v1/aliases", Resource(GET=aliases.list_aliases)),
     Route(
         "/v1/aliases/{alias}",
