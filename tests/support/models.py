@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,9 +32,17 @@ MAKERS = {
 MARKERS = ("config.json", "model_index.json")
 
 
-@cache
+_made: dict[str, Path] = {}
+
+
 def model_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     """Return the folder of a model, made once a session; outside CI the demo's own is taken if it is there."""
+    if name not in _made:
+        _made[name] = _make(factory, name)
+    return _made[name]
+
+
+def _make(factory: pytest.TempPathFactory, name: str) -> Path:
     made = cache_path().parent / "demo-models" / "demo" / name
     if any((made / marker).is_file() for marker in MARKERS) and "CI" not in os.environ:
         return made
