@@ -72,11 +72,10 @@ class ModelKeeper:
 
     async def close(self) -> None:
         """Do nothing more; what is under way is left for the next agent."""
-        tasks = [doing.task for doing in self._doing.values()]
-        for task in [*tasks, *([self._runner] if self._runner else [])]:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        if self._runner is not None:
+            await _end(self._runner)
+        for task in [doing.task for doing in self._doing.values()]:
+            await _end(task)
         await self.share.close()
         await self.wishes.close()
 
@@ -172,6 +171,12 @@ class ModelKeeper:
         now = asyncio.get_running_loop().time()
         self._sore = {key: until for key, until in self._sore.items() if until > now}
         return [until - now for until in self._sore.values()]
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _key(action: Action) -> Key:

@@ -16,12 +16,16 @@ import pytest
 
 from bitinglip.cli.natsserver import find_or_fetch
 from bitinglip.events.log import EventLog
+from bitinglip.events.model import ModelFetchAsked, ModelStored
 from bitinglip.events.streams import QUEUE, TASKS, WORKERS
 from bitinglip.settings import Nats
 from tests.integration.gateway import modelfacts
 from tests.integration.gateway.modelfacts import AT
+from bitinglip.workers.modelwishes import Wishes
 from tests.integration.gateway.support import ECHO, collect, submitted
+from tests.integration.test_modelkeeper import World
 from tests.support.cluster import Cluster
+from tests.support.modelhub import ModelHub
 from tests.support.server import eventually, port_of
 
 CONFIG = Path(__file__).parents[2] / "nats.conf"
@@ -181,6 +185,25 @@ async def test_nobody_is_refused_anything_that_belongs_to_the_work(
     await use(client)
     assert (await client.get("/readyz")).json()["status"] == "ready"
     assert (await client.get("/metrics")).status_code == 200
+    assert server.violations() == []
+
+
+async def test_models_come_from_the_hub_and_from_node_to_node_and_nobody_is_refused(
+    server: GuardedServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    log = await EventLog.connect(Nats(url=server.url("worker")), "/test")
+    wishes = Wishes(log, lambda: None)
+    await wishes.open()
+    with ModelHub() as hub:
+        world = World(log, cluster, hub, wishes, tmp_path)
+        nodes = [await world.node(name=name, BITINGLIP_NATS_URL=server.url("worker")) for name in ("a", "b")]
+        key = await world.described("org/some")
+        for node in nodes:
+            await world.ask(ModelFetchAsked, key, node)
+            await eventually(lambda node=node: world.on(key, node).status == "stored")
+        assert [each.peer_bytes > 0 for each in await world.told(key, ModelStored)] == [False, True]
+    await wishes.close()
+    await log.close()
     assert server.violations() == []
 
 
