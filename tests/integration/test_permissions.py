@@ -19,9 +19,9 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelFetchAsked, ModelStored
 from bitinglip.events.streams import QUEUE, TASKS, WORKERS
 from bitinglip.settings import Nats
+from bitinglip.workers.modelwishes import Wishes
 from tests.integration.gateway import modelfacts
 from tests.integration.gateway.modelfacts import AT
-from bitinglip.workers.modelwishes import Wishes
 from tests.integration.gateway.support import ECHO, collect, submitted
 from tests.integration.test_modelkeeper import World
 from tests.support.cluster import Cluster
