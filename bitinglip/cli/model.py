@@ -9,21 +9,23 @@ from urllib.parse import quote
 import typer
 
 from bitinglip.cli import modelwatch, render
+from bitinglip.cli.modeldisks import REVISION, Nodes, du, prune
+from bitinglip.cli.modelnames import alias
 from bitinglip.cli.modelwatch import size
 from bitinglip.cli.options import Json, Url, client
 from bitinglip.errors import InvalidInput
 
 app = typer.Typer(help="Find models; have nodes fetch, keep, check and drop them.", no_args_is_help=True)
+app.command()(alias)
+app.command()(du)
+app.command()(prune)
 
-REVISION = 12
-"""Characters of a revision that a table shows."""
 FITS = {
     "fits": "yes", "smaller": "in a smaller precision", "quantised": "quantised", "spread": "over two cards",
     "too_big": "no", "unknown": "?",
 }  # fmt: skip
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="`org/name`, `org/name@revision` or an alias.")]
-Nodes = Annotated[list[str] | None, typer.Option("--node", help="Node that is meant; may be repeated.")]
 Everywhere = Annotated[bool, typer.Option("--all-nodes", help="All nodes that are online.")]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for it.")]
 
@@ -79,7 +81,7 @@ def list_(url: Url = None, as_json: Json = False) -> None:
         columns,
         [_row(each) for each in found],
         fold=("model", "nodes", "aliases"),
-        spare=("last used", "revision"),
+        spare=("last used", "revision", "served", "aliases"),
         none=none,
     )
 
@@ -207,74 +209,11 @@ def events(
             render.line(f"{event.id:>8} {event.data['time'][:19]} {told}")
 
 
-# --- names, and disks -------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def alias(
-    name: Annotated[str | None, typer.Argument(help="The alias; none: list all.")] = None,
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="What it is to stand for.")] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="What it stood for before.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take it away; tasks keep their model.")] = False,
-    url: Url = None,
-    as_json: Json = False,
-) -> None:
-    """List the aliases; have a name stand for a model, for what it stood for before, or for nothing."""
-    if sum([model is not None, rollback, remove]) > 1 or (name is None and (rollback or remove)):
-        raise InvalidInput(field="alias", problem="give a name with one of MODEL, --rollback and --remove")
-    gateway = client(url)
-    if name is None:
-        _show_aliases(gateway.get("/v1/aliases")["aliases"], as_json=as_json)
-        return
-    path = f"/v1/aliases/{quote(name, safe='')}"
-    if model is not None:
-        found = gateway.request("PUT", path, body={"model": model})
-    elif rollback:
-        found = gateway.request("POST", f"{path}/rollback")
-    else:
-        found = gateway.request("DELETE" if remove else "GET", path)
-    _show_aliases([found], as_json=as_json)
-
-
-@app.command()
-def du(node: Nodes = None, url: Url = None, as_json: Json = False) -> None:
-    """Show what models take on the disks of nodes."""
-    gateway = client(url)
-    for node_id in node or _online(gateway):
-        found = gateway.get(f"/v1/nodes/{quote(node_id, safe='')}/models")
-        if as_json:
-            render.json({"node_id": node_id} | found)
-            continue
-        told = [f"{name.removesuffix('_bytes')} {size(found[name])}" for name in
-                ("marked_bytes", "partial_bytes", "other_bytes", "free_bytes")]  # fmt: skip
-        render.line(f"{node_id}: {', '.join(told)}")
-        _show_stored(found["models"])
-
-
-@app.command()
-def prune(
-    node: Nodes = None,
-    idle_days: Annotated[float | None, typer.Option(min=0, help="Not used for so many days.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be dropped.")] = False,
-    url: Url = None,
-    as_json: Json = False,
-) -> None:
-    """Have nodes drop the models that were not used for long, but for pinned ones and those in memory."""
-    gateway = client(url)
-    body = {"dry_run": dry_run} | ({} if idle_days is None else {"idle_days": idle_days})
-    for node_id in node or _online(gateway):
-        found = gateway.request("POST", f"/v1/nodes/{quote(node_id, safe='')}/models:prune", body=body)
-        if as_json:
-            render.json({"node_id": node_id} | found)
-            continue
-        freed = size(sum(each["size_bytes"] for each in found["dropped"]))
-        render.line(f"{node_id}: {freed} {'would be freed' if dry_run else 'freed'}")
-        _show_stored(found["dropped"])
-
-
 def _ask(url: str | None, body: dict[str, Any], *, detach: bool, as_json: bool) -> None:
     gateway = client(url)
     answer = gateway.request("POST", "/v1/models", body=body)
+    for warning in answer.get("warnings", []):
+        render.note(f"warning: {warning}")
     if not detach:
         render.note(f"{answer['model']} to {', '.join(answer['nodes'])}")
         raise typer.Exit(modelwatch.follow(gateway, answer, as_json=as_json))
@@ -292,26 +231,6 @@ def _show_answer(answer: dict[str, Any], does: str, *, as_json: bool) -> None:
         render.line(f"{node_id} {does}: {answer['model']}")
     if not answer["asked"]:
         render.note("Nothing new: it is so already, or on its way.")
-
-
-def _show_aliases(aliases: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        for each in aliases:
-            render.json(each)
-        return
-    rows = [[each["alias"], each["model"], each["before"][-1] if each["before"] else None, render.ago(each["set_at"])]
-            for each in aliases]  # fmt: skip
-    none = "No aliases; `bitinglip model alias NAME MODEL` makes one."
-    render.table(("alias", "model", "before", "set"), rows, fold=("model", "before"), none=none)
-
-
-def _show_stored(models: list[dict[str, Any]]) -> None:
-    if not models:
-        return
-    columns = ("model", "revision", "size", "last used", "pinned", "in use")
-    rows = [[each["reference"], each["revision"][:REVISION], size(each["size_bytes"]), render.ago(each["last_used"]),
-             each["pinned"], each["in_use"]] for each in models]  # fmt: skip
-    render.table(columns, rows, fold=("model",))
 
 
 def _row(model: dict[str, Any]) -> list[Any]:
@@ -351,10 +270,6 @@ def _nodes(named: list[str] | None, everywhere: bool = False) -> list[str] | str
     if named and everywhere:
         raise InvalidInput(field="--all-nodes", problem="nodes are named as well; give one of the two")
     return "all" if everywhere else named or None
-
-
-def _online(gateway: Any) -> list[str]:
-    return [node["node_id"] for node in gateway.get("/v1/nodes")["nodes"] if node["state"] != "offline"]
 
 
 def _path(model: str) -> str:

@@ -28,9 +28,17 @@ from bitinglip.errors.hub import (
     RevisionNotOnHub,
     UnsafeRepository,
 )
-from bitinglip.errors.rejected import (
+from bitinglip.errors.model import (
     AliasNotFound,
     AliasTaken,
+    ModelDoesNotFit,
+    ModelKindMismatch,
+    ModelMissing,
+    ModelNotFetched,
+    NoNodeOnline,
+    NothingBefore,
+)
+from bitinglip.errors.rejected import (
     ArtifactExpired,
     ArtifactNotFound,
     BatchIsClosed,
@@ -44,14 +52,9 @@ from bitinglip.errors.rejected import (
     InvalidReference,
     MalformedBody,
     MethodNotAllowed,
-    ModelDoesNotFit,
-    ModelKindMismatch,
-    ModelMissing,
-    ModelNotFetched,
     ModelNotFound,
     NodeNotFound,
     NodeTaken,
-    NothingBefore,
     PayloadTooLarge,
     ProjectionFileBusy,
     QueryRefused,
@@ -149,6 +152,7 @@ __all__ = [
     "ModelNotFound",
     "ModelNotOnHub",
     "NoHolder",
+    "NoNodeOnline",
     "NoRoom",
     "NoServer",
     "NodeNotFound",

@@ -23,6 +23,7 @@ from bitinglip.gateway.describing import described
 from bitinglip.gateway.modelfit import chosen_node
 from bitinglip.gateway.modelviews import kinds_of
 from bitinglip.models.state import Holding, Revision
+from bitinglip.settings import Settings
 
 BUILT_IN = frozenset({"echo"})
 """Kinds whose models are on no hub."""
@@ -47,17 +48,19 @@ async def admit(gateway: Gateway, model: str, kind: str) -> None:
     known = catalogue.current(model)
     if catalogue.serves(model, kind) or _comes(known, kind):
         return
+    if await _a_worker_has_it(gateway, model, kind):
+        return
     if known is not None and kind in kinds_of(known) and (failed := failure_of(known)) is not None:
         raise ModelNotFetched(model=model, node_id=failed.node_id, problem=(failed.problem or "it failed").rstrip("."))
-    if kind in BUILT_IN or not downloads_by_itself(gateway):
+    if kind in BUILT_IN or not downloads_by_itself(gateway.settings):
         raise unknown(gateway, model, kind)
     await _have_fetched(gateway, model, kind)
 
 
-def downloads_by_itself(gateway: Gateway) -> bool:
+def downloads_by_itself(settings: Settings) -> bool:
     """Tell whether a task for a model that no node has makes one fetch it."""
-    told = gateway.settings.models.auto_download
-    return _is_loopback(gateway.settings.gateway.host) if told is None else told
+    told = settings.models.auto_download
+    return _is_loopback(settings.gateway.host) if told is None else told
 
 
 def unknown(gateway: Gateway, model: str, kind: str) -> UnknownModel:
@@ -71,6 +74,14 @@ def failure_of(revision: Revision) -> Holding | None:
     if any(holding.status in PROMISING or _tries_again(holding) for holding in holdings):
         return None
     return next((holding for holding in holdings if holding.status == "failed"), None)
+
+
+async def _a_worker_has_it(gateway: Gateway, model: str, kind: str) -> bool:
+    """Tell whether a worker says so itself: one that serves from a folder of its own, when nodes dropped theirs."""
+    name = gateway.catalogue.resolve(model)
+    rows = await gateway.readmodel.queries.workers()
+    served = (each for row in rows if row.state == "started" for each in row.models or [])
+    return any((each.get("reference"), each.get("kind")) == (name, kind) for each in served)
 
 
 async def _have_fetched(gateway: Gateway, model: str, kind: str) -> None:

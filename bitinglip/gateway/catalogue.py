@@ -18,8 +18,10 @@ from bitinglip.events.model import (
     ModelAliasRemoved,
     ModelAliasSet,
     ModelDescribed,
+    ModelDropped,
     ModelEvent,
     ModelRegistered,
+    ModelStored,
     RevisionEvent,
 )
 from bitinglip.events.streams import MODELS
@@ -42,13 +44,16 @@ class Catalogue:
         self._log = event_log
         self._served: dict[tuple[str, str], ModelRegistered] = {}
         """What workers can run, by the reference that they serve it under, which is their queues' name, and kind."""
+        self._gone: set[tuple[str, str | None]] = set()
+        """Revisions that no node has any more, of those that nodes once dropped, by name and revision."""
         self._stands_for: dict[str, str] = {}
         """References by what stands for them: aliases, and names at a branch or tag."""
         self._newest: dict[str, str] = {}
         """The revision that a name alone means, by the name: of those described, the last one."""
         self._heard_at: dict[Key, datetime] = {}
         """When each revision was first heard of."""
-        self._applied = 0
+        self.applied = 0
+        """Sequence of the last event that is known."""
         self._moved = asyncio.Condition()
         self._follower: asyncio.Task[None] | None = None
 
@@ -82,8 +87,9 @@ class Catalogue:
         return self._stands_for.get(model, model)
 
     def serves(self, model: str, kind: str) -> bool:
-        """Tell whether some worker has registered what the name stands for, for this kind."""
-        return (self.resolve(model), kind) in self._served
+        """Tell whether some worker has registered what the name stands for, for this kind, and it was not dropped."""
+        event = self._served.get((self.resolve(model), kind))
+        return event is not None and (event.reference.partition("@")[0], event.revision) not in self._gone
 
     def served_as(self, kind: str) -> list[str]:
         """Return the names of the models that workers have registered for a kind."""
@@ -147,9 +153,9 @@ class Catalogue:
         """
         try:
             async with asyncio.timeout(CATCH_UP_S), self._moved:
-                await self._moved.wait_for(lambda: self._applied >= sequence)
+                await self._moved.wait_for(lambda: self.applied >= sequence)
         except TimeoutError as error:
-            raise ProjectionBehind(sequence=sequence, applied=self._applied) from error
+            raise ProjectionBehind(sequence=sequence, applied=self.applied) from error
 
     async def tell(self, event: ModelEvent) -> int:
         """Put a fact about a model into the log; when this returns, it is known here.
@@ -166,8 +172,8 @@ class Catalogue:
     async def moved(self, after: int) -> int:
         """Wait until more is known than up to a sequence; returns up to which."""
         async with self._moved:
-            await self._moved.wait_for(lambda: self._applied > after)
-            return self._applied
+            await self._moved.wait_for(lambda: self.applied > after)
+            return self.applied
 
     def is_served(self, reference: str) -> bool:
         """Tell whether a worker has registered a model under this very name, for whatever kind."""
@@ -190,7 +196,7 @@ class Catalogue:
             if isinstance(recorded.event, ModelEvent):
                 self._fold(recorded, recorded.event)
         async with self._moved:
-            self._applied = batch[-1].sequence
+            self.applied = batch[-1].sequence
             self._moved.notify_all()
 
     def _fold(self, recorded: Recorded, event: ModelEvent) -> None:
@@ -202,6 +208,12 @@ class Catalogue:
                 self._register(event)
             case ModelDescribed():
                 self._describe(event)
+            case ModelStored():
+                self._gone.discard((event.reference, event.revision))
+            case ModelDropped():
+                left = self.models.get(event.reference, event.revision).holdings.values()
+                if all(holding.status == "absent" for holding in left):
+                    self._gone.add((event.reference, event.revision))
             case ModelAliasSet():
                 self._stands_for[event.reference] = f"{event.model}@{event.revision}"
             case ModelAliasRemoved():
@@ -211,6 +223,7 @@ class Catalogue:
 
     def _register(self, event: ModelRegistered) -> None:
         self._served[event.reference, event.kind] = event
+        self._gone.discard((event.reference.partition("@")[0], event.revision))
         self._stands_for.pop(event.reference, None)  # a worker that serves a branch has a queue of that name
 
     def _describe(self, event: ModelDescribed) -> None:

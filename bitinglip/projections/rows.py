@@ -187,6 +187,7 @@ class ModelNodeRow:
     node_id: str
     status: str
     pinned: bool
+    asked: bool
     done_bytes: int
     total_bytes: int
     bytes_per_s: float | None

@@ -21,6 +21,8 @@ from bitinglip.events.model import ModelFetchAsked, ModelStored
 from bitinglip.events.streams import QUEUE, TASKS, WORKERS
 from bitinglip.settings import Nats
 from bitinglip.workers.modelwishes import Wishes
+from tests.integration.gateway import modelfacts
+from tests.integration.gateway.modelfacts import AT
 from tests.integration.gateway.support import ECHO, collect, submitted
 from tests.integration.test_modelkeeper import World
 from tests.support.cluster import Cluster
@@ -80,16 +82,26 @@ async def cluster(server: GuardedServer, tmp_path: Path) -> AsyncIterator[Cluste
     await cluster.close()
 
 
+async def tell_what_a_model_is(server: GuardedServer) -> None:
+    """Put into the log what a gateway learns from a hub."""
+    log = await EventLog.connect(Nats(url=server.url("gateway")), "/test")
+    await modelfacts.describe(log)
+    await log.close()
+
+
 @pytest.fixture
 async def client(cluster: Cluster, server: GuardedServer, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway, beside a node agent with a worker; each is its own user."""
-    models = {"BITINGLIP_MODELS_HUB_CACHE": str(tmp_path / "hub"), "BITINGLIP_MODELS_MIN_FREE_GB": "0"}
+    models: dict[str, Any] = {"BITINGLIP_MODELS_HUB_CACHE": str(tmp_path / "hub"), "BITINGLIP_MODELS_MIN_FREE_GB": "0"}
     gateway = await cluster.gateway(**models)
-    await cluster.node(BITINGLIP_NATS_URL=server.url("worker"), **models)
+    await cluster.node(BITINGLIP_NATS_URL=server.url("worker"), BITINGLIP_MODELS_OFFLINE="true", **models)
+    await tell_what_a_model_is(server)
     async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
 
         async def served() -> bool:
-            return bool((await client.get("/v1/models")).json()["data"])
+            nodes = (await client.get("/v1/nodes")).json()["nodes"]
+            workers = (await client.get("/v1/workers")).json()["workers"]
+            return bool(nodes and workers and (await client.get("/v1/models")).json()["data"])
 
         await eventually(served)
         yield client
@@ -141,6 +153,20 @@ async def use_queues(client: httpx.AsyncClient) -> None:
     assert (await client.delete(f"/v1/schedules/{schedule['schedule_id']}")).status_code < 300
 
 
+async def wish_for_models(client: httpx.AsyncClient) -> None:
+    """All that is asked of nodes about models, and names for them."""
+    (node,) = (await client.get("/v1/nodes")).json()["nodes"]
+    folder = {"import": "/nowhere", "node": node["node_id"], "as": "lab/tuned"}
+    assert (await client.post("/v1/models", json=folder)).status_code == 202
+    about = {"nodes": [node["node_id"]]}
+    assert (await client.post("/v1/models", json={"model": AT} | about)).status_code == 202
+    for name in ("cancel", "pin", "unpin", "verify"):
+        assert (await client.post(f"/v1/models/{AT}/{name}", json=about)).status_code == 202
+    assert (await client.put("/v1/aliases/best", json={"model": AT})).status_code == 200
+    assert (await client.delete("/v1/aliases/best")).status_code == 200
+    assert (await client.delete(f"/v1/models/{AT}")).status_code == 202
+
+
 async def command_nodes(client: httpx.AsyncClient) -> None:
     """Everything that a node is told to do."""
     (node,) = (await client.get("/v1/nodes")).json()["nodes"]
@@ -174,7 +200,10 @@ async def _are(found: Callable[[], Awaitable[list[str]]], wanted: list[str]) -> 
     return await found() == wanted
 
 
-@pytest.mark.parametrize("use", [run_tasks, use_queues, command_nodes, upload_a_model], ids=lambda use: use.__name__)
+USES = [run_tasks, use_queues, command_nodes, wish_for_models, upload_a_model]
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 async def test_nobody_is_refused_anything_that_belongs_to_the_work(
     client: httpx.AsyncClient, server: GuardedServer, use: Callable[[httpx.AsyncClient], Awaitable[None]]
 ) -> None:

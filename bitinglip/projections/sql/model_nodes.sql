@@ -12,6 +12,7 @@ create table model_nodes (
     node_id varchar not null,
     status varchar not null,
     pinned boolean not null,
+    asked boolean not null,
     done_bytes bigint not null,
     total_bytes bigint not null,
     bytes_per_s double,
@@ -34,6 +35,7 @@ comment on column model_nodes.revision is 'Its revision.';
 comment on column model_nodes.node_id is 'The node.';
 comment on column model_nodes.status is 'absent, wanted, fetching, stored, failed, stopped or removing.';
 comment on column model_nodes.pinned is 'Whether the node keeps it, whatever room others need.';
+comment on column model_nodes.asked is 'Whether it was asked for while it was there: it comes back if it turns out to be gone.';
 comment on column model_nodes.done_bytes is 'Bytes of it that are there, while it is fetched and after.';
 comment on column model_nodes.total_bytes is 'Bytes of all its files.';
 comment on column model_nodes.bytes_per_s is 'How fast it comes, in bytes a second; null while that is not known.';
@@ -77,6 +79,7 @@ select
         'type': type,
         'status': null::varchar,
         'pinned': null::boolean,
+        'asked': null::boolean,
         'done_bytes': case type
             when 'model.fetch_started' then said.total_bytes - said.missing_bytes
             when 'model.stored' then said.size_bytes
@@ -108,6 +111,7 @@ with steps as (
             'type': null::varchar,
             'status': coalesce(any_value(old.status), 'absent'),
             'pinned': coalesce(any_value(old.pinned), false),
+            'asked': coalesce(any_value(old.asked), false),
             'done_bytes': coalesce(any_value(old.done_bytes), 0),
             'total_bytes': coalesce(any_value(old.total_bytes), 0),
             'bytes_per_s': any_value(old.bytes_per_s),
@@ -142,6 +146,7 @@ select
             when step.type = 'model.check_asked' then struct_update(row, check_asked := step.check_asked)
             when step.type in ('model.fetch_started', 'model.fetch_failed') and row.status in ('stopped', 'removing')
                 then row
+            when step.type = 'model.fetch_stopped' and row.status = 'removing' then row
             else {
                 'type': step.type,
                 'status': case
@@ -159,8 +164,11 @@ select
                     when step.type = 'model.stored' then if(row.status = 'removing', 'removing', 'stored')
                     when step.type = 'model.kept' then 'stored'
                     when step.type = 'model.dropped' then if(
-                        (row.pinned and step.reason in ('missing', 'damaged'))
-                        or (step.reason = 'removed' and row.status in ('stored', 'wanted')),
+                        step.reason <> 'evicted'
+                        and (
+                            row.pinned or row.asked
+                            or (step.reason = 'damaged' and row.check_asked is not distinct from 'repair')
+                        ),
                         'wanted', 'absent'
                     )
                     else row.status
@@ -171,6 +179,11 @@ select
                     when 'model.removal_asked' then false
                     when 'model.fetch_cancelled' then row.pinned and row.status not in ('wanted', 'fetching', 'failed')
                     else row.pinned
+                end,
+                'asked': case
+                    when step.type = 'model.fetch_asked' then row.status in ('stored', 'removing')
+                    when step.type in ('model.removal_asked', 'model.stored', 'model.dropped') then false
+                    else row.asked
                 end,
                 'done_bytes': case
                     when step.type = 'model.dropped' then 0
@@ -242,7 +255,7 @@ from steps;
 
 insert or replace into model_nodes
 select
-    reference, revision, node_id, folded.status, folded.pinned, folded.done_bytes, folded.total_bytes,
+    reference, revision, node_id, folded.status, folded.pinned, folded.asked, folded.done_bytes, folded.total_bytes,
     folded.bytes_per_s, folded.left_s, folded.stored_bytes, folded.code, folded.problem, folded.remedy,
     folded.retry_at, folded.check_asked, folded.checked_at, folded.changed_at, folded.sequence
 from model_node_rows

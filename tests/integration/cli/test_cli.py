@@ -33,6 +33,7 @@ LISTS = (
     ("cluster", "status"),
     ("queue", "list"),
     ("node", "list"),
+    ("model", "list"),
     ("worker", "list"),
     ("schedule", "list"),
     ("batch", "list"),

@@ -10,7 +10,10 @@ import httpx
 import orjson
 import pytest
 
+from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
+from bitinglip.events.model import ModelRegistered
+from bitinglip.events.worker import WorkerStarted
 from bitinglip.settings import Gateway, Models, Nats, Settings
 from tests.integration.gateway import modelfacts
 from tests.integration.gateway.modelfacts import AT, GPT2, OTHER
@@ -96,6 +99,30 @@ async def test_a_fetch_that_nobody_wants_any_more_is_told(client: httpx.AsyncCli
     told = await waiting_for(client, task_id)
     assert told is not None
     assert (told["status"], told["problem"]) == ("stopped", "No node is to have it any more.")
+
+
+async def test_a_model_that_every_node_dropped_is_served_no_more(
+    client: httpx.AsyncClient, log: EventLog, node: str, eventually: Any
+) -> None:
+    registered = {"reference": GPT2, "revision": modelfacts.COMMIT}
+    await modelfacts.tell(log, ModelRegistered.model_validate(ModelRegistered.example | registered))
+    await modelfacts.store(log, node)
+    await submitted(client, WRITE)
+    await modelfacts.drop(log, node)
+
+    async def refused() -> bool:
+        return (await client.post("/v1/tasks", json=WRITE)).status_code == 422
+
+    await eventually(refused)
+    models = [{"kind": "text-generation", "reference": GPT2, "revision": modelfacts.COMMIT}]
+    started = WorkerStarted.model_validate(WorkerStarted.example | {"models": models})
+    subject = subjects.worker_subject(started.worker_id, "started")
+    await log.append(log.fact_append(started, subject, started.worker_id))
+
+    async def taken() -> bool:
+        return (await client.post("/v1/tasks", json=WRITE)).status_code == 202
+
+    await eventually(taken)
 
 
 async def test_the_tasks_stream_has_the_models_ticks_without_ids(
