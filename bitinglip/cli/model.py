@@ -214,6 +214,8 @@ def events(
 def _ask(url: str | None, body: dict[str, Any], *, detach: bool, as_json: bool) -> None:
     gateway = client(url)
     answer = gateway.request("POST", "/v1/models", body=body)
+    for warning in answer.get("warnings", []):
+        render.note(f"warning: {warning}")
     if not detach:
         render.note(f"{answer['model']} to {', '.join(answer['nodes'])}")
         raise typer.Exit(modelwatch.follow(gateway, answer, as_json=as_json))

@@ -5,7 +5,7 @@ What is followed goes on without us: Ctrl-C ends the watching alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
@@ -22,15 +22,15 @@ UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 def follow(gateway: Client, answer: dict[str, Any], *, as_json: bool) -> int:
     """Follow what was asked for until each of its nodes has it, or does not get it; returns the exit code."""
     known = {} if answer["revision"] is None else _known(gateway, answer["model"])
-    pending = {node_id for node_id in answer["nodes"] if known.get(node_id, {}).get("status") != "stored"}
     after = answer.get("sequence") or max((holding["sequence"] for holding in known.values()), default=0)
+    outcomes = Outcomes(answer["nodes"], known)
+    followed = frozenset(outcomes.pending)
     shown = _Json() if as_json else _Bars() if render.err.is_terminal else _Lines()
-    outcomes = Outcomes(pending)
     try:
-        if pending:
+        if followed:
             path = answer["links"]["events"]
             for event in gateway.events(path, {"after": after}, ended=outcomes.take):
-                shown.show(event, pending)
+                shown.show(event, followed)
     except KeyboardInterrupt:
         shown.close()
         render.note(f"It goes on without you. To stop it: bitinglip model cancel {answer['model']}")
@@ -50,30 +50,45 @@ def size(count: int | None) -> str | None:
 class Outcomes:
     """What has become of the nodes that are followed."""
 
-    def __init__(self, pending: Iterable[str]) -> None:
-        self._pending = set(pending)
+    def __init__(self, nodes: Iterable[str], known: Mapping[str, Mapping[str, Any]]) -> None:
+        """`known`: how it is on the nodes now, which may be more than what it was when it was asked for."""
+        self.pending = set(nodes)
         self.failed: dict[str, str] = {}
         """Why it could not be brought to a node."""
         self.stopped: set[str] = set()
+        for node_id, holding in known.items():
+            match holding["status"]:
+                case "stored":
+                    self.pending.discard(node_id)
+                case "failed" if holding["retry_at"] is None:
+                    self._fail(node_id, holding["problem"], holding["remedy"])
+                case "stopped" | "removing" | "absent":
+                    self._stop([node_id])
+                case _:
+                    pass
 
     def take(self, event: ServerEvent) -> bool:
         """Take an event; true when nothing more is to come."""
         data = event.data["data"]
         match event.type:
             case "model.stored":
-                self._pending.discard(data["node_id"])
-            case "model.fetch_failed" if data.get("retry_in_s") is None and data["node_id"] in self._pending:
-                self._pending.discard(data["node_id"])
-                self.failed[data["node_id"]] = " ".join(filter(None, [data["message"], data.get("remedy")]))
+                self.pending.discard(data["node_id"])
+            case "model.fetch_failed" if data.get("retry_in_s") is None:
+                self._fail(data["node_id"], data["message"], data.get("remedy"))
             case "model.fetch_cancelled" | "model.removal_asked":
                 self._stop(data["nodes"])
             case _:
                 pass
-        return not self._pending
+        return not self.pending
 
-    def _stop(self, nodes: list[str]) -> None:
-        self.stopped |= self._pending & set(nodes)
-        self._pending -= set(nodes)
+    def _fail(self, node_id: str, *why: str | None) -> None:
+        if node_id in self.pending:
+            self.pending.discard(node_id)
+            self.failed[node_id] = " ".join(filter(None, why))
+
+    def _stop(self, nodes: Iterable[str]) -> None:
+        self.stopped |= self.pending & set(nodes)
+        self.pending -= set(nodes)
 
 
 class _Lines:
@@ -166,7 +181,7 @@ class Awaited:
 def how_far(data: dict[str, Any]) -> str:
     """Write how far a node has come."""
     told = f"{size(data['done_bytes'])} of {size(data['total_bytes'])}"
-    return " ".join(filter(None, [told, pace(data)]))
+    return ", ".join(filter(None, [told, pace(data)]))
 
 
 def pace(data: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ from bitinglip.errors.model import (
     ModelKindMismatch,
     ModelMissing,
     ModelNotFetched,
+    NoNodeOnline,
     NothingBefore,
 )
 from bitinglip.errors.rejected import (
@@ -156,6 +157,7 @@ __all__ = [
     "ModelNotFound",
     "ModelNotOnHub",
     "NoHolder",
+    "NoNodeOnline",
     "NoRoom",
     "NoServer",
     "NodeNotFound",

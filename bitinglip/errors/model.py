@@ -32,6 +32,15 @@ class ModelDoesNotFit(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class NoNodeOnline(Rejected):
+    """All nodes that are online are to do something, and none is."""
+
+    code, status = "no_node_online", 409
+    template = "No node is online."
+    remedy = "Start one (`bitinglip node`), or name a node: it finds the wish when it is back."
+
+
+@dataclass(eq=False, kw_only=True)
 class ModelKindMismatch(Rejected):
     """The model is for other tasks than this one."""
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.errors import AliasNotFound, AliasTaken, InvalidReference, MalformedBody, ModelMissing, NothingBefore
+from bitinglip.errors import AliasNotFound, AliasTaken, InvalidReference, ModelMissing, NothingBefore
 from bitinglip.events.model import ModelAliasRemoved, ModelAliasSet
-from bitinglip.gateway import requests, wishes
+from bitinglip.gateway import bodies, requests, wishes
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.models.reference import parse_reference
 from bitinglip.models.state import Alias, Key, Revision
-from bitinglip.tasks.commands import invalid_input
 
 
 class SetAlias(BaseModel):
@@ -47,8 +46,7 @@ async def set_alias(request: Request) -> Response:
     gateway = gateway_of(request)
     requests.only(request)
     name = request.path_params["alias"]
-    body = await requests.read_json(request, gateway.settings.gateway.max_body_bytes)
-    asked = _read(body)
+    asked = await bodies.read(request, SetAlias)
     await check_name(gateway, name)
     revision = gateway.catalogue.current(asked.model)
     if revision is None:
@@ -117,15 +115,6 @@ async def _alias(request: Request) -> Alias:
     if name not in catalogue.models.aliases:
         raise AliasNotFound(alias=name[:200])
     return catalogue.models.aliases[name]
-
-
-def _read(body: bytes) -> SetAlias:
-    try:
-        return SetAlias.model_validate_json(body)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedBody(problem=error.errors()[0]["msg"]) from error
-        raise invalid_input(error) from error
 
 
 def _shown(alias: Alias) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class Catalogue:
         """The revision that a name alone means, by the name: of those described, the last one."""
         self._heard_at: dict[Key, datetime] = {}
         """When each revision was first heard of."""
-        self._applied = 0
+        self.applied = 0
+        """Sequence of the last event that is known."""
         self._moved = asyncio.Condition()
         self._follower: asyncio.Task[None] | None = None
 
@@ -152,9 +153,9 @@ class Catalogue:
         """
         try:
             async with asyncio.timeout(CATCH_UP_S), self._moved:
-                await self._moved.wait_for(lambda: self._applied >= sequence)
+                await self._moved.wait_for(lambda: self.applied >= sequence)
         except TimeoutError as error:
-            raise ProjectionBehind(sequence=sequence, applied=self._applied) from error
+            raise ProjectionBehind(sequence=sequence, applied=self.applied) from error
 
     async def tell(self, event: ModelEvent) -> int:
         """Put a fact about a model into the log; when this returns, it is known here.
@@ -171,8 +172,8 @@ class Catalogue:
     async def moved(self, after: int) -> int:
         """Wait until more is known than up to a sequence; returns up to which."""
         async with self._moved:
-            await self._moved.wait_for(lambda: self._applied > after)
-            return self._applied
+            await self._moved.wait_for(lambda: self.applied > after)
+            return self.applied
 
     def is_served(self, reference: str) -> bool:
         """Tell whether a worker has registered a model under this very name, for whatever kind."""
@@ -195,7 +196,7 @@ class Catalogue:
             if isinstance(recorded.event, ModelEvent):
                 self._fold(recorded, recorded.event)
         async with self._moved:
-            self._applied = batch[-1].sequence
+            self.applied = batch[-1].sequence
             self._moved.notify_all()
 
     def _fold(self, recorded: Recorded, event: ModelEvent) -> None:

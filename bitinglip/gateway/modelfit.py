@@ -18,6 +18,14 @@ from bitinglip.models.placement import CPU, Asked, Card, Machine, Refusal, Verdi
 from bitinglip.models.state import Revision, Status
 from bitinglip.projections.rows import NodeRow
 
+RUNS: frozenset[Verdict] = frozenset({"fits", "unknown"})
+WORDS: dict[Verdict, str] = {
+    "smaller": "in a smaller precision it would",
+    "quantised": "quantised it would",
+    "spread": "over two cards it would",
+    "too_big": "nor in any other way",
+}
+
 
 async def get_fit(request: Request) -> Response:
     """Answer `GET /v1/models/{ref}/fit`: how it fits on each node, and which one would be chosen."""
@@ -52,6 +60,18 @@ async def chosen_node(gateway: Gateway, revision: Revision) -> str:
         reference = f"{revision.reference}@{revision.revision}"
         raise ModelDoesNotFit(reference=reference, problem=chosen.problem, instead=chosen.instead)
     return chosen
+
+
+async def misfits(gateway: Gateway, revision: Revision, nodes: list[str]) -> list[str]:
+    """Return what speaks against nodes that were named: it is done all the same."""
+    found = [f"No engine takes {revision.reference}."] if revision.described and not revision.described.kind else []
+    fits = {each.node_id: each for each in fit(asked_of(revision), await machines_of(gateway))}
+    for node_id in nodes:
+        if node_id in fits and fits[node_id].verdict not in RUNS:
+            found.append(f"It does not fit on {node_id} as it is ({WORDS[fits[node_id].verdict]}).")
+        if node_id in fits and not fits[node_id].room:
+            found.append(f"The disk of {node_id} is too full, unless other models make room.")
+    return found
 
 
 async def machines_of(gateway: Gateway) -> list[Machine]:

@@ -83,7 +83,7 @@ MODEL_DETAIL = object_of(
 ASKED = object_of(
     ("model", "reference", "revision", "nodes", "asked", "links"),
     model=TEXT, reference=TEXT, revision=OPTIONAL, nodes=array_of(TEXT), asked=array_of(TEXT), alias=OPTIONAL,
-    revisions=array_of(TEXT), sequence=WHOLE, links=LINKS,
+    revisions=array_of(TEXT), sequence=WHOLE, warnings=array_of(TEXT), links=LINKS,
 )  # fmt: skip
 CARD_FIT = object_of(
     device=TEXT, verdict=VERDICT, precision=OPTIONAL, need_bytes=OPTIONAL_WHOLE, budget_bytes=WHOLE,
@@ -115,7 +115,7 @@ ALIAS = object_of(
 )  # fmt: skip
 KNOWN = (errors.ProjectionBehind, errors.NoServer)
 ON_A_MODEL = (errors.ModelMissing, *KNOWN)
-WISHED = (*BODY, errors.NodeNotFound, errors.StreamFull, *ON_A_MODEL)
+WISHED = (*BODY, errors.NodeNotFound, errors.NoNodeOnline, errors.StreamFull, *ON_A_MODEL)
 NO_BODY = "The body may be left out: then it is about all nodes that have it, or are to have it."
 
 MODEL_OPERATIONS = (
@@ -125,7 +125,8 @@ MODEL_OPERATIONS = (
     ),
     Operation(
         "post", "/v1/models", "Have nodes fetch a model, or take in a folder.", {202: ref("ModelAsked")},
-        (*BODY, errors.NodeNotFound, errors.ModelDoesNotFit, errors.AliasTaken, errors.StreamFull, *KNOWN, *HUB),
+        (*BODY, errors.NodeNotFound, errors.NoNodeOnline, errors.ModelDoesNotFit, errors.AliasTaken,
+         errors.StreamFull, *KNOWN, *HUB),
         body="AskModel", notes="`asked` names the nodes for which it is a new wish; `links.events` tells of each.",
     ),
     Operation(

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.errors import MalformedBody, ModelMissing, NodeNotFound
+from bitinglip.errors import ModelMissing, NodeNotFound, NoNodeOnline
 from bitinglip.events.model import ModelImportAsked
-from bitinglip.gateway import aliases, liveness, modelviews, requests, wishes
+from bitinglip.gateway import aliases, bodies, liveness, modelviews, requests, wishes
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.describing import described
-from bitinglip.gateway.modelfit import chosen_node
+from bitinglip.gateway.modelfit import chosen_node, misfits
 from bitinglip.gateway.responses import json
 from bitinglip.models.holders import is_gateway
 from bitinglip.models.reference import parse_reference
 from bitinglip.models.state import Revision
-from bitinglip.tasks.commands import invalid_input
 
-Nodes = list[Annotated[str, Field(min_length=1, max_length=200)]] | Literal["all"]
-_B = TypeVar("_B", bound=BaseModel)
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Nodes = Annotated[list[Name], Field(min_length=1, max_length=1000)] | Literal["all"]
 
 
 class AskModel(BaseModel):
@@ -103,12 +102,12 @@ async def ask(request: Request) -> Response:
     """Answer `POST /v1/models`: 202 with what was asked of which nodes, and where to watch it."""
     gateway = gateway_of(request)
     requests.only(request)
-    asked = read_body(AskModel, await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    asked = await bodies.read(request, AskModel)
     return await (_fetch(gateway, asked) if asked.model is not None else _import(gateway, asked))
 
 
-def wish(how: Wish, *, of_all: bool) -> Answer:
-    """Return what answers a wish about a model that is known; `of_all`: a name alone means all of its revisions.
+def wish(how: Wish) -> Answer:
+    """Return what answers a wish about a model that is known; a name alone means all of its revisions.
 
     Without nodes it is about all that have it, or are to have it.
     """
@@ -116,8 +115,8 @@ def wish(how: Wish, *, of_all: bool) -> Answer:
     async def handle(request: Request) -> Response:
         gateway = gateway_of(request)
         requests.only(request)
-        asked = await _body(request, AskNodes)
-        return await _carry_out(gateway, request.path_params["ref"], asked.nodes, how, of_all=of_all)
+        asked = await bodies.read_if_given(request, AskNodes)
+        return await _carry_out(gateway, request.path_params["ref"], asked.nodes, how)
 
     return handle
 
@@ -126,19 +125,19 @@ async def verify(request: Request) -> Response:
     """Answer `POST /v1/models/{ref}/verify`."""
     gateway = gateway_of(request)
     requests.only(request)
-    asked = await _body(request, AskCheck)
+    asked = await bodies.read_if_given(request, AskCheck)
 
     async def how(gateway: Gateway, revision: Revision, nodes: list[str]) -> list[str]:
         return await wishes.check(gateway, revision, nodes, repair=asked.repair)
 
-    return await _carry_out(gateway, request.path_params["ref"], asked.nodes, how, of_all=True)
+    return await _carry_out(gateway, request.path_params["ref"], asked.nodes, how)
 
 
 async def pin(request: Request) -> Response:
     """Answer `POST /v1/models/{ref}/pin`: nodes that have it not fetch it; without nodes it is kept where it is."""
     gateway = gateway_of(request)
     requests.only(request)
-    asked = await _body(request, AskNodes)
+    asked = await bodies.read_if_given(request, AskNodes)
     revision = await described(gateway, request.path_params["ref"])
     nodes = await meant(gateway, asked.nodes)
     if nodes is None:
@@ -152,12 +151,13 @@ async def meant(gateway: Gateway, nodes: Nodes | None) -> list[str] | None:
 
     Raises:
         NodeNotFound: one of them never said something.
+        NoNodeOnline: all that are online are meant, and none is.
     """
     if nodes is None:
         return None
     rows = await liveness.nodes(gateway)
     if nodes == "all":
-        return [row.node_id for row in rows if row.state != "offline"]
+        return _some([row.node_id for row in rows if row.state != "offline"])
     known = {row.node_id for row in rows}
     for node_id in nodes:
         if node_id not in known:
@@ -174,34 +174,20 @@ async def place(
         ModelDoesNotFit: it fits on none.
         NoServer, StreamFull: the log does not take it now.
     """
+    warnings = [] if nodes is None else await misfits(gateway, revision, nodes)
     nodes = nodes if nodes is not None else [await chosen_node(gateway, revision)]
     told = await (wishes.pin if pin else wishes.fetch)(gateway, revision, nodes)
     for part in (revision.described.parts if revision.described else {}).values():
         await wishes.fetch(gateway, await described(gateway, part), nodes)
     if alias is not None:
         await aliases.stand_for(gateway, alias, revision)
-    return json(_answer(revision, nodes, told) | {"alias": alias}, 202)
+    return json(_answer(revision, nodes, told) | {"alias": alias, "warnings": warnings}, 202)
 
 
-def read_body(model: type[_B], body: bytes) -> _B:
-    """Read a request's body.
-
-    Raises:
-        MalformedBody: it is not JSON.
-        InvalidInput: a field is refused; the error names it.
-    """
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedBody(problem=error.errors()[0]["msg"]) from error
-        raise invalid_input(error) from error
-
-
-async def _body(request: Request, model: type[_B]) -> _B:
-    if not requests.header(request, b"content-type"):
-        return model()
-    return read_body(model, await requests.read_json(request, gateway_of(request).settings.gateway.max_body_bytes))
+def _some(nodes: list[str]) -> list[str]:
+    if not nodes:
+        raise NoNodeOnline
+    return nodes
 
 
 async def _fetch(gateway: Gateway, asked: AskModel) -> Response:
@@ -225,13 +211,13 @@ async def _import(gateway: Gateway, asked: AskModel) -> Response:
     return json(content | {"sequence": sequence, "links": modelviews.links(reference)}, 202)
 
 
-async def _carry_out(gateway: Gateway, ref: str, nodes: Nodes | None, how: Wish, *, of_all: bool) -> Response:
+async def _carry_out(gateway: Gateway, ref: str, nodes: Nodes | None, how: Wish) -> Response:
     await gateway.catalogue.catch_up()
     current = gateway.catalogue.current(ref)
     if current is None:
         raise ModelMissing(reference=ref[:200])
     named = await meant(gateway, nodes)
-    revisions = gateway.catalogue.find(ref) if of_all else [current]
+    revisions = gateway.catalogue.find(ref)
     told: set[str] = set()
     concerned: set[str] = set()
     for revision in revisions:

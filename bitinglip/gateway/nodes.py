@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.errors import MalformedBody, NodeNotFound, WorkerNotFound
+from bitinglip.errors import NodeNotFound, WorkerNotFound
 from bitinglip.events import subjects
 from bitinglip.events.service import command
-from bitinglip.gateway import liveness, requests
+from bitinglip.gateway import bodies, liveness, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.projections.rows import NodeRow, WorkerRow
-from bitinglip.tasks.commands import invalid_input
 
 ANSWER_S = 5.0
 """How long a node may take to answer."""
@@ -24,7 +23,6 @@ DISK_S = 30.0
 """The same for what makes it read or change a disk."""
 LINES, LINES_MOST = 100, 2_000
 
-_B = TypeVar("_B", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -78,7 +76,7 @@ async def labels(request: Request) -> Response:
     """Answer `POST /v1/nodes/{node_id}/labels`."""
     gateway = gateway_of(request)
     requests.only(request)
-    change = read_labels(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    change = await bodies.read(request, Labels)
     return json(await _tell(gateway, (await _node(request)).node_id, "labels", change.model_dump()))
 
 
@@ -100,9 +98,7 @@ async def prune(request: Request) -> Response:
     """Answer `POST /v1/nodes/{node_id}/models:prune`: drop what nothing needs, or say what that would be."""
     gateway = gateway_of(request)
     requests.only(request)
-    asked = Prune()
-    if requests.header(request, b"content-type"):
-        asked = _validated(Prune, await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
+    asked = await bodies.read_if_given(request, Prune)
     return json(
         await _tell(gateway, (await _node(request)).node_id, "prune", asked.model_dump(exclude_none=True), DISK_S)
     )
@@ -128,25 +124,6 @@ def tell_worker(name: str) -> Handler:
         return json(await _tell(gateway_of(request), found.node_id, f"worker-{name}", body), 202)
 
     return handle
-
-
-def read_labels(body: bytes) -> Labels:
-    """Read the body of `POST /v1/nodes/{node_id}/labels`.
-
-    Raises:
-        MalformedBody: it is not JSON.
-        InvalidInput: a field is refused; the error names it.
-    """
-    return _validated(Labels, body)
-
-
-def _validated(model: type[_B], body: bytes) -> _B:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedBody(problem=error.errors()[0]["msg"]) from error
-        raise invalid_input(error) from error
 
 
 async def _tell(

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.events.model import ModelFile
-from bitinglip.gateway import aliases, models, requests
+from bitinglip.gateway import aliases, bodies, models, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.models.reference import parse_reference
@@ -68,8 +68,7 @@ async def begin(request: Request) -> Response:
     """Answer `POST /v1/uploads`: the same files under the same name are the same upload, and go on."""
     gateway = gateway_of(request)
     requests.only(request)
-    body = await requests.read_json(request, gateway.settings.gateway.max_body_bytes)
-    asked = models.read_body(BeginUpload, body)
+    asked = await bodies.read(request, BeginUpload)
     reference, store = parse_reference(asked.name).name, gateway.uploaded.store
     if asked.dry_run:
         taken, left_out = await asyncio.to_thread(store.look, reference, asked.listed())
@@ -114,10 +113,7 @@ async def complete(request: Request) -> Response:
     gateway = gateway_of(request)
     requests.only(request)
     upload = await _upload(request)
-    asked = CompleteUpload()
-    if requests.header(request, b"content-type"):
-        body = await requests.read_json(request, gateway.settings.gateway.max_body_bytes)
-        asked = models.read_body(CompleteUpload, body)
+    asked = await bodies.read_if_given(request, CompleteUpload)
     nodes = await models.meant(gateway, asked.nodes)
     if asked.alias is not None:
         await aliases.check_name(gateway, asked.alias)

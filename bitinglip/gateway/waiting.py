@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from bitinglip.events.log import EventLog
-from bitinglip.events.streams import MODELS
 from bitinglip.gateway import sse
 from bitinglip.gateway.admission import failure_of
 from bitinglip.gateway.context import Gateway
@@ -51,16 +49,13 @@ async def events_of_model(gateway: Gateway, model: str, kind: str) -> AsyncGener
     """Return what happens to the model that a task waits for, without ids; none if it waits for none.
 
     Raises:
-        NoServer: the log cannot be asked.
+        NoServer, ProjectionBehind: the log cannot be asked.
     """
-    revision = _awaited(gateway, model, kind)
-    if revision is None:
+    if _awaited(gateway, model, kind) is None:
         return None
-    return _frames(gateway, revision, model, kind, await _last(gateway.log))
-
-
-async def _last(log: EventLog) -> int:
-    return await log.last_sequence(MODELS)
+    await gateway.catalogue.catch_up()
+    revision = _awaited(gateway, model, kind)
+    return None if revision is None else _frames(gateway, revision, model, kind, gateway.catalogue.applied)
 
 
 async def _frames(gateway: Gateway, revision: Revision, model: str, kind: str, after: int) -> AsyncGenerator[bytes]:

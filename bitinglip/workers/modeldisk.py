@@ -89,7 +89,7 @@ class ModelDisk:
                 lacking[digest] = max(0, file.size_bytes - here)
         return sum(lacking.values())
 
-    def stored(self, pinned: Collection[Key], needed: Collection[Key], elsewhere: Collection[Key]) -> list[Stored]:
+    def stored(self, pinned: Collection[Key], needed: Collection[Key], elsewhere: Collection[Key] = ()) -> list[Stored]:
         """Return all that is there as a whole.
 
         What is `needed` beside other models counts as in use; what is `elsewhere` is kept by another node.

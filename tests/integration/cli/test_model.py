@@ -188,3 +188,21 @@ async def test_tables_fit_the_terminal(site: Site, columns: int) -> None:
         shown = await on_terminal(columns, "model", *command, "--url", site.url)
         if command != ("show", "best"):
             assert max(map(len, shown.splitlines())) <= columns, shown
+
+
+async def test_who_watches_a_task_sees_its_model_come(site: Site) -> None:
+    commit = site.add(numbers=BIG)
+    site.hub.fault(path=f"{NAME}/model.safetensors", bytes_per_s=2e5)
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "task", "submit", "text-generation", "-m", NAME, "--prompt", "x", "--watch", "--url", site.url,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines: list[str] = []
+    while not lines or " of 16 MB" not in lines[-1]:
+        lines.append((await asyncio.wait_for(process.stderr.readline(), 60)).decode())
+        assert lines[-1], lines
+    process.terminate()
+    await process.wait()
+    assert any(line.startswith(f"waits for {NAME}@{commit}: ") for line in lines)
+    assert lines[-1].startswith("n: ")

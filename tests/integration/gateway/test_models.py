@@ -177,7 +177,13 @@ async def test_what_cannot_be_asked_is_refused_and_says_what_to_do(
     client: httpx.AsyncClient, log: EventLog, nodes: list[str]
 ) -> None:
     check_problem(await client.post("/v1/models", json={"model": AT, "nodes": ["n9"]}), 404, "node_not_found")
-    for body in ({}, {"model": AT, "import": "/x"}, {"import": "/x", "node": "n1"}, {"model": AT, "nodes": "some"}):
+    for body in (
+        {},
+        {"model": AT, "import": "/x"},
+        {"import": "/x", "node": "n1"},
+        {"model": AT, "nodes": "some"},
+        {"model": AT, "nodes": []},
+    ):
         check_problem(await client.post("/v1/models", json=body), 422, "invalid_input")
     check_problem(await client.post("/v1/models/no/body/unpin"), 404, "model_missing")
     need = {"float32": 60 * modelfacts.GIB, "int8": 6 * modelfacts.GIB}
@@ -187,7 +193,14 @@ async def test_what_cannot_be_asked_is_refused_and_says_what_to_do(
     )
     assert "as int8 on n1 (`worker.quantize`)" in problem["instead"]
     named = await ask(client, "/v1/models", {"model": f"{GPT2}@{OTHER}", "nodes": ["n1"]})
-    assert named["asked"] == ["n1"]
+    assert (named["asked"], named["warnings"]) == (["n1"], ["It does not fit on n1 as it is (quantised it would)."])
+
+
+async def test_all_nodes_are_none_without_one(client: httpx.AsyncClient, log: EventLog) -> None:
+    await modelfacts.describe(log)
+    check_problem(await client.post("/v1/models", json={"model": AT, "nodes": "all"}), 409, "no_node_online")
+    problem = check_problem(await client.post("/v1/models", json={"model": AT}), 409, "model_does_not_fit")
+    assert "no node is online" in problem["detail"]
 
 
 async def test_the_fit_is_told_for_each_card(client: httpx.AsyncClient, nodes: list[str]) -> None:

@@ -224,3 +224,26 @@ async def test_a_task_for_a_known_model_has_it_fetched(choosing: Settings, log: 
         assert "as it is it fits on no card" in check_problem(giant, 409, "model_does_not_fit")["detail"]
         unheard = await client.post("/v1/tasks", json=WRITE | {"model": "no/body"})
         check_problem(unheard, 422, "unknown_model")
+
+
+async def test_who_leaves_a_stream_of_a_waiting_task_leaves_nothing_behind(
+    client: httpx.AsyncClient, log: EventLog, node: str, eventually: Any
+) -> None:
+    task_id = await submitted(client, WRITE)
+    before = (await log.connection.js.stream_info("MODELS")).state.consumer_count
+    for _ in range(3):
+        async with client.stream("GET", f"/v1/tasks/{task_id}/events") as response:
+            async for name, _, _ in _events(response):
+                if name == "model.waiting":
+                    await modelfacts.tick(log, node, 1)
+                if name == "model.fetch_progressed":
+                    break
+
+    async def gone() -> bool:
+        metrics = (await client.get("/metrics")).text
+        consumers = (await log.connection.js.stream_info("MODELS")).state.consumer_count
+        clients = next(line for line in metrics.splitlines() if line.startswith("bitinglip_sse_clients "))
+        assert (clients, consumers) == ("bitinglip_sse_clients 0.0", before)
+        return True
+
+    await eventually(gone)
