@@ -81,6 +81,8 @@ class BatchRunner:
         self._models = {(model.kind, model.reference): model for model in models}
         self.engine = EngineKeeper(settings.worker, identity.device, files.folder)
         self._running: dict[str, Attempt] = {}
+        self._assigning: dict[str, Attempt] = {}
+        """Those whose assignment is being written: it may be in the log before we know, and be cancelled there."""
         self._stopped = False
         self._stop_timer: asyncio.TimerHandle | None = None
         self._stop_at = 0.0
@@ -148,8 +150,13 @@ class BatchRunner:
             await attempt.delivery.nak()
 
     async def _run_together(self, attempts: list[Attempt]) -> None:
-        assigned = await self._assign(attempts)
-        self._running |= {attempt.id: attempt for attempt in assigned}
+        self._assigning |= {attempt.id: attempt for attempt in attempts}
+        try:
+            assigned = await self._assign(attempts)
+            self._running |= {attempt.id: attempt for attempt in assigned}
+        finally:
+            for attempt in attempts:
+                self._assigning.pop(attempt.id, None)
         self.counts.running = len(self._running)
         try:
             for batch in group(assigned, _kind_and_model).values():
@@ -207,7 +214,9 @@ class BatchRunner:
 
     async def _run_jobs(self, host: EngineHost, loaded: Loaded, batch: list[Attempt]) -> None:
         jobs = await self._jobs(batch)
+        await self._end_cancelled(batch)  # what was cancelled meanwhile: the engine has not heard of it
         by_id = {attempt.id: attempt for attempt in batch if not attempt.settled}
+        jobs = [job for job in jobs if job.task_id in by_id]
         for attempt in by_id.values():
             self._watch_time(host, attempt)
         async with self.engine.watched(host):
@@ -276,9 +285,7 @@ class BatchRunner:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOADING_TICK_S):
                     await loaded.wait()
-            for attempt in [attempt for attempt in batch if attempt.cancelled and not attempt.settled]:
-                await self._scribe.refresh(attempt)
-                await self._write_ends([(attempt, self._words.stopped(attempt))])
+            await self._end_cancelled(batch)
             waiting = [attempt for attempt in batch if not attempt.settled]
             if latest and waiting and not loaded.is_set():
                 message = latest.pop()
@@ -287,11 +294,8 @@ class BatchRunner:
 
     async def _jobs(self, batch: list[Attempt]) -> list[JobSpec]:
         jobs: list[JobSpec] = []
+        await self._end_cancelled(batch)
         for attempt in [attempt for attempt in batch if not attempt.settled]:
-            if attempt.cancelled or attempt.task.cancel is not None:
-                await self._scribe.refresh(attempt)
-                await self._write_ends([(attempt, self._words.stopped(attempt))])
-                continue
             try:
                 params = await read_params(self._log.connection, attempt.task)
                 files = await self._files.fetch(attempt.task.submitted.kind, params)
@@ -299,6 +303,13 @@ class BatchRunner:
             except (ArtifactNotFound, ArtifactExpired) as error:
                 await self._fail([attempt], Failure(kind="bad_input", message=str(error), retryable=False))
         return jobs
+
+    async def _end_cancelled(self, batch: Seq[Attempt]) -> None:
+        """End those that were cancelled before the engine had them, until none is."""
+        while cancelled := [each for each in batch if not each.settled and (each.cancelled or each.task.cancel)]:
+            for attempt in cancelled:
+                await self._scribe.refresh(attempt)
+            await self._write_ends([(attempt, self._words.stopped(attempt)) for attempt in cancelled])
 
     async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:
         match answer:
@@ -418,7 +429,8 @@ class BatchRunner:
         """Hear of every cancel request in the cluster; those for our running tasks are passed on at once."""
 
         async def heard(msg: Any) -> None:
-            attempt = self._running.get(msg.subject.split(".")[3])
+            task_id = msg.subject.split(".")[3]
+            attempt = self._running.get(task_id) or self._assigning.get(task_id)
             if attempt is not None:
                 self._cancel_job(attempt)
 

@@ -457,3 +457,23 @@ async def test_nothing_is_doubled_by_many_workers(log: EventLog, inbox: Inbox, c
     for task_id in ids:
         assert types(await outcome(log, task_id)) == ["submitted", "assigned", "succeeded"]
     assert await log.last_sequence(TASKS) == 600
+
+
+async def test_a_cancel_that_comes_while_a_batch_is_assigned_or_prepared_is_heard(
+    log: EventLog, inbox: Inbox, cluster: Cluster
+) -> None:
+    """As soon as a task's assignment is in the log somebody cancels it; others of its batch are just being written."""
+    cancelling: set[asyncio.Task[Any]] = set()
+
+    async def cancel(message: Any) -> None:
+        task_id = TaskId(message.subject.split(".")[3])
+        cancelling.add(asyncio.create_task(inbox.cancel(task_id, CancelTask(by="test"))))
+
+    heard = await log.connection.subscribe("bl.live.task.*.assigned", cancel)
+    await cluster.worker(BITINGLIP_WORKER_MAX_BATCH="64")
+    for _ in range(5):
+        tasks = await asyncio.gather(*[submit(inbox, echo(steps=1000, step_ms=20)) for _ in range(64)])
+        for task_id in tasks:
+            assert types(await outcome(log, task_id))[-1] == "cancelled"
+    await asyncio.gather(*cancelling)
+    await log.connection.unsubscribe(heard)
