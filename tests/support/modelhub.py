@@ -104,7 +104,7 @@ class ModelHub:
     def start(self) -> None:
         """Begin to answer."""
         app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "HEAD"])])
-        config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._socket.listen(2048)  # from now on clients wait rather than fail
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket.dup()]}, daemon=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from bitinglip.cli.natsserver import PrivateServer, find_or_fetch
 
-ACCOUNTS = 600
+ACCOUNTS = 1_000
 
 
 class Server:
