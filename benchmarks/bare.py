@@ -23,6 +23,8 @@ WORDS = 8192
 SIZES = (8, 16, 32)
 EMBED_BATCH = 32
 ROUNDS = 40
+IDLE_S = 3.0
+"""Before a cold load, as a worker is idle before such a task: what runs hot is faster."""
 
 
 def prompts(count: int = TASKS) -> list[str]:
@@ -140,6 +142,7 @@ def cold(*folders: str) -> dict[str, Any]:
 
     def first_token(folder: str) -> float:
         forget(Path(folder))
+        time.sleep(IDLE_S)
         started = time.perf_counter()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
