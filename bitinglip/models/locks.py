@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bitinglip.models.layout import place_of
 
+AGAIN_S = 0.01
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 """What the system says of a file that may not be written."""
 
@@ -35,13 +37,16 @@ def in_use(cache_dir: Path, reference: str, revision: str) -> Iterator[None]:
 
 
 @contextmanager
-def exclusively(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock alone; tells whether it was to be had.
+def exclusively(path: Path, *, wait: bool = False, within_s: float = 0.0) -> Iterator[bool]:
+    """Hold a lock alone; tells whether it was to be had, at once or within so many seconds.
 
     Raises:
         OSError: the lock's file cannot be written.
     """
-    held = hold(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), must=True)
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    until = time.monotonic() + within_s
+    while (held := hold(path, how, must=True)) is None and time.monotonic() < until:
+        time.sleep(AGAIN_S)
     try:
         yield held is not None
     finally:

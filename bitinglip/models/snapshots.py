@@ -50,6 +50,9 @@ __all__ = [
 ]
 log = logging.getLogger(__name__)
 
+LOOKS_S = 0.5
+"""A revision that is in use for no longer was only looked at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Healed:
@@ -94,7 +97,8 @@ def drop(cache_dir: Path, reference: str, revision: str) -> int:
     if read_only(place.ours):
         raise StoreReadOnly(folder=str(cache_dir))
     with ExitStack() as held:
-        locks = [held.enter_context(exclusively(lock)) for lock in (place.lock, place.fetch_lock)]
+        # Who only looks whether it is in use holds the lock for a moment, too.
+        locks = [held.enter_context(exclusively(lock, within_s=LOOKS_S)) for lock in (place.lock, place.fetch_lock)]
         if not all(locks):
             raise ModelInUse(reference=reference, revision=revision)
         plan(place)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -134,6 +135,23 @@ def test_what_is_in_use_is_not_dropped_until_its_users_end(cache: Path) -> None:
         assert place.file("model.safetensors").exists()
         assert place.mark.exists()
     assert snapshots.drop(cache, NAME, ONE) == 1000
+
+
+def test_who_only_looks_whether_it_is_in_use_keeps_nothing(cache: Path) -> None:
+    place = put(cache, NAME, ONE, SHARED)
+    held, look_is_over = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with exclusively(place.lock):
+            held.set()
+            look_is_over.wait()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    held.wait()
+    threading.Timer(0.05, look_is_over.set).start()
+    assert snapshots.drop(cache, NAME, ONE) == 1000
+    looker.join()
 
 
 def test_a_use_ends_with_its_process(cache: Path) -> None:
