@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 
 import bitinglip.events.batch
+import bitinglip.events.ledger
 import bitinglip.events.model
 import bitinglip.events.node
 import bitinglip.events.schedule
@@ -31,6 +32,7 @@ SUBJECTS = {
     "model": "reference",
     "queue": "model",
     "schedule": "schedule_id",
+    "ledger": "stream",
 }
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 
@@ -42,7 +44,7 @@ def path_of(cls: type[Event]) -> Path:
 
 def golden(cls: type[Event]) -> bytes:
     """Return the event of a type's example, with a fixed id and time."""
-    about = cls.example[SUBJECTS[cls.type.partition(".")[0]]]
+    about = cls.example.get(SUBJECTS[cls.type.partition(".")[0]], "readmodel")
     payload = encode(cls.model_validate(cls.example), id=ID, source="/golden", time=TIME, about=about)
     return orjson.dumps(orjson.loads(payload), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 

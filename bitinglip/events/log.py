@@ -25,10 +25,11 @@ from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
 from bitinglip.events.envelope import Messages, Recorded, decode, encode
+from bitinglip.events.ledger import LedgerEvent
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
-from bitinglip.events.streams import MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
+from bitinglip.events.streams import LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
 from bitinglip.events.tail import tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
@@ -180,6 +181,12 @@ class EventLog:
         """Prepare an event that needs no expected sequence: facts about workers and models."""
         headers = {TTL: f"{ttl_s}s"} if ttl_s is not None else {}
         return self._append(event, subject, about, headers, subject, None, None)
+
+    def ledger_append(self, event: LedgerEvent, about: str, expected: int) -> Append:
+        """Prepare an event about a stream (or `readmodel`), to be stored only if `expected` is the last of its kind."""
+        subject = subjects.ledger_subject(about, event.type.removeprefix("ledger."))
+        headers = {EXPECTED: str(expected)}
+        return self._append(event, subject, about, headers, subject, expected, None)
 
     async def append(self, append: Append) -> Sequence:
         """Store one event; returns when the server has it.
@@ -417,6 +424,7 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
     WORKERS: subjects.WORKERS,
     MODELS: (subjects.MODELS,),
     SCHEDULES: (subjects.SCHEDULES,),
+    LEDGER: (subjects.LEDGER,),
 }
 """The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
 
@@ -424,6 +432,7 @@ _STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "nod
     "batch": TASKS,
     "schedule": SCHEDULES,
     "alarm": SCHEDULES,
+    "ledger": LEDGER,
 }
 
 

@@ -233,6 +233,7 @@ class ModelFetchProgressed(HoldingEvent):
     """How far a node has come with a revision; it leaves the log after its time to live."""
 
     type = "model.fetch_progressed"
+    lasting = False
     example = GPT2 | {
         "node_id": "rig-1",
         "done_bytes": 320_000_000,

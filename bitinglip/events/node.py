@@ -79,6 +79,7 @@ class NodeHeartbeat(NodeEvent):
     """A sign of life, and how the machine is; it leaves the log after its time to live."""
 
     type = "node.heartbeat"
+    lasting = False
     example = {
         "node_id": "rig-1",
         "cpu_percent": 7.5,

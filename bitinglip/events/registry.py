@@ -24,6 +24,8 @@ class Event(BaseModel):
 
     type: ClassVar[str]
     version: ClassVar[int] = 1
+    lasting: ClassVar[bool] = True
+    """False for a tick, which has a time to live in the log: it is neither archived nor signed."""
     upcasters: ClassVar[Mapping[int, Upcaster]] = {}
     example: ClassVar[dict[str, Any]]
 
@@ -54,6 +56,12 @@ def event(cls: _E) -> _E:
         raise TypeError(f"the example of {cls.type} has fields that it does not declare: {sorted(undeclared)}")
     REGISTRY[cls.type] = cls
     return cls
+
+
+def is_lasting(type_name: str) -> bool:
+    """Tell whether events of a type stay in the log; a type that this version does not know is taken to stay."""
+    cls = REGISTRY.get(type_name)
+    return cls is None or cls.lasting
 
 
 def upcast(cls: type[Event], version: int, data: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class ScheduleFired(ScheduleEvent):
     """One of its times has come: a task was submitted, or it says why not."""
 
     type = "schedule.fired"
+    lasting = False
     example = {
         "schedule_id": _ID,
         "due_at": "2026-01-01T02:00:00Z",

@@ -38,6 +38,7 @@ QUEUE = "QUEUE"
 WORKERS = "WORKERS"
 MODELS = "MODELS"
 SCHEDULES = "SCHEDULES"
+LEDGER = "LEDGER"
 ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
 
@@ -107,6 +108,9 @@ def declarations(settings: Nats) -> list[StreamConfig]:
             subjects=[subjects.SCHEDULES, subjects.ALARMS],
             allow_msg_schedules=True,  # as for TASKS
             **kept,
+        ),
+        StreamConfig(
+            name=LEDGER, description="Facts about the log itself.", subjects=[subjects.LEDGER], deny_purge=True, **kept
         ),
     ]
 

@@ -11,6 +11,7 @@
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
     bl.schedule.<schedule_id>.<event>               stream SCHEDULES
+    bl.ledger.<stream>.<event>                      stream LEDGER: about a stream, or `readmodel` for its snapshots
     bl.alarm.<schedule_id>.set | due                stream SCHEDULES: a scheduled message, and what becomes of it
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
     bl.live.queue.<lane>.<queue>                    not stored: a queue was opened
@@ -41,6 +42,7 @@ WORKERS = ("bl.worker.>", "bl.node.>")
 MODELS = "bl.model.>"
 SCHEDULES = "bl.schedule.>"
 SCHEDULES_CREATED = "bl.schedule.*.created"
+LEDGER = "bl.ledger.>"
 ALARMS = "bl.alarm.>"
 ALARMS_DUE = "bl.alarm.*.due"
 LIVE_PREFIX = "bl.live."
@@ -170,6 +172,11 @@ def batch_parts(batch_id: str, part: str = "*") -> str:
 def schedule_events(schedule_id: str) -> str:
     """Return the filter of all events of one schedule."""
     return f"bl.schedule.{schedule_id}.>"
+
+
+def ledger_subject(about: str, event: str) -> str:
+    """Return the subject of an event about a stream of the log, or about the `readmodel`."""
+    return f"bl.ledger.{about}.{event}"
 
 
 def alarm(schedule_id: str) -> str:

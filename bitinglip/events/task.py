@@ -183,6 +183,7 @@ class TaskProgressed(TaskEvent):
     """A tick: step k of n, and what was added to the answer's text; it leaves the log after its time to live."""
 
     type = "task.progressed"
+    lasting = False
     example = {
         "task_id": "01JZ0000000000000000000000",
         "attempt": 1,

@@ -66,6 +66,7 @@ class WorkerHeartbeat(WorkerEvent):
     """A sign of life, and what the worker is doing; it leaves the log after its time to live."""
 
     type = "worker.heartbeat"
+    lasting = False
     example = {
         "worker_id": "rig-1-0",
         "node_id": "rig-1",

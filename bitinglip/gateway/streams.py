@@ -19,18 +19,19 @@ from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.log import STREAM_FILTERS
 from bitinglip.events.registry import REGISTRY
-from bitinglip.events.streams import MODELS, SCHEDULES, TASKS, WORKERS
+from bitinglip.events.streams import LEDGER, MODELS, SCHEDULES, TASKS, WORKERS
 from bitinglip.gateway import requests, sse
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.ids import TaskId
 from bitinglip.tasks.parameters import KINDS
 
-STREAMS = {"tasks": TASKS, "workers": WORKERS, "models": MODELS, "schedules": SCHEDULES}
+STREAMS = {"tasks": TASKS, "workers": WORKERS, "models": MODELS, "schedules": SCHEDULES, "ledger": LEDGER}
 TYPE_PREFIXES = {
     TASKS: ("task.", "batch."),
     WORKERS: ("worker.", "node."),
     MODELS: ("model.",),
     SCHEDULES: ("schedule.",),
+    LEDGER: ("ledger.",),
 }
 QUIET_S = 1.0
 """After so long without an event, one that reads to the end looks whether the end is still there (ticks expire)."""

@@ -174,7 +174,7 @@ def fresh_database() -> Generator[Database]:
     database = _shared()
     for table in (*TABLES, "checkpoints"):
         database.execute(f"delete from {table}")
-    for stream in ("TASKS", "WORKERS", "MODELS", "SCHEDULES"):
+    for stream in ("TASKS", "WORKERS", "MODELS", "SCHEDULES", "LEDGER"):
         database.add_checkpoint(stream, "then")
     yield database
 

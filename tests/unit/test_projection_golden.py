@@ -21,6 +21,7 @@ STREAMS = {
     "node": "WORKERS",
     "model": "MODELS",
     "schedule": "SCHEDULES",
+    "ledger": "LEDGER",
 }
 STREAMS |= {"queue": "MODELS"}
 

@@ -1,4 +1,8 @@
-"""The projections' SQL: files of named blocks, each begun by a line `-- name: <block>`."""
+"""The projections' SQL: files of named blocks, each begun by a line `-- name: <block>`.
+
+A file writes its own tables as `self.<table>`: `self` stands for the schema that they are in. So a version can be made
+beside another one, and any of them in a scratch schema, for the state of the past.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
     "WORKERS": ("events", "workers", "nodes", "worker_restarts"),
     "MODELS": ("events", "models", "model_nodes", "model_aliases"),
     "SCHEDULES": ("events",),
+    "LEDGER": ("events",),
 }
 """The projections of each stream, in the order in which they are applied."""
 
@@ -33,21 +38,24 @@ _ONLY: dict[str, Callable[[str], bool]] = {
 }
 """Projections that a batch is applied to only if it has an event for them: planning a statement costs milliseconds."""
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_SELF = re.compile(r"\bself\.")
+HOME = "main"
+"""Schema of the tables that are served."""
 
 
 @cache
-def blocks(name: str) -> dict[str, str]:
-    """Return the blocks of one file by name."""
-    parts = _BLOCK.split(_text(name))
+def blocks(name: str, schema: str = HOME) -> dict[str, str]:
+    """Return the blocks of one file by name, for its tables in a schema."""
+    parts = _BLOCK.split(_SELF.sub(f"{schema}.", _text(name)))
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def applied(stream: str, types: frozenset[str | None]) -> str:
+def applied(stream: str, types: frozenset[str | None], schema: str = HOME) -> str:
     """Return the SQL that applies a staged batch, of events of these types, to every projection of a stream.
 
     What is no event has none.
     """
-    return "\n".join(blocks(name)[step] for name in PROJECTIONS[stream] for step in _steps(name, types))
+    return "\n".join(blocks(name, schema)[step] for name in PROJECTIONS[stream] for step in _steps(name, types))
 
 
 def _steps(name: str, types: frozenset[str | None]) -> tuple[str, ...]:

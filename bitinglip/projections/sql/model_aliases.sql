@@ -2,7 +2,7 @@
 -- Units: times are the events' own `time`, UTC.
 
 -- name: table
-create table model_aliases (
+create table self.model_aliases (
     alias varchar primary key,
     model varchar not null,
     revision varchar not null,
@@ -13,15 +13,15 @@ create table model_aliases (
     last_sequence ubigint not null
 );
 
-comment on table model_aliases is 'Names that stand for a revision of a model; one row per alias.';
-comment on column model_aliases.alias is 'The name.';
-comment on column model_aliases.model is 'The model that it stands for, as org/name.';
-comment on column model_aliases.revision is 'The revision that it stands for.';
-comment on column model_aliases.set_at is 'When it was last set (UTC).';
-comment on column model_aliases.set_by is 'API key that set it; null without keys.';
-comment on column model_aliases.previous_model is 'The model that it stood for before; null if for none.';
-comment on column model_aliases.previous_revision is 'The revision that it stood for before.';
-comment on column model_aliases.last_sequence is 'Sequence of its last event in MODELS.';
+comment on table self.model_aliases is 'Names that stand for a revision of a model; one row per alias.';
+comment on column self.model_aliases.alias is 'The name.';
+comment on column self.model_aliases.model is 'The model that it stands for, as org/name.';
+comment on column self.model_aliases.revision is 'The revision that it stands for.';
+comment on column self.model_aliases.set_at is 'When it was last set (UTC).';
+comment on column self.model_aliases.set_by is 'API key that set it; null without keys.';
+comment on column self.model_aliases.previous_model is 'The model that it stood for before; null if for none.';
+comment on column self.model_aliases.previous_revision is 'The revision that it stood for before.';
+comment on column self.model_aliases.last_sequence is 'Sequence of its last event in MODELS.';
 
 -- name: apply
 create or replace temp table alias_steps as
@@ -55,15 +55,15 @@ from (
     from alias_steps
     union all by name
     select alias, model, revision, set_at, set_by, last_sequence as sequence
-    from model_aliases
+    from self.model_aliases
     where alias in (select alias from alias_steps)
 )
 window before as (partition by alias order by sequence)
 qualify row_number() over (partition by alias order by sequence desc) = 1;
 
-delete from model_aliases where alias in (select alias from alias_steps);
+delete from self.model_aliases where alias in (select alias from alias_steps);
 
-insert into model_aliases
+insert into self.model_aliases
 select alias, model, revision, set_at, set_by, previous_model, previous_revision, last_sequence
 from alias_rows
 where model is not null;

@@ -6,7 +6,7 @@
 -- is told of an import that failed is about no revision, and so in no row.
 
 -- name: table
-create table model_nodes (
+create table self.model_nodes (
     reference varchar not null,
     revision varchar not null,
     node_id varchar not null,
@@ -29,26 +29,26 @@ create table model_nodes (
     primary key (reference, revision, node_id)
 );
 
-comment on table model_nodes is 'Which node has, or is to have, which revision of a model; one row per revision and node.';
-comment on column model_nodes.reference is 'The model, as org/name.';
-comment on column model_nodes.revision is 'Its revision.';
-comment on column model_nodes.node_id is 'The node.';
-comment on column model_nodes.status is 'absent, wanted, fetching, stored, failed, stopped or removing.';
-comment on column model_nodes.pinned is 'Whether the node keeps it, whatever room others need.';
-comment on column model_nodes.asked is 'Whether it was asked for while it was there: it comes back if it turns out to be gone.';
-comment on column model_nodes.done_bytes is 'Bytes of it that are there, while it is fetched and after.';
-comment on column model_nodes.total_bytes is 'Bytes of all its files.';
-comment on column model_nodes.bytes_per_s is 'How fast it comes, in bytes a second; null while that is not known.';
-comment on column model_nodes.left_s is 'Estimate of the seconds that are left.';
-comment on column model_nodes.stored_bytes is 'Bytes that it takes on the node''s disk.';
-comment on column model_nodes.code is 'Error that a fetch ended with, as in the table of errors.';
-comment on column model_nodes.problem is 'What went wrong, in words.';
-comment on column model_nodes.remedy is 'What can be done about it.';
-comment on column model_nodes.retry_at is 'When a fetch that failed is tried again (UTC); null: not before somebody asks anew.';
-comment on column model_nodes.check_asked is 'check or repair, if that was asked for and is not done.';
-comment on column model_nodes.checked_at is 'When its files were last compared with their digests (UTC).';
-comment on column model_nodes.changed_at is 'Time of the last event that changed the row (UTC).';
-comment on column model_nodes.last_sequence is 'Sequence of the last event that changed the row, in MODELS.';
+comment on table self.model_nodes is 'Which node has, or is to have, which revision of a model; one row per revision and node.';
+comment on column self.model_nodes.reference is 'The model, as org/name.';
+comment on column self.model_nodes.revision is 'Its revision.';
+comment on column self.model_nodes.node_id is 'The node.';
+comment on column self.model_nodes.status is 'absent, wanted, fetching, stored, failed, stopped or removing.';
+comment on column self.model_nodes.pinned is 'Whether the node keeps it, whatever room others need.';
+comment on column self.model_nodes.asked is 'Whether it was asked for while it was there: it comes back if it turns out to be gone.';
+comment on column self.model_nodes.done_bytes is 'Bytes of it that are there, while it is fetched and after.';
+comment on column self.model_nodes.total_bytes is 'Bytes of all its files.';
+comment on column self.model_nodes.bytes_per_s is 'How fast it comes, in bytes a second; null while that is not known.';
+comment on column self.model_nodes.left_s is 'Estimate of the seconds that are left.';
+comment on column self.model_nodes.stored_bytes is 'Bytes that it takes on the node''s disk.';
+comment on column self.model_nodes.code is 'Error that a fetch ended with, as in the table of errors.';
+comment on column self.model_nodes.problem is 'What went wrong, in words.';
+comment on column self.model_nodes.remedy is 'What can be done about it.';
+comment on column self.model_nodes.retry_at is 'When a fetch that failed is tried again (UTC); null: not before somebody asks anew.';
+comment on column self.model_nodes.check_asked is 'check or repair, if that was asked for and is not done.';
+comment on column self.model_nodes.checked_at is 'When its files were last compared with their digests (UTC).';
+comment on column self.model_nodes.changed_at is 'Time of the last event that changed the row (UTC).';
+comment on column self.model_nodes.last_sequence is 'Sequence of the last event that changed the row, in MODELS.';
 
 -- name: apply
 create or replace temp table model_node_steps as
@@ -129,7 +129,7 @@ with steps as (
         } as before,
         list(new.step order by new.step.sequence) as since
     from model_node_steps as new
-    left join model_nodes as old
+    left join self.model_nodes as old
         on old.reference = new.reference and old.revision = new.revision and old.node_id = new.node_id
     where new.reference is not null and new.revision <> 'import' and new.node_id is not null
     group by all
@@ -253,7 +253,7 @@ select
     ) as folded
 from steps;
 
-insert or replace into model_nodes
+insert or replace into self.model_nodes
 select
     reference, revision, node_id, folded.status, folded.pinned, folded.asked, folded.done_bytes, folded.total_bytes,
     folded.bytes_per_s, folded.left_s, folded.stored_bytes, folded.code, folded.problem, folded.remedy,

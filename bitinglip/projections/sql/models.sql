@@ -4,7 +4,7 @@
 -- Each of the two events has columns of its own; of those that both tell, the last event's value counts.
 
 -- name: table
-create table models (
+create table self.models (
     reference varchar not null,
     kind varchar,
     revision varchar,
@@ -26,26 +26,26 @@ create table models (
     last_sequence ubigint not null
 );
 
-comment on table models is 'Models that were described or that a worker can run; one row per reference, revision and kind.';
-comment on column models.reference is 'The model, as org/name.';
-comment on column models.kind is 'Kind of task that it serves; null if no engine takes it.';
-comment on column models.revision is 'Commit of its weights, or a digest; null for a model without one.';
-comment on column models.architecture is 'Name of its architecture, as its configuration says.';
-comment on column models.size_bytes is 'Size of its weights on disk, in bytes, as a worker told it.';
-comment on column models.context_tokens is 'Longest context, in tokens; null where that has no meaning.';
-comment on column models.registered_at is 'When a worker last registered it (UTC); null if none did.';
-comment on column models.described_at is 'When it was last described (UTC); null if it never was.';
-comment on column models.source is 'Where its files come from: hub, import or upload.';
-comment on column models.asked_revision is 'Branch, tag or commit that led to this revision.';
-comment on column models.parameters is 'Numbers in its weights.';
-comment on column models.dtype is 'Precision of most of its weights, by safetensors'' name.';
-comment on column models.fetch_bytes is 'Size of the files that are fetched, in bytes.';
-comment on column models.need_bytes is 'Memory that it needs, running, by the precision that it is loaded in, in bytes.';
-comment on column models.licence is 'Its licence, as its owner names it.';
-comment on column models.tags is 'Its owner''s tags.';
-comment on column models.gated is 'Whether its owner must let one in.';
-comment on column models.parts is 'References of the models that it needs beside it, by what they are to it.';
-comment on column models.last_sequence is 'Sequence of its last event in MODELS.';
+comment on table self.models is 'Models that were described or that a worker can run; one row per reference, revision and kind.';
+comment on column self.models.reference is 'The model, as org/name.';
+comment on column self.models.kind is 'Kind of task that it serves; null if no engine takes it.';
+comment on column self.models.revision is 'Commit of its weights, or a digest; null for a model without one.';
+comment on column self.models.architecture is 'Name of its architecture, as its configuration says.';
+comment on column self.models.size_bytes is 'Size of its weights on disk, in bytes, as a worker told it.';
+comment on column self.models.context_tokens is 'Longest context, in tokens; null where that has no meaning.';
+comment on column self.models.registered_at is 'When a worker last registered it (UTC); null if none did.';
+comment on column self.models.described_at is 'When it was last described (UTC); null if it never was.';
+comment on column self.models.source is 'Where its files come from: hub, import or upload.';
+comment on column self.models.asked_revision is 'Branch, tag or commit that led to this revision.';
+comment on column self.models.parameters is 'Numbers in its weights.';
+comment on column self.models.dtype is 'Precision of most of its weights, by safetensors'' name.';
+comment on column self.models.fetch_bytes is 'Size of the files that are fetched, in bytes.';
+comment on column self.models.need_bytes is 'Memory that it needs, running, by the precision that it is loaded in, in bytes.';
+comment on column self.models.licence is 'Its licence, as its owner names it.';
+comment on column self.models.tags is 'Its owner''s tags.';
+comment on column self.models.gated is 'Whether its owner must let one in.';
+comment on column self.models.parts is 'References of the models that it needs beside it, by what they are to it.';
+comment on column self.models.last_sequence is 'Sequence of its last event in MODELS.';
 
 -- name: apply
 create or replace temp table model_changes as
@@ -99,14 +99,14 @@ select
     if(new.described is null, old.parts, new.described.parts) as parts,
     new.last_sequence
 from model_changes as new
-left join models as old
+left join self.models as old
     on old.reference = new.reference
     and old.kind is not distinct from new.kind
     and old.revision is not distinct from new.revision;
 
-delete from models using model_rows
+delete from self.models using model_rows
 where models.reference = model_rows.reference
     and models.kind is not distinct from model_rows.kind
     and models.revision is not distinct from model_rows.revision;
 
-insert into models by name from model_rows;
+insert into self.models by name from model_rows;

@@ -5,7 +5,7 @@
 -- any event of the node told.
 
 -- name: table
-create table nodes (
+create table self.nodes (
     node_id varchar primary key,
     state varchar,
     pid bigint,
@@ -30,29 +30,29 @@ create table nodes (
     last_sequence ubigint
 );
 
-comment on table nodes is 'Nodes (one machine with its agent each); one row per node.';
-comment on column nodes.node_id is 'Stable name of the machine.';
-comment on column nodes.state is 'online, draining or offline, as its agent last said; one that crashed says nothing: look at seen_at.';
-comment on column nodes.pid is 'Process id of its agent.';
-comment on column nodes.release is 'Version of BitingLip.';
-comment on column nodes.system is 'Operating system.';
-comment on column nodes.labels is 'Labels by name.';
-comment on column nodes.draining is 'Whether its workers are to take nothing new.';
-comment on column nodes.cpus is 'Cores.';
-comment on column nodes.cpu_percent is 'How busy all cores together were before the last heartbeat, in percent.';
-comment on column nodes.memory_total_bytes is 'Main memory in bytes.';
-comment on column nodes.memory_used_bytes is 'Main memory in use at the last heartbeat, in bytes.';
-comment on column nodes.disk_total_bytes is 'Size of the disk of the data directory in bytes.';
-comment on column nodes.disk_free_bytes is 'What is free of it, in bytes.';
-comment on column nodes.rss_bytes is 'Resident memory of the agent itself in bytes.';
-comment on column nodes.devices is 'Its devices with their last readings; lost says why there are none.';
-comment on column nodes.workers is 'Its worker processes with their states at the last heartbeat.';
-comment on column nodes.worker_exits is 'Times that a worker process ended by itself since the agent''s start.';
-comment on column nodes.worker_exit_reason is 'How one ended, the last time.';
-comment on column nodes.started_at is 'When its agent last started (UTC).';
-comment on column nodes.seen_at is 'Its last sign of life (UTC).';
-comment on column nodes.stopped_at is 'When its agent stopped (UTC); null while it has not.';
-comment on column nodes.last_sequence is 'Sequence of its last event in WORKERS.';
+comment on table self.nodes is 'Nodes (one machine with its agent each); one row per node.';
+comment on column self.nodes.node_id is 'Stable name of the machine.';
+comment on column self.nodes.state is 'online, draining or offline, as its agent last said; one that crashed says nothing: look at seen_at.';
+comment on column self.nodes.pid is 'Process id of its agent.';
+comment on column self.nodes.release is 'Version of BitingLip.';
+comment on column self.nodes.system is 'Operating system.';
+comment on column self.nodes.labels is 'Labels by name.';
+comment on column self.nodes.draining is 'Whether its workers are to take nothing new.';
+comment on column self.nodes.cpus is 'Cores.';
+comment on column self.nodes.cpu_percent is 'How busy all cores together were before the last heartbeat, in percent.';
+comment on column self.nodes.memory_total_bytes is 'Main memory in bytes.';
+comment on column self.nodes.memory_used_bytes is 'Main memory in use at the last heartbeat, in bytes.';
+comment on column self.nodes.disk_total_bytes is 'Size of the disk of the data directory in bytes.';
+comment on column self.nodes.disk_free_bytes is 'What is free of it, in bytes.';
+comment on column self.nodes.rss_bytes is 'Resident memory of the agent itself in bytes.';
+comment on column self.nodes.devices is 'Its devices with their last readings; lost says why there are none.';
+comment on column self.nodes.workers is 'Its worker processes with their states at the last heartbeat.';
+comment on column self.nodes.worker_exits is 'Times that a worker process ended by itself since the agent''s start.';
+comment on column self.nodes.worker_exit_reason is 'How one ended, the last time.';
+comment on column self.nodes.started_at is 'When its agent last started (UTC).';
+comment on column self.nodes.seen_at is 'Its last sign of life (UTC).';
+comment on column self.nodes.stopped_at is 'When its agent stopped (UTC); null while it has not.';
+comment on column self.nodes.last_sequence is 'Sequence of its last event in WORKERS.';
 
 -- name: apply
 create or replace temp table node_changes as
@@ -129,9 +129,9 @@ select
     new.seen_at,
     new.last_sequence
 from node_changes as new
-left join nodes as old on old.node_id = new.node_id and not new.begins;
+left join self.nodes as old on old.node_id = new.node_id and not new.begins;
 
-insert or replace into nodes by name
+insert or replace into self.nodes by name
 select
     *,
     case when stopped_at is not null then 'offline' when draining then 'draining' else 'online' end as state

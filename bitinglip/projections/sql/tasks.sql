@@ -11,7 +11,7 @@
 -- which does what the others would do.
 
 -- name: table
-create table tasks (
+create table self.tasks (
     task_id varchar primary key,
     state varchar,
     kind varchar,
@@ -64,57 +64,57 @@ create table tasks (
     state_key integer
 );
 
-comment on table tasks is 'Tasks; one row per task.';
-comment on column tasks.task_id is 'Identifier of the task (ULID).';
-comment on column tasks.state is 'scheduled, queued, running, succeeded, failed, cancelled, expired or dead_lettered.';
-comment on column tasks.kind is 'What is asked, as text-generation.';
-comment on column tasks.model is 'Reference of the model, as the caller gave it.';
-comment on column tasks.lane is 'interactive, normal or batch.';
-comment on column tasks.key_id is 'API key that asked for it; null without keys.';
-comment on column tasks.idempotency_key is 'The caller''s idempotency key; null if none was given.';
-comment on column tasks.metadata is 'The caller''s own labels.';
-comment on column tasks.params is 'Parameters; null when they are in an artifact.';
-comment on column tasks.params_ref is 'Artifact that holds the parameters: sha256, size_bytes, media_type.';
-comment on column tasks.request_sha256 is 'Digest of the request.';
-comment on column tasks.retry_of is 'The task that this one asks for again; null for any other.';
-comment on column tasks.retried_as is 'Tasks that ask for this one again, in their order; empty for none.';
-comment on column tasks.batch_id is 'Batch that it was asked for with; null for none.';
-comment on column tasks.depends_on is 'Tasks whose end it was to wait for; null for none.';
-comment on column tasks.on_failure is 'If one of them does not succeed: cancel or run; null without depends_on.';
-comment on column tasks.max_attempts is 'Attempts that may fail before the task is dead-lettered.';
-comment on column tasks.run_at is 'Not to start before (UTC); null for at once.';
-comment on column tasks.expires_at is 'Expires if not started by then (UTC).';
-comment on column tasks.timeout_ms is 'Longest that one attempt may run, in milliseconds.';
-comment on column tasks.vram_gb is 'GiB that its device must have: as asked for, or more since it ran out of memory on a smaller one; 0 for any.';
-comment on column tasks.labels is 'Labels that its worker must have; empty for any.';
-comment on column tasks.attempt is 'Number of the latest attempt; 0 before the first.';
-comment on column tasks.worker_id is 'Worker of the latest attempt.';
-comment on column tasks.node_id is 'Machine of the latest attempt.';
-comment on column tasks.device is 'Device of the latest attempt, as cuda:0.';
-comment on column tasks.revision is 'Revision of the model in the latest attempt.';
-comment on column tasks.submitted_at is 'When it was accepted (UTC).';
-comment on column tasks.queued_at is 'When it was last ready to run (UTC).';
-comment on column tasks.queued_reason is 'Why it was last made ready: scheduled, released, retry or bigger_card; null if it was so from the start.';
-comment on column tasks.started_at is 'When its latest attempt was assigned (UTC).';
-comment on column tasks.finished_at is 'When it ended (UTC); null while it has not.';
-comment on column tasks.wait_ms is 'Milliseconds from being ready to the assignment, in the latest attempt.';
-comment on column tasks.run_ms is 'Milliseconds on the device, in the last attempt that ended.';
-comment on column tasks.load_ms is 'Milliseconds that the attempt that succeeded waited for its model.';
-comment on column tasks.result is 'Result; null before success and when it is in an artifact.';
-comment on column tasks.result_ref is 'Artifact that holds the result: sha256, size_bytes, media_type.';
-comment on column tasks.failure is 'Latest failure: kind, message, retryable.';
-comment on column tasks.failures is 'Failed attempts that count against max_attempts.';
-comment on column tasks.retry_at is 'When the next attempt may begin (UTC); null unless one is waited for.';
-comment on column tasks.input_tokens is 'Tokens that went in; null before success.';
-comment on column tasks.output_tokens is 'Tokens that came out; null before success.';
-comment on column tasks.versions is 'Versions of the libraries that made the result.';
-comment on column tasks.cancel_requested is 'Whether somebody asked for it to stop while it ran.';
-comment on column tasks.progress_step is 'Step that the latest attempt has reached.';
-comment on column tasks.progress_total is 'Steps that it will take; null if not known.';
-comment on column tasks.progress_unit is 'What a step is, as token.';
-comment on column tasks.submitted_sequence is 'Sequence of its task.submitted in TASKS.';
-comment on column tasks.last_sequence is 'Sequence of its last event in TASKS.';
-comment on column tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
+comment on table self.tasks is 'Tasks; one row per task.';
+comment on column self.tasks.task_id is 'Identifier of the task (ULID).';
+comment on column self.tasks.state is 'scheduled, queued, running, succeeded, failed, cancelled, expired or dead_lettered.';
+comment on column self.tasks.kind is 'What is asked, as text-generation.';
+comment on column self.tasks.model is 'Reference of the model, as the caller gave it.';
+comment on column self.tasks.lane is 'interactive, normal or batch.';
+comment on column self.tasks.key_id is 'API key that asked for it; null without keys.';
+comment on column self.tasks.idempotency_key is 'The caller''s idempotency key; null if none was given.';
+comment on column self.tasks.metadata is 'The caller''s own labels.';
+comment on column self.tasks.params is 'Parameters; null when they are in an artifact.';
+comment on column self.tasks.params_ref is 'Artifact that holds the parameters: sha256, size_bytes, media_type.';
+comment on column self.tasks.request_sha256 is 'Digest of the request.';
+comment on column self.tasks.retry_of is 'The task that this one asks for again; null for any other.';
+comment on column self.tasks.retried_as is 'Tasks that ask for this one again, in their order; empty for none.';
+comment on column self.tasks.batch_id is 'Batch that it was asked for with; null for none.';
+comment on column self.tasks.depends_on is 'Tasks whose end it was to wait for; null for none.';
+comment on column self.tasks.on_failure is 'If one of them does not succeed: cancel or run; null without depends_on.';
+comment on column self.tasks.max_attempts is 'Attempts that may fail before the task is dead-lettered.';
+comment on column self.tasks.run_at is 'Not to start before (UTC); null for at once.';
+comment on column self.tasks.expires_at is 'Expires if not started by then (UTC).';
+comment on column self.tasks.timeout_ms is 'Longest that one attempt may run, in milliseconds.';
+comment on column self.tasks.vram_gb is 'GiB that its device must have: as asked for, or more since it ran out of memory on a smaller one; 0 for any.';
+comment on column self.tasks.labels is 'Labels that its worker must have; empty for any.';
+comment on column self.tasks.attempt is 'Number of the latest attempt; 0 before the first.';
+comment on column self.tasks.worker_id is 'Worker of the latest attempt.';
+comment on column self.tasks.node_id is 'Machine of the latest attempt.';
+comment on column self.tasks.device is 'Device of the latest attempt, as cuda:0.';
+comment on column self.tasks.revision is 'Revision of the model in the latest attempt.';
+comment on column self.tasks.submitted_at is 'When it was accepted (UTC).';
+comment on column self.tasks.queued_at is 'When it was last ready to run (UTC).';
+comment on column self.tasks.queued_reason is 'Why it was last made ready: scheduled, released, retry or bigger_card; null if it was so from the start.';
+comment on column self.tasks.started_at is 'When its latest attempt was assigned (UTC).';
+comment on column self.tasks.finished_at is 'When it ended (UTC); null while it has not.';
+comment on column self.tasks.wait_ms is 'Milliseconds from being ready to the assignment, in the latest attempt.';
+comment on column self.tasks.run_ms is 'Milliseconds on the device, in the last attempt that ended.';
+comment on column self.tasks.load_ms is 'Milliseconds that the attempt that succeeded waited for its model.';
+comment on column self.tasks.result is 'Result; null before success and when it is in an artifact.';
+comment on column self.tasks.result_ref is 'Artifact that holds the result: sha256, size_bytes, media_type.';
+comment on column self.tasks.failure is 'Latest failure: kind, message, retryable.';
+comment on column self.tasks.failures is 'Failed attempts that count against max_attempts.';
+comment on column self.tasks.retry_at is 'When the next attempt may begin (UTC); null unless one is waited for.';
+comment on column self.tasks.input_tokens is 'Tokens that went in; null before success.';
+comment on column self.tasks.output_tokens is 'Tokens that came out; null before success.';
+comment on column self.tasks.versions is 'Versions of the libraries that made the result.';
+comment on column self.tasks.cancel_requested is 'Whether somebody asked for it to stop while it ran.';
+comment on column self.tasks.progress_step is 'Step that the latest attempt has reached.';
+comment on column self.tasks.progress_total is 'Steps that it will take; null if not known.';
+comment on column self.tasks.progress_unit is 'What a step is, as token.';
+comment on column self.tasks.submitted_sequence is 'Sequence of its task.submitted in TASKS.';
+comment on column self.tasks.last_sequence is 'Sequence of its last event in TASKS.';
+comment on column self.tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
 -- name: settle_queued
 update batch
@@ -187,7 +187,7 @@ select
 from told;
 
 -- name: add
-insert into tasks
+insert into self.tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
     s.params_ref, s.request_sha256, s.retry_of, '[]', s.batch_id, if(json_type(s.depends_on) = 'ARRAY', s.depends_on, null), s.on_failure,
@@ -203,7 +203,7 @@ where submitted_sequence is not null
 on conflict do nothing;
 
 -- name: retried
-update tasks
+update self.tasks
 set retried_as = to_json(list_concat(from_json(tasks.retried_as, '["VARCHAR"]'), new.task_ids))
 from (
     select s.retry_of as task_id, list(task_id order by submitted_sequence) as task_ids
@@ -214,7 +214,7 @@ from (
 where new.task_id = tasks.task_id;
 
 -- name: update
-update tasks
+update self.tasks
 set
     state = if(new.state_key > tasks.state_key, new.state, tasks.state),
     state_key = greatest(new.state_key, tasks.state_key),
@@ -252,7 +252,7 @@ from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;
 
 -- name: progress
-update tasks
+update self.tasks
 set
     progress_step = if(new.attempt is null, tasks.progress_step, new.p.step),
     progress_total = if(new.attempt is null, tasks.progress_total, new.p.total),

@@ -4,20 +4,20 @@
 -- The reasons are few: how the process ended (`signal_9`, `status_4`), or that somebody asked for it (`command`, `rolling`).
 
 -- name: table
-create table worker_restarts (
+create table self.worker_restarts (
     node_id varchar,
     reason varchar,
     restarts bigint not null,
     primary key (node_id, reason)
 );
 
-comment on table worker_restarts is 'How often workers were started again; one row per node and reason.';
-comment on column worker_restarts.node_id is 'Machine that they run on.';
-comment on column worker_restarts.reason is 'signal_N or status_N: it ended by itself, so; command or rolling: it was asked for.';
-comment on column worker_restarts.restarts is 'Times since the log began.';
+comment on table self.worker_restarts is 'How often workers were started again; one row per node and reason.';
+comment on column self.worker_restarts.node_id is 'Machine that they run on.';
+comment on column self.worker_restarts.reason is 'signal_N or status_N: it ended by itself, so; command or rolling: it was asked for.';
+comment on column self.worker_restarts.restarts is 'Times since the log began.';
 
 -- name: apply
-insert into worker_restarts
+insert into self.worker_restarts
 select node_id, reason, sum(workers) as restarts
 from (
     select

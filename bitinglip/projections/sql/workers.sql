@@ -4,7 +4,7 @@
 -- A start begins the row anew: what a former process of this name said is gone.
 
 -- name: table
-create table workers (
+create table self.workers (
     worker_id varchar primary key,
     node_id varchar,
     state varchar,
@@ -33,33 +33,33 @@ create table workers (
     last_sequence ubigint
 );
 
-comment on table workers is 'Workers (one card''s process each); one row per worker.';
-comment on column workers.worker_id is 'Stable name of the worker.';
-comment on column workers.node_id is 'Machine that it runs on.';
-comment on column workers.state is 'started or stopped, as it said; one that crashed says nothing: look at seen_at (the API and the CLI call it gone).';
-comment on column workers.pid is 'Process id on its machine.';
-comment on column workers.device is 'Device that it runs on, as cuda:0.';
-comment on column workers.release is 'Version of BitingLip.';
-comment on column workers.models is 'Models that it can run: kind, reference, revision.';
-comment on column workers.running is 'Attempts that ran at the last heartbeat.';
-comment on column workers.done is 'Attempts that ended well since the start.';
-comment on column workers.failed is 'Attempts that failed since the start.';
-comment on column workers.loaded is 'References of the models in memory at the last heartbeat.';
-comment on column workers.rss_bytes is 'Resident memory of the worker process in bytes, without its engine process.';
-comment on column workers.device_name is 'What its device calls itself; of several devices, the first one.';
-comment on column workers.device_memory_total_bytes is 'Memory of the device in bytes; these readings are those of the last heartbeat, null if the driver does not tell.';
-comment on column workers.device_memory_used_bytes is 'Memory of the device in bytes that all processes together take.';
-comment on column workers.device_utilisation_percent is 'How busy the device is, in percent.';
-comment on column workers.device_temperature_c is 'Temperature of the device in degrees Celsius.';
-comment on column workers.device_power_w is 'Power that the device draws, in watts.';
-comment on column workers.engine_exits is 'Times that its engine process ended by itself since the start.';
-comment on column workers.engine_exit_reason is 'Why the engine process ended, the last time.';
-comment on column workers.stop_reason is 'Why it stopped; null while it has not.';
-comment on column workers.drained is 'Whether it has come to take nothing new, as it was asked to.';
-comment on column workers.started_at is 'When it last started (UTC).';
-comment on column workers.seen_at is 'Its last sign of life (UTC).';
-comment on column workers.stopped_at is 'When it stopped (UTC); null while it has not.';
-comment on column workers.last_sequence is 'Sequence of its last event in WORKERS.';
+comment on table self.workers is 'Workers (one card''s process each); one row per worker.';
+comment on column self.workers.worker_id is 'Stable name of the worker.';
+comment on column self.workers.node_id is 'Machine that it runs on.';
+comment on column self.workers.state is 'started or stopped, as it said; one that crashed says nothing: look at seen_at (the API and the CLI call it gone).';
+comment on column self.workers.pid is 'Process id on its machine.';
+comment on column self.workers.device is 'Device that it runs on, as cuda:0.';
+comment on column self.workers.release is 'Version of BitingLip.';
+comment on column self.workers.models is 'Models that it can run: kind, reference, revision.';
+comment on column self.workers.running is 'Attempts that ran at the last heartbeat.';
+comment on column self.workers.done is 'Attempts that ended well since the start.';
+comment on column self.workers.failed is 'Attempts that failed since the start.';
+comment on column self.workers.loaded is 'References of the models in memory at the last heartbeat.';
+comment on column self.workers.rss_bytes is 'Resident memory of the worker process in bytes, without its engine process.';
+comment on column self.workers.device_name is 'What its device calls itself; of several devices, the first one.';
+comment on column self.workers.device_memory_total_bytes is 'Memory of the device in bytes; these readings are those of the last heartbeat, null if the driver does not tell.';
+comment on column self.workers.device_memory_used_bytes is 'Memory of the device in bytes that all processes together take.';
+comment on column self.workers.device_utilisation_percent is 'How busy the device is, in percent.';
+comment on column self.workers.device_temperature_c is 'Temperature of the device in degrees Celsius.';
+comment on column self.workers.device_power_w is 'Power that the device draws, in watts.';
+comment on column self.workers.engine_exits is 'Times that its engine process ended by itself since the start.';
+comment on column self.workers.engine_exit_reason is 'Why the engine process ended, the last time.';
+comment on column self.workers.stop_reason is 'Why it stopped; null while it has not.';
+comment on column self.workers.drained is 'Whether it has come to take nothing new, as it was asked to.';
+comment on column self.workers.started_at is 'When it last started (UTC).';
+comment on column self.workers.seen_at is 'Its last sign of life (UTC).';
+comment on column self.workers.stopped_at is 'When it stopped (UTC); null while it has not.';
+comment on column self.workers.last_sequence is 'Sequence of its last event in WORKERS.';
 
 -- name: apply
 create or replace temp table worker_changes as
@@ -131,6 +131,6 @@ select
     coalesce(new.stopped_at, old.stopped_at) as stopped_at,
     new.last_sequence
 from worker_changes as new
-left join workers as old on old.worker_id = new.worker_id and not new.begins;
+left join self.workers as old on old.worker_id = new.worker_id and not new.begins;
 
-insert or replace into workers from worker_rows;
+insert or replace into self.workers from worker_rows;
