@@ -74,13 +74,15 @@ class Follower:
             async for batch in batches:
                 yield batch
 
-    async def terminal(self, after: int, timeout_s: float, *, heard_all: bool) -> int | None:
-        """Wait for the task's terminal event and return its sequence; none if it did not come in time."""
+    async def to_the_end(self, after: int, timeout_s: float, *, heard_all: bool) -> list[RawMessage] | None:
+        """Wait for the task's terminal event and return all events up to it; none if it did not come in time."""
+        told: list[RawMessage] = []
         try:
             async with asyncio.timeout(timeout_s), aclosing(self.batches(after, heard_all=heard_all)) as batches:
                 async for batch in batches:
+                    told += batch
                     if ends(batch[-1]):
-                        return batch[-1].sequence
+                        return told
         except TimeoutError:
             pass
         return None
