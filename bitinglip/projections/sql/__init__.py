@@ -68,6 +68,11 @@ class Projection:
         found = _STREAMS.search(self.text)
         return tuple(found[1].split()) if found else ()
 
+    @property
+    def staging(self) -> dict[str, str]:
+        """The SQL that stages a batch: its blocks by name."""
+        return _parse(self.stage, HOME)
+
     def table(self, schema: str) -> str:
         """Return the SQL that makes its tables in a schema."""
         return self._blocks(schema)[TABLE]
@@ -82,6 +87,10 @@ class Projection:
         steps = {name: text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE}}
         alone = [name for name, text in steps.items() if _stands_alone(text, told)]
         return "\n".join(steps[name] for name in alone or steps if alone or _is_for(steps[name], told))
+
+    def all_applied(self, schema: str) -> str:
+        """Return the SQL of all blocks that apply a batch."""
+        return "\n".join(text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE})
 
     def _blocks(self, schema: str) -> dict[str, str]:
         return _parse(self.text, schema)
