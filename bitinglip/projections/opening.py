@@ -170,6 +170,7 @@ def _prepare(database: Database, path: Path, catalogue: Catalogue) -> None:
         raise UnusableFileError("it was laid out by another release")
     else:
         versions.reconcile(database, catalogue)
+    database.checkpoints()  # what is damaged here is of no use
     served = versions.served(versions.read(database))
     database.applied_to = [version for version in served if _is_applicable(database, version, catalogue)]
     database.corrupt.update(dict(_corrupt(database, served)))

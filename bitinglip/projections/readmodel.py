@@ -112,7 +112,16 @@ class ReadModel:
 
     async def wait_ready(self) -> None:
         """Wait until it has caught up with the log once."""
-        await self._current.projector.wait_caught_up()
+        while True:
+            waiting = asyncio.ensure_future(self._current.projector.wait_caught_up())
+            try:
+                await asyncio.wait([waiting])
+            finally:
+                waiting.cancel()
+            replacing = [task for task in (self._mending, self._rebuild) if task is not None and not task.done()]
+            if not waiting.cancelled() or not replacing:
+                return await waiting
+            await asyncio.wait(replacing)
 
     def applied(self, stream: str) -> int:
         """Return the sequence of the last applied event of a stream."""

@@ -46,4 +46,11 @@ async def rebuild(path: Path, ground: Ground, swap: Swap) -> None:
         await asyncio.to_thread(sweep, path)
         raise
     await generation.close()
-    await swap(partial(os.replace, beside(path), path))
+    await swap(partial(_put_in_place, path))
+
+
+def _put_in_place(path: Path) -> None:
+    """Replace the old file by the new one; what of it was not folded when it was closed is not the new one's."""
+    for leftover in path.parent.glob(f"{path.name}.wal*"):
+        leftover.unlink()
+    os.replace(beside(path), path)
