@@ -38,6 +38,7 @@ from bitinglip.gateway import (
     uploads,
     wishes,
 )
+from bitinglip.gateway.addresses import Addresses
 from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
@@ -130,7 +131,7 @@ class App:
         self._guard = Guard(settings.gateway)
         self._metrics = Metrics()
         self._router = Router(ROUTES, redirect_slashes=False, default=no_route, lifespan=self.lifespan)
-        self._door = Door(self._router, self._guard, self._metrics)
+        self._door = Door(self._router, self._guard, self._metrics, Addresses(settings.gateway))
         self._gateway: Gateway | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
