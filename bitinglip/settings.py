@@ -338,6 +338,22 @@ class Projections(_Section):
     )
 
 
+class Audit(_Section):
+    """Signed heads of the log."""
+
+    enabled: bool = Field(default=True, description="Whether a gateway signs the log (docs/audit.md).")
+    every_events: int = Field(
+        default=800, ge=1, le=800, description="Events of a stream after which its head is signed, within 10 s."
+    )
+    every_s: float = Field(
+        default=300.0, gt=0, description="Seconds after which a stream's head is signed, if there is anything new."
+    )
+    key_file: Path | None = Field(
+        default=None,
+        description="File of the Ed25519 key that signs, made if it is not there; none: `<data_dir>/audit.key`.",
+    )
+
+
 class Settings(_Section):
     """The whole configuration, built once in a `main` and handed down by section."""
 
@@ -352,6 +368,7 @@ class Settings(_Section):
     node: Node = Node.model_construct()
     models: Models = Models.model_construct()
     projections: Projections = Projections.model_construct()
+    audit: Audit = Audit.model_construct()
 
     @property
     def models_dir(self) -> Path:
@@ -362,6 +379,11 @@ class Settings(_Section):
     def uploads_dir(self) -> Path:
         """Where a gateway has the models that are uploaded to it, until nodes have them."""
         return self.data_dir / "uploads"
+
+    @property
+    def audit_key_path(self) -> Path:
+        """The key that a gateway on this machine signs the log with."""
+        return self.audit.key_file or self.data_dir / "audit.key"
 
     @property
     def projections_path(self) -> Path:

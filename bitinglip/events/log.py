@@ -183,7 +183,7 @@ class EventLog:
         return self._append(event, subject, about, headers, subject, None, None)
 
     def ledger_append(self, event: LedgerEvent, about: str, expected: int) -> Append:
-        """Prepare an event about a stream (or `readmodel`), to be stored only if `expected` is the last of its kind."""
+        """Prepare an event about a stream (`readmodel`, a key), stored only if `expected` is the last of its kind."""
         subject = subjects.ledger_subject(about, event.type.removeprefix("ledger."))
         headers = {EXPECTED: str(expected)}
         return self._append(event, subject, about, headers, subject, expected, None)

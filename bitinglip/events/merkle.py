@@ -158,7 +158,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], 
 
 
 def verify_consistency(before: int, before_root: bytes, after: int, after_root: bytes, proof: Sequence[bytes]) -> bool:
-    """Tell whether a proof shows that a tree extends an earlier one, not empty, by size and root (RFC 9162, 2.1.4.2)."""
+    """Tell whether a proof shows that a tree extends an earlier one that is not empty (RFC 9162, 2.1.4.2)."""
     if before == after:
         return not proof and before_root == after_root
     if not 0 < before < after or not proof:

@@ -1,6 +1,7 @@
 """A NATS service (`nats micro`): commands to a running process, as requests; and asking one.
 
-A command's body and answer are JSON objects; headers say on whose behalf it is sent. What goes wrong comes back as the error that it is, by its code.
+A command's body and answer are JSON objects; headers say on whose behalf it is sent. What goes wrong comes back as the
+error that it is, by its code.
 """
 
 # nats-py leaves much of itself untyped.
