@@ -229,7 +229,7 @@ def _connect(path: Path | str, settings: Projections, *, attaches: bool = False)
 
 
 def _check_versions(database: Database) -> None:
-    wanted = {name: sql.version(name) for name in sql.NAMES}
+    wanted = {name: projection.version for name, projection in sql.CATALOGUE.items()}
     if not database.rows("select 1 from duckdb_tables() where not temporary limit 1"):
         _create(database, wanted)
         return
