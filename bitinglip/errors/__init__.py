@@ -14,6 +14,7 @@ from bitinglip.errors.defect import (
     Defect,
     EngineDied,
     InternalError,
+    LedgerDamaged,
 )
 from bitinglip.errors.denied import Denied, HostRefused, KeyFull, KeyMissing, QueueFull
 from bitinglip.errors.hub import (
@@ -60,6 +61,7 @@ from bitinglip.errors.rejected import (
     NodeTaken,
     PayloadTooLarge,
     ProjectionFileBusy,
+    ProofUnusable,
     QueryRefused,
     QueryTimeout,
     QueueNotFound,
@@ -147,6 +149,7 @@ __all__ = [
     "KeyFull",
     "KeyMissing",
     "KeyUnusable",
+    "LedgerDamaged",
     "LogExists",
     "MalformedBody",
     "MethodNotAllowed",
@@ -171,6 +174,7 @@ __all__ = [
     "PayloadTooLarge",
     "ProjectionBehind",
     "ProjectionFileBusy",
+    "ProofUnusable",
     "QueryRefused",
     "QueryTimeout",
     "QueueFull",

@@ -69,6 +69,16 @@ class KeyUnusable(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ProofUnusable(Rejected):
+    """A file is no proof, or has no kept heads."""
+
+    code, status = "proof_unusable", 422
+    template = "The file cannot be used: {problem}."
+    remedy = "Name what `bitinglip audit proof`, or `bitinglip audit export`, has written."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class LogExists(Rejected):
     """A log is to be restored where there is one, or a part of one."""
 
