@@ -11,6 +11,7 @@ import typer
 from bitinglip import __version__
 from bitinglip.cli import (
     artifact,
+    audit,
     backup,
     batch,
     cluster,
@@ -53,6 +54,7 @@ app.add_typer(artifact.app, name="artifact")
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")
+app.add_typer(audit.app, name="audit")
 app.command()(query.query)
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)

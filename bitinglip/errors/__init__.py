@@ -14,6 +14,7 @@ from bitinglip.errors.defect import (
     Defect,
     EngineDied,
     InternalError,
+    LedgerDamaged,
 )
 from bitinglip.errors.denied import Denied, HostRefused, KeyFull, KeyMissing, QueueFull
 from bitinglip.errors.hub import (
@@ -51,6 +52,7 @@ from bitinglip.errors.rejected import (
     InvalidConfig,
     InvalidInput,
     InvalidReference,
+    KeyUnusable,
     LogExists,
     MalformedBody,
     MethodNotAllowed,
@@ -62,6 +64,7 @@ from bitinglip.errors.rejected import (
     ProjectionFileForeign,
     ProjectionFileRefused,
     ProjectionNotFound,
+    ProofUnusable,
     QueryRefused,
     QueryTimeout,
     QueueNotFound,
@@ -150,6 +153,8 @@ __all__ = [
     "InvalidReference",
     "KeyFull",
     "KeyMissing",
+    "KeyUnusable",
+    "LedgerDamaged",
     "LogExists",
     "MalformedBody",
     "MethodNotAllowed",
@@ -178,6 +183,7 @@ __all__ = [
     "ProjectionFileForeign",
     "ProjectionFileRefused",
     "ProjectionNotFound",
+    "ProofUnusable",
     "QueryRefused",
     "QueryTimeout",
     "QueueFull",

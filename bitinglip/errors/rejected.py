@@ -58,6 +58,27 @@ class BackupUnusable(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class KeyUnusable(Rejected):
+    """A file has no key that signs the log, or that shows who signed."""
+
+    code, status = "key_unusable", 422
+    template = "The key {path} cannot be used: {problem}."
+    remedy = "Name a PEM file with an Ed25519 key: `bitinglip audit key` prints a gateway's public one."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProofUnusable(Rejected):
+    """A file is no proof, or has no kept heads."""
+
+    code, status = "proof_unusable", 422
+    template = "The file cannot be used: {problem}."
+    remedy = "Name what `bitinglip audit proof`, or `bitinglip audit export`, has written."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class LogExists(Rejected):
     """A log is to be restored where there is one, or a part of one."""
 

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
-from bitinglip.events import subjects
+from bitinglip.events import actor, subjects
 from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, system_clock
 from bitinglip.events.connection import Connection, cancellable
@@ -183,7 +183,7 @@ class EventLog:
         return self._append(event, subject, about, headers, subject, None, None)
 
     def ledger_append(self, event: LedgerEvent, about: str, expected: int) -> Append:
-        """Prepare an event about a stream (or `readmodel`), to be stored only if `expected` is the last of its kind."""
+        """Prepare an event about a stream (`readmodel`, a key), stored only if `expected` is the last of its kind."""
         subject = subjects.ledger_subject(about, event.type.removeprefix("ledger."))
         headers = {EXPECTED: str(expected)}
         return self._append(event, subject, about, headers, subject, expected, None)
@@ -296,7 +296,15 @@ class EventLog:
         time: datetime | None = None,
     ) -> Append:
         event_id, at = self.ids(), time or self.clock()
-        payload = encode(event, id=event_id, source=self.source, time=at, about=about, causation=causation)
+        payload = encode(
+            event,
+            id=event_id,
+            source=self.source,
+            time=at,
+            about=about,
+            causation=causation,
+            actor=actor.current(),
+        )
         return Append(subject, event_id, payload, headers, scope, expected)
 
     # --- read ---------------------------------------------------------------------------------------------------------

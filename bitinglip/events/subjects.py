@@ -11,7 +11,8 @@
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
     bl.schedule.<schedule_id>.<event>               stream SCHEDULES
-    bl.ledger.<stream>.<event>                      stream LEDGER: about a stream, or `readmodel` for its snapshots
+    bl.ledger.<stream>.<event>                      stream LEDGER: about a stream, or `readmodel` for its snapshots,
+                                                    or the id of a key that signs
     bl.alarm.<schedule_id>.set | due                stream SCHEDULES: a scheduled message, and what becomes of it
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
     bl.live.queue.<lane>.<queue>                    not stored: a queue was opened

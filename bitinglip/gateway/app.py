@@ -18,6 +18,7 @@ from bitinglip.gateway import (
     aliases,
     analytics,
     artifacts,
+    audit,
     batches,
     bulk,
     cluster,
@@ -38,6 +39,7 @@ from bitinglip.gateway import (
     uploads,
     wishes,
 )
+from bitinglip.gateway.addresses import Addresses
 from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
@@ -57,6 +59,8 @@ ROUTES = [
     Route("/v1/tasks/{task_id}/retry", Resource(POST=tasks.retry)),
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
+    Route("/v1/tasks/{task_id}/proof", Resource(GET=audit.task_proof)),
+    Route("/v1/audit", Resource(GET=audit.list_asked)),
     Route("/v1/batches", Resource(POST=batches.create, GET=batches.list_batches)),
     Route("/v1/batches/{batch_id}:close", Resource(POST=batches.close)),
     Route("/v1/batches/{batch_id}:cancel", Resource(POST=batches.cancel)),
@@ -130,7 +134,7 @@ class App:
         self._guard = Guard(settings.gateway)
         self._metrics = Metrics()
         self._router = Router(ROUTES, redirect_slashes=False, default=no_route, lifespan=self.lifespan)
-        self._door = Door(self._router, self._guard, self._metrics)
+        self._door = Door(self._router, self._guard, self._metrics, Addresses(settings.gateway))
         self._gateway: Gateway | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

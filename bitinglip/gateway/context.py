@@ -13,6 +13,8 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
+from bitinglip.events.notary import Notary
+from bitinglip.events.signing import SigningKey
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
@@ -162,6 +164,10 @@ async def open_gateway(
         stack.push_async_callback(stranded.close)
         uploaded = await open_uploaded(settings, log.connection, catalogue)
         stack.push_async_callback(uploaded.close)
+        if settings.audit.enabled:
+            notary = Notary(log, settings.audit, SigningKey.load_or_create(settings.audit_key_path))
+            notary.start()
+            stack.push_async_callback(notary.close)
         stack.callback(closing.set)
         yield Gateway(
             settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitinglip import errors
+from bitinglip.gateway.auditoperations import AUDIT_OPERATIONS
 from bitinglip.gateway.listing import FAILURES
 from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
@@ -303,6 +304,7 @@ OPERATIONS = (
         {200: PRUNED}, (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Prune",
         notes="The body may be left out.",
     ),
+    *AUDIT_OPERATIONS,
     *MODEL_OPERATIONS,
     *UPLOAD_OPERATIONS,
     Operation(

@@ -252,6 +252,20 @@ class TableSchema:
     columns: tuple[ColumnSchema, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """An event that a request led to; the columns of `audit`."""
+
+    recorded_at: datetime
+    stream: str
+    sequence: int
+    type: str
+    about: str
+    key_id: str | None
+    address: str | None
+    request_id: str
+
+
 def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:
     """Return what makes a row of this class from a tuple of DuckDB's."""
     names = [field.name for field in fields(row)]  # pyright: ignore[reportArgumentType]

@@ -48,6 +48,7 @@ SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
 TABLES = (
     "events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models", "model_nodes", "model_aliases",
+    "audit",
 )  # fmt: skip
 ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "requeue", "unknown")
 KINDS = ("engine_crashed", "lost_lease", "worker_crashed", "worker_stopped", "bad_input", "out_of_memory")
