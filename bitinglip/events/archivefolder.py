@@ -42,10 +42,7 @@ def _rows(folder: Path) -> Iterator[list[RawMessage]]:
     for path in files:
         for batch in _opened(path).iter_batches(ROWS, columns=list(COLUMNS)):
             columns = [batch.column(name).to_pylist() for name in COLUMNS]
-            yield [
-                RawMessage(sequence, at, _text(subject), data)
-                for sequence, at, subject, data in zip(*columns, strict=True)
-            ]
+            yield [RawMessage(at, time_ns, _text(on), data) for at, time_ns, on, data in zip(*columns, strict=True)]
 
 
 def _first_sequence(path: Path) -> int:
@@ -56,11 +53,10 @@ def _first_sequence(path: Path) -> int:
 
 
 def _opened(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow import parquet
 
-    with suppress(OSError, pyarrow.ArrowException):
-        return pyarrow.parquet.ParquetFile(path)
+    with suppress(OSError, ValueError):  # Arrow's own errors are among these
+        return parquet.ParquetFile(path)
     raise ProofUnusable(problem=f"{path} is no file of an archive")
 
 

@@ -3,53 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from bitinglip.errors import KeyUnusable
-from bitinglip.events import subjects
 from bitinglip.events.auditing import Live, Outcome, audit, first_key, keys_told
 from bitinglip.events.checking import Keyring
-from bitinglip.events.ledger import LedgerSigned, LedgerTrimmed
+from bitinglip.events.ledger import LedgerTrimmed
 from bitinglip.events.log import EventLog
-from bitinglip.events.notary import Notary
 from bitinglip.events.signing import PublicKey, SigningKey
 from bitinglip.events.streams import LEDGER, TASKS
 from bitinglip.events.task import TaskProgressed
 from bitinglip.settings import Audit, Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
-from tests.support.server import eventually
+from tests.support.signedlog import notary, signed_up_to
 
 ECHO = SubmitTask(kind="echo", model="echo")
-SOON = Audit(every_events=5, every_s=0.3)
-
-
-@asynccontextmanager
-async def notary(log: EventLog, settings: Audit = SOON, key: SigningKey | None = None) -> AsyncIterator[SigningKey]:
-    key = key or SigningKey.make()
-    running = Notary(log, settings, key)
-    running.start()
-    yield key
-    await running.close()
 
 
 async def submit(log: EventLog, count: int) -> None:
     for _ in range(count):
         await Inbox(log, 65_536).submit(ECHO)
-
-
-async def signed_up_to(log: EventLog, stream: str, sequence: int) -> LedgerSigned:
-    async def signed() -> LedgerSigned | None:
-        last = await log.read_last(LEDGER, subjects.ledger_subject(stream, "signed"))
-        if last is None or not isinstance(last.event, LedgerSigned):
-            return None
-        return last.event if last.event.sequences[-1] >= sequence else None
-
-    return await eventually(signed, within_s=30)
 
 
 async def audited(log: EventLog, *keys: PublicKey) -> dict[str, Outcome]:
