@@ -326,6 +326,33 @@ class Projections(_Section):
     )
 
 
+class Archive(_Section):
+    """Old events: when they go into the archive, and when what is archived leaves the server."""
+
+    every_s: float = Field(
+        default=60.0, ge=0, description="Seconds between two looks of a gateway for what is to be archived; 0: none."
+    )
+    settled_s: float = Field(default=10.0, ge=0, description="Age in seconds from which an event is archived.")
+    part_events: int = Field(
+        default=100_000,
+        ge=1,
+        description="Most events in a file of the archive; a file ends with its day (UTC) as well.",
+    )
+    hot_age_s: float = Field(
+        default=7 * 86_400.0,
+        ge=0,
+        description="Seconds after which tasks that are over leave the server, once archived.",
+    )
+    hot_tasks: int = Field(
+        default=100_000,
+        ge=0,
+        description="Tasks that are over and stay on the server; each takes it about 3 KB of memory.",
+    )
+    path: Path | None = Field(
+        default=None, description="Folder of a gateway's copies of the archive; none: `<data_dir>/archive`."
+    )
+
+
 class Settings(_Section):
     """The whole configuration, built once in a `main` and handed down by section."""
 
@@ -340,6 +367,7 @@ class Settings(_Section):
     node: Node = Node.model_construct()
     models: Models = Models.model_construct()
     projections: Projections = Projections.model_construct()
+    archive: Archive = Archive.model_construct()
 
     @property
     def models_dir(self) -> Path:
@@ -350,6 +378,11 @@ class Settings(_Section):
     def uploads_dir(self) -> Path:
         """Where a gateway has the models that are uploaded to it, until nodes have them."""
         return self.data_dir / "uploads"
+
+    @property
+    def archive_path(self) -> Path:
+        """Where a gateway keeps its copies of the archive."""
+        return self.archive.path or self.data_dir / "archive"
 
     @property
     def projections_path(self) -> Path:

@@ -39,6 +39,7 @@ from bitinglip.errors.model import (
     NothingBefore,
 )
 from bitinglip.errors.rejected import (
+    ArchiveFileNotFound,
     ArtifactExpired,
     ArtifactNotFound,
     BackupUnusable,
@@ -86,6 +87,7 @@ from bitinglip.errors.store import (
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
+    ArchiveDamaged,
     DeviceLost,
     GatewayUnreachable,
     NodeSilent,
@@ -109,6 +111,8 @@ __all__ = [
     "AliasNotFound",
     "AliasTaken",
     "AppendRefused",
+    "ArchiveDamaged",
+    "ArchiveFileNotFound",
     "ArtifactExpired",
     "ArtifactNotFound",
     "BackupUnusable",

@@ -17,6 +17,7 @@ from bitinglip.errors import InvalidConfig
 from bitinglip.gateway import (
     aliases,
     analytics,
+    archive,
     artifacts,
     batches,
     bulk,
@@ -111,6 +112,8 @@ ROUTES = [
     Route("/v1/queues:pause", Resource(POST=queues.pause)),
     Route("/v1/queues:resume", Resource(POST=queues.resume)),
     Route("/v1/queues:purge", Resource(POST=queues.purge)),
+    Route("/v1/log/archive", Resource(GET=archive.get_archive, POST=archive.post_archive)),
+    Route("/v1/log/archive/{file:path}", Resource(GET=archive.get_file)),
     Route("/v1/query", Resource(POST=analytics.query)),
     Route("/v1/schema", Resource(GET=analytics.schema)),
     Route("/v1/projections/rebuild", Resource(POST=analytics.rebuild)),

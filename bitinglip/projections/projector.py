@@ -20,14 +20,15 @@ from contextlib import aclosing, suppress
 from enum import Enum
 
 from bitinglip.errors import NoServer
-from bitinglip.events.direct import get_last
+from bitinglip.events.cold import history
 from bitinglip.events.envelope import Messages
 from bitinglip.events.feed import TaskFeed
-from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.history import last_event
 from bitinglip.projections.writer import write
 from bitinglip.settings import Projections
 
@@ -179,7 +180,7 @@ class Projector:
 
     async def _pump(self, stream: str) -> None:
         buffer = self._buffers[stream]
-        async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream))) as batches:
+        async with aclosing(history(self._log, stream, self._checkpoints.applied(stream))) as batches:
             async for messages in batches:
                 if stream == TASKS:
                     self._feed.offer(messages)
@@ -312,16 +313,6 @@ async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience
         for task in alive:
             task.cancel()
         await asyncio.wait(alive, timeout=patience_s)
-
-
-async def last_event(log: EventLog, stream: str) -> int:
-    """Return the sequence of the last event in a stream, what are no events (timers) left out; 0 if there is none.
-
-    Raises:
-        NoServer: the log cannot be asked.
-    """
-    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
-    return max((message.sequence for message in found if message is not None), default=0)
 
 
 def _report(task: asyncio.Task[None]) -> None:

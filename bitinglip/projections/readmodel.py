@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from bitinglip.errors import NoServer, ProjectionBehind
+from bitinglip.events.archive import trimmed_to
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
+from bitinglip.events.streams import TASKS
+from bitinglip.ids import TaskId
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database
 from bitinglip.projections.generation import Generation, open_generation
-from bitinglip.projections.projector import STREAMS, end, last_event
+from bitinglip.projections.history import last_event
+from bitinglip.projections.projector import STREAMS, end
 from bitinglip.projections.query import Queries, TaskFilter
 from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
@@ -109,6 +113,16 @@ class ReadModel:
             ProjectionBehind: it was not in time.
         """
         await self._checkpoints.wait(stream, sequence, self._settings.read_wait_s)
+
+    async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event, of all that may have left the server; none without it.
+
+        Raises:
+            ProjectionBehind: it has not come so far.
+            NoServer: the log cannot be asked.
+        """
+        await self.wait(TASKS, await trimmed_to(self._log.connection, TASKS))
+        return await self.queries.span(task_id)
 
     async def lag(self) -> list[Lag]:
         """Return how far each stream is applied, and how far it goes.

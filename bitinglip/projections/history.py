@@ -1,0 +1,60 @@
+"""A bounded stretch of a stream, and where a stream ends, for those who read it as it is now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as Seq
+from contextlib import aclosing, suppress
+
+from bitinglip.events.archive import trimmed_to
+from bitinglip.events.direct import get_last
+from bitinglip.events.envelope import Messages
+from bitinglip.events.log import STREAM_FILTERS, EventLog
+
+QUIET_S = 1.0
+"""After so long without an event it is looked whether the end is still there: ticks leave by themselves."""
+
+
+async def last_event(log: EventLog, stream: str) -> int:
+    """Return the sequence of the last event in a stream or its archive, no events (timers) left out; 0 without one.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
+    last = max((message.sequence for message in found if message is not None), default=0)
+    return max(last, await trimmed_to(log.connection, stream))
+
+
+async def read_range(
+    log: EventLog, stream: str, after: int, until: int, filters: Seq[str] = ()
+) -> AsyncGenerator[Messages, None]:
+    """Yield what the server has of a stream after a sequence, up to another one, in order; then it ends.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    async with aclosing(log.tail(stream, after, filters=filters)) as batches:
+        coming: asyncio.Future[Messages] | None = None
+        try:
+            while after < until:
+                coming = coming or asyncio.ensure_future(anext(batches))
+                await asyncio.wait((coming,), timeout=QUIET_S)
+                if not coming.done():
+                    if not any(m.sequence <= until for m in await log.first_after(stream, after, filters)):
+                        return
+                    continue
+                batch, coming = coming.result(), None
+                after = batch.sequences[-1]
+                if wanted := _up_to(batch, until):
+                    yield wanted
+        finally:
+            if coming is not None:
+                coming.cancel()
+                with suppress(asyncio.CancelledError):
+                    await coming
+
+
+def _up_to(batch: Messages, until: int) -> Messages:
+    return batch if batch.sequences[-1] <= until else Messages.of(each for each in batch if each.sequence <= until)
