@@ -84,7 +84,7 @@ class Trimmer:
             OSError: the archive's folder cannot be written.
         """
         boundary = await self.boundary()
-        if boundary == self._done:
+        if not boundary or boundary == self._done:
             return None
         await self._check(boundary)
         await self._readmodel.wait(TASKS, boundary)
