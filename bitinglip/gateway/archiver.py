@@ -63,7 +63,6 @@ class ArchiveKeeper:
         self._settings = settings
         self._archiver = Archiver(event_log, files, settings)
         self._trimmer = Trimmer(event_log, files, readmodel, settings)
-        self._readmodel = readmodel
         self._turn = asyncio.Lock()
         self._looks = 0
         self._task: asyncio.Task[None] | None = None
@@ -130,8 +129,6 @@ class ArchiveKeeper:
         return Behind(stream, archived_to, await self._log.last_sequence(stream), waits_s)
 
     async def _trim(self) -> LedgerTrimmed | None:
-        if not self._readmodel.ready:
-            return None
         try:
             return await self._trimmer.trim()
         except Conflict:

@@ -23,7 +23,8 @@ from bitinglip.events.ledger import LedgerArchived
 from bitinglip.events.log import EventLog
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.archivefile import ArchiveWriter
-from bitinglip.projections.history import last_event, read_range
+from bitinglip.projections.source import last_event
+from bitinglip.projections.stretch import read_range
 from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)

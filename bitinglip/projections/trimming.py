@@ -19,8 +19,8 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
 from bitinglip.projections.archive import Archive
-from bitinglip.projections.history import read_range
 from bitinglip.projections.readmodel import ReadModel
+from bitinglip.projections.stretch import read_range
 from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)
@@ -63,11 +63,14 @@ class Trimmer:
         """Return up to which sequence tasks that are over can leave: the end of a file that is old, or one too many.
 
         Raises:
+            ProjectionBehind: the read model has not come so far.
             NoServer: the server does not answer.
         """
+        files = await self._files.index(TASKS)
+        await self._readmodel.wait(TASKS, files[-1].last_sequence if files else 0)
         old_s = self._log.clock().timestamp() - self._settings.hot_age_s
         found = 0
-        for file in await self._files.index(TASKS):
+        for file in files:
             if _stored_at(file) > old_s and not await self._is_too_many(file):
                 break
             found = file.last_sequence
@@ -87,7 +90,6 @@ class Trimmer:
         if not boundary or boundary == self._done:
             return None
         await self._check(boundary)
-        await self._readmodel.wait(TASKS, boundary)
         held = await self._held(boundary)
         plan = plan_of(held, await self._readmodel.queries.over(list(held), boundary), boundary)
         event = await self._announce(boundary, plan.removed)

@@ -1,4 +1,4 @@
-"""A bounded stretch of a stream, and where a stream ends, for those who read it as it is now."""
+"""A bounded stretch of a stream, as the server has it now."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, suppress
 
-from bitinglip.events.archive import trimmed_to
-from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import Messages
-from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.log import EventLog
 
 QUIET_S = 1.0
 """After so long without an event it is looked whether the end is still there: ticks leave by themselves."""
-
-
-async def last_event(log: EventLog, stream: str) -> int:
-    """Return the sequence of the last event in a stream or its archive, no events (timers) left out; 0 without one.
-
-    Raises:
-        NoServer: the log cannot be asked.
-    """
-    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
-    last = max((message.sequence for message in found if message is not None), default=0)
-    return max(last, await trimmed_to(log.connection, stream))
 
 
 async def read_range(
