@@ -10,6 +10,7 @@ import typer
 
 from bitinglip import __version__
 from bitinglip.cli import (
+    archive,
     artifact,
     backup,
     batch,
@@ -50,6 +51,7 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")
+events.app.command()(archive.archive)
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")

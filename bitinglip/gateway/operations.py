@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitinglip import errors
 from bitinglip.gateway.listing import FAILURES
+from bitinglip.gateway.logoperations import LOG_OPERATIONS
 from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
     BODY,
@@ -320,6 +321,7 @@ OPERATIONS = (
     Operation(
         "post", "/v1/queues:purge", "Cancel all that waits for a model.", {200: BULK}, ON_MANY, body="QueuePurge"
     ),
+    *LOG_OPERATIONS,
     Operation(
         "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},
         (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
