@@ -20,6 +20,7 @@ from bitinglip.cli import (
     events,
     machines,
     model,
+    projections,
     query,
     queue,
     render,
@@ -56,6 +57,7 @@ events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")
 app.command()(query.query)
+app.add_typer(projections.app, name="projections")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

@@ -38,6 +38,11 @@ QUEUE: Schema = object_of(
     oldest_s={"type": ["number", "null"]}, rate_per_s={"type": "number"}, estimated_wait_s={"type": ["number", "null"]},
     paused=FLAG,
 )  # fmt: skip
+COUNTS: Schema = {"type": "object", "additionalProperties": WHOLE}
+PROJECTION = object_of(
+    projection=TEXT, version=TEXT, state={"enum": ["serving", "building"]}, current=FLAG, rows=COUNTS,
+    checkpoint=COUNTS, target=COUNTS,
+)  # fmt: skip
 PAUSES: Schema = object_of(model=TEXT, paused_lanes=array_of(LANE))
 
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
@@ -328,8 +333,20 @@ OPERATIONS = (
     ),
     Operation("get", "/v1/schema", "The tables that a query can read.", {200: ref("Schema")}),
     Operation(
-        "post", "/v1/projections/rebuild", "Make the read model anew from the log.",
-        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"})}, (errors.NoServer,),
+        "get", "/v1/projections", "The read model's projections: what serves, and what is being made.",
+        {200: object_of(projections=array_of(PROJECTION))}, (errors.ReadModelBroken,),
+    ),
+    Operation(
+        "post", "/v1/projections/rebuild", "Make the read model anew from the log, or one of its projections.",
+        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"}),
+         202: object_of(projections=array_of(PROJECTION))},
+        (*BODY, errors.ProjectionNotFound, errors.ReadModelBroken, errors.NoServer), body="Rebuild",
+        notes="The body may be left out. All are made before it answers; one is made in the background.",
+    ),
+    Operation(
+        "post", "/v1/projections/snapshot", "Store a copy of the read model, for gateways that start.",
+        {201: object_of(file=TEXT, checkpoints=COUNTS, size_bytes=WHOLE, sha256=TEXT)},
+        (errors.ProjectionBuilding, errors.Conflict, errors.ReadModelBroken, errors.NoServer),
     ),
     Operation("get", "/healthz", "Whether the process lives.", {200: object_of(status=TEXT)}, open=True),
     Operation(
