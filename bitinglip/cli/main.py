@@ -10,6 +10,7 @@ import typer
 
 from bitinglip import __version__
 from bitinglip.cli import (
+    archive,
     artifact,
     audit,
     backup,
@@ -20,6 +21,7 @@ from bitinglip.cli import (
     events,
     machines,
     model,
+    projections,
     query,
     queue,
     render,
@@ -51,11 +53,13 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")
+events.app.command()(archive.archive)
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")
 app.add_typer(audit.app, name="audit")
 app.command()(query.query)
+app.add_typer(projections.app, name="projections")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

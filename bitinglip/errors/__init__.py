@@ -40,6 +40,7 @@ from bitinglip.errors.model import (
     NothingBefore,
 )
 from bitinglip.errors.rejected import (
+    ArchiveFileNotFound,
     ArtifactExpired,
     ArtifactNotFound,
     BackupUnusable,
@@ -92,6 +93,7 @@ from bitinglip.errors.store import (
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
+    ArchiveDamaged,
     DeviceLost,
     GatewayUnreachable,
     NodeSilent,
@@ -117,6 +119,8 @@ __all__ = [
     "AliasNotFound",
     "AliasTaken",
     "AppendRefused",
+    "ArchiveDamaged",
+    "ArchiveFileNotFound",
     "ArtifactExpired",
     "ArtifactNotFound",
     "BackupUnusable",

@@ -251,6 +251,16 @@ class ArtifactNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ArchiveFileNotFound(Rejected):
+    """The index of the archive has no such file."""
+
+    code, status = "archive_file_not_found", 404
+    template = "The archive has no file {file}."
+    remedy = "`GET /v1/log/archive` lists the files."
+    file: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ArtifactExpired(Rejected):
     """An artifact of this digest was stored, and its lifetime is over."""
 

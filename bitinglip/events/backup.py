@@ -25,9 +25,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bitinglip.errors import BackupUnusable, LogExists, NoServer
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import ask
-from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS
+from bitinglip.events.streams import (
+    ARCHIVE_BUCKET,
+    ARTIFACTS_BUCKET,
+    ARTIFACTS_INDEX,
+    LEDGER,
+    MODELS,
+    QUEUE,
+    SCHEDULES,
+    TASKS,
+    WORKERS,
+)
 
-BUCKETS = (f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARTIFACTS_BUCKET}")
+BUCKETS = (f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARTIFACTS_BUCKET}", f"OBJ_{ARCHIVE_BUCKET}")
 SAVED = (QUEUE, LEDGER, TASKS, SCHEDULES, WORKERS, MODELS, *BUCKETS)
 """In this order: what is named by a stream that is saved before is then in those that are saved after it."""
 RESTORED = (TASKS, SCHEDULES, WORKERS, MODELS, LEDGER, *BUCKETS, QUEUE)

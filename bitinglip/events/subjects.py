@@ -175,6 +175,18 @@ def schedule_events(schedule_id: str) -> str:
     return f"bl.schedule.{schedule_id}.>"
 
 
+def matches(pattern: str, subject: str) -> bool:
+    """Tell whether a subject is one of those that a filter stands for.
+
+    >>> matches("bl.task.*.queued.>", "bl.task.01A.queued.normal.m"), matches("bl.task.>", "bl.task")
+    (True, False)
+    """
+    wanted, found = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted, found = wanted[:-1], found[: len(wanted) - 1] if len(found) >= len(wanted) else []
+    return len(wanted) == len(found) and all(each in {"*", token} for each, token in zip(wanted, found, strict=True))
+
+
 def ledger_subject(about: str, event: str) -> str:
     """Return the subject of an event about a stream of the log, or about the `readmodel`."""
     return f"bl.ledger.{about}.{event}"

@@ -1,4 +1,4 @@
-"""Analytics: a stranger's SQL over the read model, its schema, and its rebuild from the log."""
+"""Analytics: a stranger's SQL over the read model, and its schema."""
 
 from __future__ import annotations
 
@@ -84,11 +84,3 @@ async def schema(request: Request) -> Response:
         for column in table.columns
     ]
     return json({"tables": [{"table": table.name, "comment": table.comment} for table in tables], "columns": columns})
-
-
-async def rebuild(request: Request) -> Response:
-    """Answer `POST /v1/projections/rebuild`: make the read model anew, and answer when it is done."""
-    requests.only(request)
-    started = time.perf_counter()
-    await gateway_of(request).readmodel.rebuild()
-    return json({"rebuilt": True, "elapsed_ms": round((time.perf_counter() - started) * 1000, 3)})

@@ -10,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import TaskNotFound
-from bitinglip.events import subjects
-from bitinglip.events.direct import get_after
+from bitinglip.events.cold import task_messages
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.streams import TASKS
@@ -122,7 +121,7 @@ async def _beside(gateway: Gateway, history: list[RawMessage]) -> AsyncGenerator
 
 
 async def _history(gateway: Gateway, task_id: TaskId) -> list[RawMessage]:
-    history = await get_after(gateway.log.connection, TASKS, subjects.task_events(task_id), 0)
+    history = await task_messages(gateway.log.connection, task_id)
     if not history:
         raise TaskNotFound(task_id=task_id)
     return history

@@ -23,6 +23,7 @@ from bitinglip.gateway.modeloperations import ALIAS, ASKED, AWAITED, FIT, HIT, M
 from bitinglip.gateway.models import AskCheck, AskModel, AskNodes
 from bitinglip.gateway.nodes import Labels, Prune
 from bitinglip.gateway.operations import ACCEPTED, ARTIFACT, ENDING, NODE_STATUS, OPERATIONS
+from bitinglip.gateway.projections import Rebuild
 from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.schedules import ScheduleShown
 from bitinglip.gateway.schemas import OPTIONAL, REFERENCE, TEXT, TIME, Operation, Schema, array_of, object_of, ref
@@ -52,6 +53,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     NodeWorker,
     QueueChange,
     QueuePurge,
+    Rebuild,
     *ABOUT_MODELS,
     *TIMES,
 )

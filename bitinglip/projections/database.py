@@ -79,6 +79,14 @@ class Database:
         """Run one SELECT and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
         return self._connection.sql(statement, params=params or None).to_arrow_reader(rows_per_batch)
 
+    def load(self, table: str, reader: Any) -> None:
+        """Put all rows of a pyarrow.RecordBatchReader into a table."""
+        self._connection.register("loaded", reader)
+        try:
+            self._connection.execute(f"insert into {table} select * from loaded")  # noqa: S608  (ours)
+        finally:
+            self._connection.unregister("loaded")
+
     def is_one_select(self, statement: str) -> bool:
         """Tell whether the text is exactly one statement, and one that only reads.
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from enum import Enum
+from typing import Any
 
 from bitinglip.errors import NoServer
 from bitinglip.events.envelope import Messages
@@ -325,7 +326,7 @@ class _Buffer:
         return taken
 
 
-async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience_s: float) -> None:
+async def end(tasks: Callable[[], Iterable[asyncio.Task[Any] | None]], patience_s: float) -> None:
     """Cancel tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
     while alive := [task for task in tasks() if task is not None and not task.done()]:
         for task in alive:

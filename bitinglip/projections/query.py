@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -163,6 +164,20 @@ class Queries:
         found = await self._run(lambda cursor: cursor.rows(_task_ids(), chosen.params()))
         page = found[: chosen.limit]
         return [row[0] for row in page], str(page[-1][1]) if len(found) > chosen.limit else None
+
+    async def over(self, task_ids: Seq[str], boundary: int) -> list[str]:
+        """Return those of these tasks that can leave the server, with all that is up to a sequence."""
+        params = {"task_ids": list(task_ids), "boundary": boundary}
+        return [task_id for (task_id,) in await self._rows("over", params)]
+
+    async def over_after(self, sequence: int) -> int:
+        """Return how many tasks that are over had their last event after a sequence."""
+        return (await self._rows("over_after", {"sequence": sequence}))[0][0]
+
+    async def span(self, task_id: str) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event; none if there is no such task."""
+        found = await self._rows("span", {"task_id": task_id})
+        return found[0] if found else None  # type: ignore[return-value]
 
     async def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state; a state without tasks is left out."""

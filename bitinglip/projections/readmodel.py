@@ -18,13 +18,22 @@ from bitinglip.errors import (
     QueryRefused,
     ReadModelBroken,
 )
+from bitinglip.events.archive import trimmed_to
 from bitinglip.events.feed import TaskFeed
+from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
+<<<<<<< HEAD
+from bitinglip.events.streams import TASKS
+from bitinglip.ids import TaskId
 from bitinglip.projections import sql
+=======
+from bitinglip.projections import snapshot, sql
+>>>>>>> h-engine
 from bitinglip.projections.building import VersionState
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, NoTableError, StoppedError, WriteError
-from bitinglip.projections.generation import Generation, Ground, open_generation
+from bitinglip.projections.generation import Generation, open_generation
+from bitinglip.projections.ground import Ground
 from bitinglip.projections.opening import is_damaged
 from bitinglip.projections.projector import STREAMS, end
 from bitinglip.projections.query import Queries, TaskFilter
@@ -97,6 +106,7 @@ class ReadModel:
         """
         await asyncio.to_thread(sweep, path)
         made = cls(Ground.of(settings, log, catalogue), path)
+        await snapshot.fetch(path, made._ground)
         made._current = await made._open_once()
         return made
 
@@ -134,6 +144,16 @@ class ReadModel:
             ProjectionBehind: it was not in time.
         """
         await self._checkpoints.wait(stream, sequence, self._ground.settings.read_wait_s)
+
+    async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event, of all that may have left the server; none without it.
+
+        Raises:
+            ProjectionBehind: it has not come so far.
+            NoServer: the log cannot be asked.
+        """
+        await self.wait(TASKS, await trimmed_to(self._ground.log.connection, TASKS))
+        return await self.queries.span(task_id)
 
     async def lag(self) -> list[Lag]:
         """Return how far each stream is applied, and how far it goes.
@@ -185,6 +205,15 @@ class ReadModel:
         """
         await self._wait_serving()
         await self._current.builder.ask(projection)
+
+    async def snapshot(self) -> LedgerSnapshot:
+        """Store a copy of the read model now, for gateways that start.
+
+        Raises:
+            ProjectionBuilding, Conflict, NoServer: see `Snapshots.make`.
+        """
+        await self._wait_serving()
+        return await self._current.snapshots.make()
 
     async def _swap(self, replace: Callable[[], None]) -> None:
         """Close the file, put another in its place, and open that; queries wait until it is as far as the old one."""

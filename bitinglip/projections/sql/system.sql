@@ -96,6 +96,9 @@ order by table_name, column_index;
 -- name: comments
 select table_name, comment from duckdb_tables() where schema_name = $home and database_name = current_database();
 
+-- name: tables
+select table_name from duckdb_tables() where schema_name = $home and database_name = current_database();
+
 -- name: rows
 select table_name, estimated_size
 from duckdb_tables()
