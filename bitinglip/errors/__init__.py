@@ -91,6 +91,7 @@ from bitinglip.errors.unavailable import (
     NodeSilent,
     NoServer,
     ProjectionBehind,
+    QueriesBusy,
     StreamFull,
     Unavailable,
 )
@@ -169,6 +170,7 @@ __all__ = [
     "PayloadTooLarge",
     "ProjectionBehind",
     "ProjectionFileBusy",
+    "QueriesBusy",
     "QueryRefused",
     "QueryTimeout",
     "QueueFull",

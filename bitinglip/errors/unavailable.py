@@ -84,3 +84,14 @@ class DeviceLost(Unavailable):
     )
     device: str
     reason: str
+
+
+@dataclass(eq=False, kw_only=True)
+class QueriesBusy(Unavailable):
+    """Other queries take all the threads that there are for them."""
+
+    code = "queries_busy"
+    template = "{most} queries run or wait already."
+    remedy = "Send it again in a moment; what is running ends within `projections.query_timeout_s`."
+    most: int
+    retry_after_s: int = 2

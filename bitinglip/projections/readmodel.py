@@ -157,6 +157,6 @@ class ReadModel:
         await self._serving.wait()
         return await self._current.readers.run(work)
 
-    async def _run_stranger(self, work: Callable[[Database], Table]) -> Table:
+    async def _run_stranger(self, work: Callable[[Database], _T]) -> _T:
         await self._serving.wait()
         return await self._current.strangers.run(work)
