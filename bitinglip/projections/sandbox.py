@@ -82,9 +82,7 @@ class Sandbox:
         self._open = 0
         self._stopping: set[asyncio.Future[None]] = set()
 
-    async def run(
-        self, sql: str, params: Params, timeout_s: float, max_rows: int, scope: Scope = EVERYTHING
-    ) -> Table:
+    async def run(self, sql: str, params: Params, timeout_s: float, max_rows: int, scope: Scope = EVERYTHING) -> Table:
         """Run one SELECT; see `ask`."""
         return await self.ask(Question(sql, params, scope), Bounds(timeout_s, max_rows))
 

@@ -34,7 +34,8 @@ ROWS_OF_A_KEY: Mapping[str, str] = {
 
 _NAMES = """
 select table_name, 'ours' from duckdb_tables() where schema_name = 'main' and not temporary and not internal
-union all select view_name, if(internal, 'system', 'ours') from duckdb_views() where not temporary
+union all
+select view_name, if(schema_name = 'main' and not internal and not temporary, 'ours', 'system') from duckdb_views()
 """
 
 
@@ -56,8 +57,14 @@ def vetted(cursor: Database, statement: str, scope: Scope) -> str:
         QueryRefused: it is not one SELECT, or names or calls what it may not; the error says what.
         duckdb.Error: it is no SQL.
     """
-    if (problem := too_odd(statement)) is not None:
-        raise QueryRefused(problem=problem)
+    _refuse(too_odd(statement))
+    try:
+        return _vetted(cursor, statement, scope)
+    except (RecursionError, orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
+        raise QueryRefused(problem="it is nested too deeply") from error
+
+
+def _vetted(cursor: Database, statement: str, scope: Scope) -> str:
     if not cursor.is_one_select(statement):
         raise QueryRefused(problem="it is not exactly one SELECT")
     parsed, rules = _parsed(cursor, statement), _rules(cursor, scope)

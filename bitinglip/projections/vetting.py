@@ -31,7 +31,10 @@ TYPES_REFUSED = frozenset({"variant", "geometry"})
 """A cast to a variant recurses into JSON until the process has no stack left."""
 TABLES_MOST = 2_000
 """Tables that a statement may read once all of its named subqueries stand where they are used."""
+SUBQUERIES_MOST = 100
+"""Named subqueries of a statement."""
 DEEPEST_SHAPE = 32
+"""Brackets in the form that a function is to give its answer."""
 SQL_MOST_BYTES = 100_000
 _CHAIN = re.compile(r"(?:\.\s*[^\s.]+\s*){64}")
 """The parser takes a time that grows with the square of such a chain, and cannot be stopped."""
@@ -186,6 +189,8 @@ def _subqueries(nodes: list[tuple[Node, bool]], rules: Rules) -> dict[str, list[
             if _WORD.fullmatch(name) is None or _lower(name) in rules.system or _lower(name) in rules.tables:
                 raise _Refused(f"a subquery may not be named {name[:100]!r} here")
             found.setdefault(_lower(name), []).append(entry["value"])
+    if len(found) > SUBQUERIES_MOST:
+        raise _Refused(f"it has more than {SUBQUERIES_MOST} named subqueries")
     return found
 
 
