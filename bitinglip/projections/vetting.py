@@ -184,7 +184,8 @@ def _subqueries(nodes: list[tuple[Node, bool]], rules: Rules) -> dict[str, list[
     """Return the named subqueries by name; one that might stand for something else elsewhere is refused."""
     found: dict[str, list[Node]] = {}
     for node, _ in nodes:
-        for entry in (node.get("cte_map") or {}).get("map", []):
+        named = cast("Node", node.get("cte_map") or {})
+        for entry in cast("list[Node]", named.get("map", [])):
             name = str(entry["key"])
             if _WORD.fullmatch(name) is None or _lower(name) in rules.system or _lower(name) in rules.tables:
                 raise _Refused(f"a subquery may not be named {name[:100]!r} here")
@@ -241,8 +242,8 @@ def _is_table(node: Node) -> bool:
 
 
 def _path(node: Node) -> list[Any]:
-    path = (node.get("qualified_name") or {}).get("path") or []
-    return list(path) or [node.get("table_name", "")]
+    qualified = cast("Node", node.get("qualified_name") or {})
+    return cast("list[Any]", qualified.get("path")) or [node.get("table_name", "")]
 
 
 def _lower(text: str) -> str:
