@@ -243,5 +243,5 @@ def _create(database: Database, versions: Mapping[str, str]) -> None:
     with database.transaction():
         database.execute(sql.blocks("system")["table"])
         for name, version in versions.items():
-            database.execute(sql.blocks(name)["table"])
+            database.execute(sql.CATALOGUE[name].table(sql.HOME))
             database.execute(sql.blocks("system")["add_version"], {"projection": name, "version": version})
