@@ -229,7 +229,7 @@ def _connect(path: Path | str, settings: Projections, *, attaches: bool = False)
 
 
 def _check_versions(database: Database) -> None:
-    wanted = {name: sql.version(name) for name in sql.NAMES}
+    wanted = {name: projection.version for name, projection in sql.CATALOGUE.items()}
     if not database.rows("select 1 from duckdb_tables() where not temporary limit 1"):
         _create(database, wanted)
         return
@@ -243,5 +243,5 @@ def _create(database: Database, versions: Mapping[str, str]) -> None:
     with database.transaction():
         database.execute(sql.blocks("system")["table"])
         for name, version in versions.items():
-            database.execute(sql.blocks(name)["table"])
+            database.execute(sql.CATALOGUE[name].table(sql.HOME))
             database.execute(sql.blocks("system")["add_version"], {"projection": name, "version": version})

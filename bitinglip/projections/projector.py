@@ -33,7 +33,7 @@ from bitinglip.settings import Projections
 
 log = logging.getLogger(__name__)
 
-STREAMS = tuple(sql.PROJECTIONS)
+STREAMS = sql.STREAMS
 BATCH_MOST_BYTES = 16 * 2**20
 """Bytes of payload in one transaction: DuckDB holds several times as much while it takes the fields out."""
 BUFFER_BATCHES = 2

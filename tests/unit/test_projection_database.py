@@ -43,7 +43,8 @@ def test_a_file_is_kept(tmp_path: Path) -> None:
 def test_changed_sql_makes_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.duckdb"
     _fill(path)
-    monkeypatch.setattr(sql, "version", lambda name: "another" if name == "tasks" else "same")
+    changed = sql.texts() | {"tasks": sql.texts()["tasks"] + "-- changed"}
+    monkeypatch.setattr(sql, "CATALOGUE", sql.catalogue(changed))
     assert _count(path) == 0
 
 

@@ -9,6 +9,8 @@
 -- The blocks that apply a batch are run in the order below, each only if the batch has events for it: planning a
 -- statement costs milliseconds however few its rows are. A batch of nothing but progress has the last one to itself,
 -- which does what the others would do.
+--
+-- streams: TASKS
 
 -- name: table
 create table self.tasks (
@@ -117,6 +119,7 @@ comment on column self.tasks.last_sequence is 'Sequence of its last event in TAS
 comment on column self.tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
 -- name: settle_queued
+-- when: task.queued
 update batch
 set makes_ready = false
 from batch as earlier
@@ -126,6 +129,7 @@ where batch.type = 'task.queued'
     and earlier.state_key >= batch.state_key;
 
 -- name: change
+-- when: task.*
 create or replace temp table task_changes as
 with told as (
     select
@@ -187,6 +191,7 @@ select
 from told;
 
 -- name: add
+-- when: task.submitted
 insert into self.tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
@@ -203,6 +208,7 @@ where submitted_sequence is not null
 on conflict do nothing;
 
 -- name: retried
+-- when: retry
 update self.tasks
 set retried_as = to_json(list_concat(from_json(tasks.retried_as, '["VARCHAR"]'), new.task_ids))
 from (
@@ -214,6 +220,7 @@ from (
 where new.task_id = tasks.task_id;
 
 -- name: update
+-- when: task.*
 update self.tasks
 set
     state = if(new.state_key > tasks.state_key, new.state, tasks.state),
@@ -252,6 +259,7 @@ from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;
 
 -- name: progress
+-- alone: task.progressed
 update self.tasks
 set
     progress_step = if(new.attempt is null, tasks.progress_step, new.p.step),
