@@ -36,6 +36,8 @@ SUBQUERIES_MOST = 100
 DEEPEST_SHAPE = 32
 """Brackets in the form that a function is to give its answer."""
 SQL_MOST_BYTES = 100_000
+NO_TABLE = "there is no table with name"
+"""How it is said that a statement reads what is not there, or not for everybody."""
 _CHAIN = re.compile(r"(?:\.\s*[^\s.]+\s*){64}")
 """The parser takes a time that grows with the square of such a chain, and cannot be stopped."""
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -169,7 +171,7 @@ def _judge_table(node: Node, rules: Rules, named: Set[str]) -> None:
         return
     if path[:-1] == ["recurring"] and name in named:
         return
-    raise _Refused(f"there is no table {'.'.join(path)}")
+    raise _Refused(f"{NO_TABLE} {'.'.join(path)} here")
 
 
 def _judge_show(node: Node, rules: Rules) -> None:
