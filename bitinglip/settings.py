@@ -317,6 +317,17 @@ class Projections(_Section):
     batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
     memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")
     threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
+    keep_ticks_s: float = Field(
+        default=172_800.0,
+        gt=0,
+        description="Seconds that progress, heartbeats and other ticks stay among the read model's events; they leave "
+        "the log after `log.tick_ttl_s`.",
+    )
+    snapshot_events: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Events after which a gateway stores a copy of its read model for those that start; 0: never.",
+    )
     read_wait_s: float = Field(default=5.0, ge=0, description="Longest wait of a read for its own writes, in seconds.")
     query_timeout_s: float = Field(
         default=30.0, gt=0, description="Longest run of a query that a caller sends, in seconds."

@@ -326,6 +326,37 @@ class ProjectionFileBusy(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ProjectionFileForeign(Rejected):
+    """The read model's file is a database of something else."""
+
+    code, status = "projection_file_foreign", 409
+    template = "The file {path} is a database of something else; it is left as it is."
+    remedy = "Name another file for the read model (`projections.path`), or move that one away."
+    path: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionFileRefused(Rejected):
+    """The machine does not let us read or write the read model's file."""
+
+    code, status = "projection_file_refused", 409
+    template = "The read model's file {path} cannot be used: {problem}"
+    remedy = "Make room there, or let the gateway's user read and write it, or name another file (`projections.path`)."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionNotFound(Rejected):
+    """There is no such projection."""
+
+    code, status = "projection_not_found", 404
+    template = "There is no projection {name!r}."
+    remedy = "Look at the list: `GET /v1/projections`."
+    name: str
+
+
+@dataclass(eq=False, kw_only=True)
 class IncompatibleStream(Rejected):
     """A stream or consumer exists with settings that cannot be changed in place."""
 

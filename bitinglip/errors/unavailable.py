@@ -50,6 +50,30 @@ class ProjectionBehind(Unavailable):
 
 
 @dataclass(eq=False, kw_only=True)
+class ProjectionBuilding(Unavailable):
+    """A table that the answer needs is being made for the first time."""
+
+    code = "projection_building"
+    template = "The projection {projection} is being made from the log; it is at {applied} of {last} events."
+    remedy = "Wait until it is made: `GET /v1/projections` tells how far it is."
+    projection: str
+    applied: int
+    last: int
+    retry_after_s: int = 5
+
+
+@dataclass(eq=False, kw_only=True)
+class ReadModelBroken(Unavailable):
+    """The read model's file is damaged, or its database has stopped; it is opened or made anew."""
+
+    code = "read_model_broken"
+    template = "The read model is out of order: {problem}"
+    remedy = "It mends itself: its file is opened again, or made anew from the log; see the gateway's log."
+    problem: str
+    retry_after_s: int = 5
+
+
+@dataclass(eq=False, kw_only=True)
 class GatewayUnreachable(Unavailable):
     """The CLI found no gateway."""
 

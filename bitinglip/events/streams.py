@@ -41,6 +41,7 @@ SCHEDULES = "SCHEDULES"
 LEDGER = "LEDGER"
 ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
+SNAPSHOTS_BUCKET = "snapshots"
 
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
@@ -139,7 +140,8 @@ async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
     for declared in declarations(settings):
         with _errors_named(f"The stream {declared.name}"):
             await _ensure_stream(js, declared)
-    for name in (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}") if settings.replicas > 1 else ():
+    kept = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", f"OBJ_{SNAPSHOTS_BUCKET}")
+    for name in kept if settings.replicas > 1 else ():
         with _errors_named(f"The stream {name}"):
             await _ensure_replicas(js, name, settings.replicas)
 

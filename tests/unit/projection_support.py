@@ -25,7 +25,8 @@ from bitinglip.events.task import (
 )
 from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.projections import queries
-from bitinglip.projections.database import Database, open_database
+from bitinglip.projections.database import Database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.query import TaskFilter
 from bitinglip.projections.rows import TaskRow, reader
 from bitinglip.projections.writer import write
@@ -172,8 +173,9 @@ def _shared() -> Database:
 def fresh_database() -> Generator[Database]:
     """Lend a database without a row: the same one each time, because opening one costs more than a test."""
     database = _shared()
-    for table in (*TABLES, "checkpoints"):
-        database.execute(f"delete from {table}")
+    for home, table in database.rows("select schema_name, table_name from duckdb_tables() where not temporary"):
+        if home != "main" or table == "checkpoints":
+            database.execute(f"delete from {home}.{table}")
     for stream in ("TASKS", "WORKERS", "MODELS", "SCHEDULES", "LEDGER"):
         database.add_checkpoint(stream, "then")
     yield database

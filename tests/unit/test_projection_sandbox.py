@@ -13,7 +13,7 @@ import pytest
 from bitinglip.errors import QueryRefused, QueryTimeout
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.projections import sandbox as module
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.query import CursorPool
 from bitinglip.projections.sandbox import Sandbox
 from bitinglip.projections.writer import write

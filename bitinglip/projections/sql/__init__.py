@@ -71,6 +71,11 @@ class Projection:
         """The streams that it is made from."""
         return _listed(_STREAMS, self.text)
 
+    @property
+    def staging(self) -> dict[str, str]:
+        """The SQL that stages a batch: its blocks by name."""
+        return _parse(self.stage, HOME)
+
     def table(self, schema: str) -> str:
         """Return the SQL that makes its tables in a schema."""
         return self._blocks(schema)[TABLE]
@@ -85,6 +90,10 @@ class Projection:
         steps = {name: text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE}}
         alone = [name for name, text in steps.items() if _stands_alone(text, told)]
         return "\n".join(steps[name] for name in alone or steps if alone or _is_for(steps[name], told))
+
+    def all_applied(self, schema: str) -> str:
+        """Return the SQL of all blocks that apply a batch."""
+        return "\n".join(text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE})
 
     def _blocks(self, schema: str) -> dict[str, str]:
         return _parse(self.text, schema)
