@@ -77,7 +77,7 @@ def chosen_format(request: Request, asked: Bounded) -> Format:
         return next(each for each in FORMATS if each == requests.choice("format", named, named, FORMATS))
     if asked.format is not None:
         return asked.format
-    return next((each for each, media_type in FORMATS.items() if requests.wants(request, media_type.encode())), "json")
+    return next((each for each, media_type in FORMATS.items() if requests.wants(request, media_type)), "json")
 
 
 async def schema(request: Request) -> Response:

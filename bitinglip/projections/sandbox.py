@@ -179,17 +179,19 @@ class _Query(Generic[_T]):
             self.started = True
             statement = _explained(vetted(cursor, self._question.sql, self._question.scope), self._question)
             with cursor.read_only():
-                self._look()
-                return self._use(self._reader(cursor, statement), self.bounds, self._look)
+                return self._answer(cursor, statement)
         except (WriteError, *ARROW_ERRORS) as error:
             if self._halt.is_set():
                 raise Interrupted("stopped") from error
             raise QueryRefused(problem=str(error) or type(error).__name__) from error
         finally:
             self._hold(None)
+            cursor.roll_back()  # again: until now it may have been interrupted, and the next query would find it
 
-    def _reader(self, cursor: Database, statement: str) -> Any:
-        return cursor.arrow(statement, self._question.params, self._rows_per_batch)
+    def _answer(self, cursor: Database, statement: str) -> _T:
+        self._look()
+        reader = cursor.arrow(statement, self._question.params, self._rows_per_batch)
+        return self._use(reader, self.bounds, self._look)
 
     def _hold(self, cursor: Database | None) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from bitinglip.events.batch import BatchOpened
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.ids import encode_ulid
 from bitinglip.projections import sandbox as module
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.query import CursorPool
 from bitinglip.projections.sandbox import EVERYTHING, Bounds, Question, Sandbox, Scope
 from bitinglip.projections.writer import write

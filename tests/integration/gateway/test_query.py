@@ -76,7 +76,7 @@ async def test_what_is_cut_is_told(client: httpx.AsyncClient) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await ask(client, "from range(500000)", format="csv")
     with pytest.raises(httpx.RemoteProtocolError):
-        await ask(client, "select if(i < 300000, i, error('late')) x from range(400000) r(i)", format="csv")
+        await ask(client, "select if(i < 389999, i::varchar, 'late')::int x from range(390000) r(i)", format="csv")
     json = (await ask(client, "from range(2000)")).json()
     assert (len(json["rows"]), json["truncated"]) == (1000, True)
 
@@ -103,7 +103,7 @@ async def test_parameters_have_types(client: httpx.AsyncClient) -> None:
         "(select count(*) from tasks where submitted_at > $at and list_contains($states, state))"
     )
     answer = (await ask(client, sql, params=params)).json()
-    assert answer["rows"] == [["2026-02-01T00:00:00Z", "2026-01-31T11:00:00Z", True, 4, True, 0]]
+    assert answer["rows"] == [["2026-02-01", "2026-01-31T11:00:00Z", True, 4, True, 0]]
     wrong = await ask(client, "select $day", params={"day": {"type": "date", "value": "yesterday"}})
     assert (wrong.status_code, wrong.json()["field"]) == (422, "params.day")
     for body in ({"params": {"a": {"type": "sql", "value": 1}}}, {"params": [[[1]]]}, {"format": "xml"}):
@@ -133,7 +133,9 @@ async def leave_after(url: str, body: dict[str, Any], read: int) -> None:
 
 
 async def is_free(client: httpx.AsyncClient) -> bool:
-    return (await ask(client, "select 1", timeout_s=0.2)).status_code == 200
+    answer = await ask(client, "select 1", timeout_s=0.2)
+    assert answer.status_code == 200, answer.text
+    return True
 
 
 @pytest.mark.parametrize("form", ["json", "csv"])
