@@ -53,7 +53,7 @@ app.add_typer(artifact.app, name="artifact")
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")
-app.command()(query.query)
+app.add_typer(query.app, name="query")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

@@ -6,6 +6,7 @@ us (`Defect`). The gateway turns an error into RFC 9457 problem details, the CLI
 
 from __future__ import annotations
 
+from bitinglip.errors.analytics import QueryNotFound, ReportNotFound
 from bitinglip.errors.defect import (
     AppendRefused,
     ChildFailed,
@@ -180,12 +181,14 @@ __all__ = [
     "ProjectionFileRefused",
     "ProjectionNotFound",
     "QueriesBusy",
+    "QueryNotFound",
     "QueryRefused",
     "QueryTimeout",
     "QueueFull",
     "QueueNotFound",
     "ReadModelBroken",
     "Rejected",
+    "ReportNotFound",
     "RevisionNotOnHub",
     "RouteNotFound",
     "ScheduleNotFound",

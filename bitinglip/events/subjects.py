@@ -11,6 +11,7 @@
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
     bl.schedule.<schedule_id>.<event>               stream SCHEDULES
+    bl.query.<name>.<event>                         stream LEDGER: about a saved query
     bl.ledger.<stream>.<event>                      stream LEDGER: about a stream, or `readmodel` for its snapshots
     bl.alarm.<schedule_id>.set | due                stream SCHEDULES: a scheduled message, and what becomes of it
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
@@ -43,6 +44,7 @@ MODELS = "bl.model.>"
 SCHEDULES = "bl.schedule.>"
 SCHEDULES_CREATED = "bl.schedule.*.created"
 LEDGER = "bl.ledger.>"
+QUERIES = "bl.query.>"
 ALARMS = "bl.alarm.>"
 ALARMS_DUE = "bl.alarm.*.due"
 LIVE_PREFIX = "bl.live."
@@ -172,6 +174,16 @@ def batch_parts(batch_id: str, part: str = "*") -> str:
 def schedule_events(schedule_id: str) -> str:
     """Return the filter of all events of one schedule."""
     return f"bl.schedule.{schedule_id}.>"
+
+
+def query_subject(name: str, event: str) -> str:
+    """Return the subject of a saved query's event."""
+    return f"bl.query.{encode_token(name)}.{event}"
+
+
+def query_events(name: str) -> str:
+    """Return the filter of all events of one saved query."""
+    return f"bl.query.{encode_token(name)}.*"
 
 
 def ledger_subject(about: str, event: str) -> str:

@@ -13,7 +13,7 @@ from bitinglip.gateway import answers, bodies, requests, values
 from bitinglip.gateway.answers import FORMATS, Format
 from bitinglip.gateway.context import gateway_of
 from bitinglip.gateway.responses import json
-from bitinglip.projections.sandbox import Question
+from bitinglip.projections.sandbox import Explain, Question
 
 
 class Bounded(BaseModel):
@@ -30,7 +30,15 @@ class Bounded(BaseModel):
         description="Most rows in the answer; at most `projections.query_max_rows`, and in Arrow and CSV "
         "`projections.query_export_max_rows`.",
     )
+    explain: Literal[True, False, "plan", "analyze"] = Field(
+        False, description="Answer how it would be answered (`true`, `plan`), or was (`analyze`: it is run)."
+    )
     format: Format | None = Field(None, description="Form of the answer; none: what `Accept` asks for, else JSON.")
+
+    @property
+    def plan(self) -> Explain | None:
+        """Which plan is to be told; none: the answer is."""
+        return "plan" if self.explain is True else self.explain or None
 
 
 class Query(Bounded):
@@ -41,9 +49,6 @@ class Query(Bounded):
         default_factory=list[values.Parameter],
         max_length=1000,
         description="Values for `?` (a list) or `$name` (an object).",
-    )
-    explain: Literal[True, False, "plan", "analyze"] = Field(
-        False, description="Answer how it would be answered (`true`, `plan`), or was (`analyze`: it is run)."
     )
 
 
@@ -61,8 +66,7 @@ async def query(request: Request) -> Response:
     """Answer `POST /v1/query`."""
     requests.only(request, ("format",))
     asked = await bodies.read(request, Query)
-    explain = "plan" if asked.explain is True else asked.explain or None
-    question = Question(asked.sql, values.bound(asked.params), explain=explain)
+    question = Question(asked.sql, values.bound(asked.params), explain=asked.plan)
     return await answers.answer(request, question, asked.timeout_s, asked.max_rows, chosen_format(request, asked))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitinglip import errors
+from bitinglip.gateway.analyticsoperations import ANALYTICS_OPERATIONS
 from bitinglip.gateway.listing import FAILURES
 from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
@@ -320,10 +321,7 @@ OPERATIONS = (
     Operation(
         "post", "/v1/queues:purge", "Cancel all that waits for a model.", {200: BULK}, ON_MANY, body="QueuePurge"
     ),
-    Operation(
-        "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},
-        (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
-    ),
+    *ANALYTICS_OPERATIONS,
     Operation("get", "/v1/schema", "The tables that a query can read.", {200: ref("Schema")}),
     Operation(
         "post", "/v1/projections/rebuild", "Make the read model anew from the log.",

@@ -22,6 +22,7 @@ from bitinglip.projections.rows import (
     ModelRow,
     ModelUsageRow,
     NodeRow,
+    SavedQueryRow,
     TableSchema,
     TaskRow,
     WorkerRow,
@@ -31,7 +32,7 @@ from bitinglip.projections.rows import (
 THREADS = 2
 _T = TypeVar("_T")
 _task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
-_batch, _usage = reader(BatchRow), reader(ModelUsageRow)
+_batch, _usage, _saved = reader(BatchRow), reader(ModelUsageRow), reader(SavedQueryRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +179,10 @@ class Queries:
         """Return what tasks made of each revision of a model, by name and revision."""
         rows = [_usage(values) for values in await self._rows("model_usage")]
         return {(row.model, row.revision): row for row in rows}
+
+    async def saved_queries(self, name: str | None = None) -> list[SavedQueryRow]:
+        """Return the saved queries by name, or the one that is named."""
+        return [_saved(values) for values in await self._rows("saved_queries", {"name": name})]
 
     async def schema(self) -> list[TableSchema]:
         """Return the tables that a query can read."""

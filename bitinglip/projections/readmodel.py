@@ -33,8 +33,8 @@ from bitinglip.projections.query import Queries, TaskFilter
 from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
 from bitinglip.projections.sandbox import Sandbox, Table
-from bitinglip.projections.vetting import NO_TABLE
 from bitinglip.projections.sql import Catalogue
+from bitinglip.projections.vetting import NO_TABLE
 from bitinglip.settings import Projections
 
 __all__ = [
