@@ -347,6 +347,12 @@ class Projections(_Section):
     query_max_rows: int = Field(
         default=10_000, ge=1, description="Most rows in the answer to a query that a caller sends."
     )
+    query_export_max_rows: int = Field(
+        default=1_000_000, ge=1, description="Most rows in such an answer as Arrow or CSV, which are sent as they come."
+    )
+    query_export_max_bytes: int = Field(
+        default=2**30, ge=2**20, description="Most bytes of such an answer, as DuckDB holds them."
+    )
 
 
 class Audit(_Section):

@@ -6,6 +6,7 @@ us (`Defect`). The gateway turns an error into RFC 9457 problem details, the CLI
 
 from __future__ import annotations
 
+from bitinglip.errors.analytics import QueryNotFound, ReportNotFound
 from bitinglip.errors.defect import (
     AppendRefused,
     ChildFailed,
@@ -100,6 +101,7 @@ from bitinglip.errors.unavailable import (
     NoServer,
     ProjectionBehind,
     ProjectionBuilding,
+    QueriesBusy,
     ReadModelBroken,
     StreamFull,
     Unavailable,
@@ -188,12 +190,15 @@ __all__ = [
     "ProjectionFileRefused",
     "ProjectionNotFound",
     "ProofUnusable",
+    "QueriesBusy",
+    "QueryNotFound",
     "QueryRefused",
     "QueryTimeout",
     "QueueFull",
     "QueueNotFound",
     "ReadModelBroken",
     "Rejected",
+    "ReportNotFound",
     "RevisionNotOnHub",
     "RouteNotFound",
     "ScheduleNotFound",

@@ -28,6 +28,7 @@ from bitinglip.events.direct import get_after, get_first_after, get_last, get_la
 from bitinglip.events.envelope import Messages, RawMessage, Recorded, decode, encode
 from bitinglip.events.ledger import LedgerEvent
 from bitinglip.events.live import LiveEvents
+from bitinglip.events.query import QueryEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
 from bitinglip.events.streams import FULL_CODES, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
@@ -187,6 +188,13 @@ class EventLog:
         subject = subjects.ledger_subject(about, event.type.removeprefix("ledger."))
         headers = {EXPECTED: str(expected)}
         return self._append(event, subject, about, headers, subject, expected, None)
+
+    def query_append(self, event: QueryEvent, expected: int) -> Append:
+        """Prepare an event of a saved query, to be stored only if `expected` is the sequence of its last one."""
+        scope = subjects.query_events(event.name)
+        subject = subjects.query_subject(event.name, event.type.removeprefix("query."))
+        headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope}
+        return self._append(event, subject, event.name, headers, scope, expected, None)
 
     async def append(self, append: Append) -> Sequence:
         """Store one event; returns when the server has it.
@@ -460,7 +468,7 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
     WORKERS: subjects.WORKERS,
     MODELS: (subjects.MODELS,),
     SCHEDULES: (subjects.SCHEDULES,),
-    LEDGER: (subjects.LEDGER,),
+    LEDGER: (subjects.LEDGER, subjects.QUERIES),
 }
 """The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
 
@@ -469,6 +477,7 @@ _STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "nod
     "schedule": SCHEDULES,
     "alarm": SCHEDULES,
     "ledger": LEDGER,
+    "query": LEDGER,
 }
 
 

@@ -117,7 +117,11 @@ def declarations(settings: Nats) -> list[StreamConfig]:
             **kept,
         ),
         StreamConfig(
-            name=LEDGER, description="Facts about the log itself.", subjects=[subjects.LEDGER], deny_purge=True, **kept
+            name=LEDGER,
+            description="Facts about the log itself, and saved queries.",
+            subjects=[subjects.LEDGER, subjects.QUERIES],
+            deny_purge=True,
+            **kept,
         ),
     ]
 

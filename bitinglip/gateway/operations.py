@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitinglip import errors
+from bitinglip.gateway.analyticsoperations import ANALYTICS_OPERATIONS
 from bitinglip.gateway.auditoperations import AUDIT_OPERATIONS
 from bitinglip.gateway.listing import FAILURES
 from bitinglip.gateway.logoperations import LOG_OPERATIONS
@@ -329,10 +330,7 @@ OPERATIONS = (
         "post", "/v1/queues:purge", "Cancel all that waits for a model.", {200: BULK}, ON_MANY, body="QueuePurge"
     ),
     *LOG_OPERATIONS,
-    Operation(
-        "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},
-        (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
-    ),
+    *ANALYTICS_OPERATIONS,
     Operation("get", "/v1/schema", "The tables that a query can read.", {200: ref("Schema")}),
     Operation(
         "get", "/v1/projections", "The read model's projections: what serves, and what is being made.",

@@ -99,12 +99,16 @@ class Database:
     @contextmanager
     def read_only(self) -> Generator[None]:
         """Refuse all writes to the file inside, and undo the rest."""
-        self._connection.execute("begin transaction read only")
         try:
+            self._connection.execute("begin transaction read only")
             yield
         finally:
-            with suppress(duckdb.Error):
-                self._connection.execute("rollback")
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """Undo the transaction, if there is one."""
+        with suppress(duckdb.Error):
+            self._connection.execute("rollback")
 
     @contextmanager
     def transaction(self) -> Generator[None]:

@@ -25,6 +25,7 @@ from bitinglip.projections.rows import (
     ModelRow,
     ModelUsageRow,
     NodeRow,
+    SavedQueryRow,
     TableSchema,
     TaskRow,
     WorkerRow,
@@ -38,6 +39,7 @@ _PLACE = re.compile(r"([0-9]{1,17})\.([A-Z]{1,20})\.([0-9]{1,19})")
 _T = TypeVar("_T")
 _task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
 _batch, _usage, _asked = reader(BatchRow), reader(ModelUsageRow), reader(AuditRow)
+_saved = reader(SavedQueryRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,10 @@ class Queries:
         """Return what tasks made of each revision of a model, by name and revision."""
         rows = [_usage(values) for values in await self._rows("model_usage")]
         return {(row.model, row.revision): row for row in rows}
+
+    async def saved_queries(self, name: str | None = None) -> list[SavedQueryRow]:
+        """Return the saved queries by name, or the one that is named."""
+        return [_saved(values) for values in await self._rows("saved_queries", {"name": name})]
 
     async def schema(self) -> list[TableSchema]:
         """Return the tables that a query can read."""
