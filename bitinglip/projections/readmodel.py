@@ -22,13 +22,9 @@ from bitinglip.events.archive import trimmed_to
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
-<<<<<<< HEAD
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
-from bitinglip.projections import sql
-=======
 from bitinglip.projections import snapshot, sql
->>>>>>> h-engine
 from bitinglip.projections.building import VersionState
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, NoTableError, StoppedError, WriteError

@@ -15,8 +15,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from bitinglip.events.envelope import RawMessage, decode, encode
-from bitinglip.events.registry import Event
+from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.events.task import (
+    LANES,
     Failure,
     TaskEvent,
     TaskQueued,
@@ -34,6 +35,7 @@ from bitinglip.settings import Projections
 from bitinglip.tasks.commands import (
     AssignAttempt,
     CancelTask,
+    ExpireTask,
     FailAttempt,
     ProgressAttempt,
     RequeueTask,
@@ -46,20 +48,21 @@ from bitinglip.tasks.state import Task, decide, evolve, fold
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
-TABLES = (
-    "events", "tasks", "batches", "workers", "nodes", "worker_restarts", "models", "model_nodes", "model_aliases",
-    "audit",
+ACTIONS = (
+    "assign", "assign", "assign", "progress", "succeed", "succeed", "fail", "fail", "cancel", "stop", "expire", "queued",
+    "queued", "requeue", "unknown",
 )  # fmt: skip
-ACTIONS = ("assign", "assign", "progress", "succeed", "fail", "fail", "cancel", "stop", "queued", "requeue", "unknown")
+TIMES_MS = (0.0, 0.001, 0.128, 1.5, 41.502, 90_000.001)
+PAUSES_MS = (1, 1, 700, 8_000, 400_000, 2_000_000)
 KINDS = ("engine_crashed", "lost_lease", "worker_crashed", "worker_stopped", "bad_input", "out_of_memory")
 
 
-def message(event: Event, sequence: int, *, about: str, **changes: Any) -> RawMessage:
-    """Return an event as the stream holds it at this sequence."""
-    time = START + timedelta(milliseconds=sequence)
+def message(event: Event, sequence: int, *, about: str, at: datetime | None = None, **changes: Any) -> RawMessage:
+    """Return an event as the stream holds it at this sequence, by default as many milliseconds after the start."""
+    time = at or START + timedelta(milliseconds=sequence)
     payload = encode(event, id=f"E{sequence}", source="/test", time=time, about=about, **changes)
     subject = f"bl.task.{about}.{event.type.removeprefix('task.')}"
-    return RawMessage(sequence, int(time.timestamp() * 1e9), subject, payload)
+    return RawMessage(sequence, round(time.timestamp() * 1e6) * 1_000, subject, payload)
 
 
 class _Unheard(TaskEvent):
@@ -77,6 +80,7 @@ class Story:
         self.messages: list[RawMessage] = []
         self._tasks: dict[str, Task | None] = {encode_ulid(n + 1): None for n in range(tasks)}
         self._sequence = 0
+        self._now = START
 
     def step(self) -> None:
         """Let something happen to one of the tasks."""
@@ -98,6 +102,9 @@ class Story:
         return TaskSubmitted.model_validate(
             TaskSubmitted.example
             | {"task_id": task_id, "retry": {"max_attempts": self._draw(st.integers(1, 3))}}
+            | {"lane": self._draw(st.sampled_from(LANES)), "model": self._draw(st.sampled_from(["org/a", "org/b"]))}
+            | {"key_id": self._draw(st.sampled_from([None, "key"]))}
+            | ({"expires_at": START + timedelta(hours=1)} if self._draw(st.integers(0, 4)) == 0 else {})
             | ({"requires": {"vram_gb": 16}} if self._draw(st.booleans()) else {})
             | ({"run_at": START + timedelta(seconds=9), "metadata": {"a": "b"}} if later else {})
         )
@@ -110,14 +117,14 @@ class Story:
 
     def _tell(self, task_id: TaskId, event: TaskEvent) -> None:
         self._sequence += self._draw(st.integers(1, 3))
-        at = START + timedelta(milliseconds=self._sequence)
+        self._now = at = self._now + timedelta(milliseconds=self._draw(st.sampled_from(PAUSES_MS)))
         task = self._tasks[task_id]
         if not isinstance(event, _Unheard):
             self._tasks[task_id] = evolve(task, event, self._sequence, at)
-        self.messages.append(message(event, self._sequence, about=task_id))
+        self.messages.append(message(event, self._sequence, about=task_id, at=at))
 
     def _command(self, task: Task, action: str) -> TaskCommand:
-        now = START + timedelta(milliseconds=self._sequence, days=1)
+        now = self._now + timedelta(days=1)
         attempt = {"attempt": task.attempt, "worker_id": task.worker_id or "none"}
         match action:
             case "assign":
@@ -129,15 +136,24 @@ class Story:
             case "progress":
                 return ProgressAttempt(**attempt, step=self._draw(st.integers(0, 9)), total=self._draw(st.none()))
             case "succeed":
-                usage = Usage(input_tokens=3, output_tokens=4)
-                return SucceedAttempt(**attempt, result={"text": "é"}, usage=usage, run_ms=1.5, versions={"v": "1"})
+                usage = Usage(
+                    input_tokens=3, output_tokens=4, images=self._draw(st.integers(0, 2)), audio_in_ms=5, audio_out_ms=6,
+                    energy_j=self._draw(st.sampled_from([None, 0.125, 7.001])),
+                )  # fmt: skip
+                took = {
+                    "run_ms": self._draw(st.sampled_from(TIMES_MS)),
+                    "load_ms": self._draw(st.sampled_from(TIMES_MS)),
+                }
+                return SucceedAttempt(**attempt, **took, result={"text": "é"}, usage=usage, versions={"v": "1"})
             case "fail":
                 kind = self._draw(st.sampled_from(KINDS))
-                failure = Failure(kind=kind, message="it broke", retryable=kind != "bad_input")
+                failure = Failure(kind=kind, message=f"it broke at {self._sequence}", retryable=kind != "bad_input")
                 more = self._draw(st.sampled_from([None, 9.0, 25.0])) if kind == "out_of_memory" else None
                 return FailAttempt(**attempt, failure=failure, run_ms=2.5, now=now, jitter=0.5, next_vram_gb=more)
             case "requeue":
                 return RequeueTask(ready_sequence=task.ready_sequence)
+            case "expire":
+                return ExpireTask(now=now)
             case "cancel":
                 return CancelTask(reason="enough")
             case _:
@@ -191,8 +207,19 @@ def table_of(batches: Iterable[Seq[RawMessage]], stream: str = STREAM) -> dict[s
 
 
 def dump(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """Return all rows of all tables."""
-    return {name: database.rows(f"select * from {name} order by all") for name in TABLES}
+    """Return all rows of all tables that can be asked, by name."""
+    views = database.rows("select view_name from duckdb_views() where schema_name = 'main' and not internal")
+    return {name: database.rows(f"select * from {name} order by all") for (name,) in views}
+
+
+def prune(database: Database, now: datetime, keep_ticks: timedelta = timedelta(days=1)) -> None:
+    """Prune every projection, as the gateway does now and then."""
+    now = now.astimezone(UTC).replace(tzinfo=None)
+    ticks = [name for name, cls in REGISTRY.items() if not cls.lasting]
+    params = {"now": now, "before": now - keep_ticks, "since": datetime(1970, 1, 1), "ticks": ticks}  # noqa: DTZ001
+    for version in database.applied_to:
+        if (block := version.projection.prune(version.home)) is not None:
+            database.run(block, params)
 
 
 def task_rows(database: Database) -> dict[str, TaskRow]:
