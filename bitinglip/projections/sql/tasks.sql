@@ -14,7 +14,7 @@
 
 -- name: table
 create table self.tasks (
-    task_id varchar primary key,
+    task_id varchar not null,
     state varchar,
     kind varchar,
     model varchar,
@@ -118,6 +118,9 @@ comment on column self.tasks.submitted_sequence is 'Sequence of its task.submitt
 comment on column self.tasks.last_sequence is 'Sequence of its last event in TASKS.';
 comment on column self.tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
+-- name: key
+alter table self.tasks add primary key (task_id);
+
 -- name: settle_queued
 -- when: task.queued
 update batch
@@ -190,6 +193,12 @@ select
     }') as r
 from told;
 
+-- name: known
+-- when: task.submitted
+delete from task_changes
+using self.tasks
+where task_changes.submitted_sequence is not null and task_changes.task_id = tasks.task_id;
+
 -- name: add
 -- when: task.submitted
 insert into self.tasks
@@ -204,8 +213,7 @@ select
     if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
     submitted_sequence, last_sequence, state_key
 from task_changes
-where submitted_sequence is not null
-on conflict do nothing;
+where submitted_sequence is not null;
 
 -- name: retried
 -- when: retry
