@@ -49,8 +49,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Projections(memory_limit="200MB", threads=1)
 STREAM = "TASKS"
 ACTIONS = (
-    "assign", "assign", "assign", "progress", "succeed", "succeed", "fail", "fail", "cancel", "stop", "expire", "queued",
-    "queued", "requeue", "unknown",
+    "assign", "assign", "assign", "progress", "succeed", "succeed", "fail", "fail", "cancel", "stop", "expire",
+    "queued", "queued", "requeue", "unknown",
 )  # fmt: skip
 TIMES_MS = (0.0, 0.001, 0.128, 1.5, 41.502, 90_000.001)
 PAUSES_MS = (1, 1, 700, 8_000, 400_000, 2_000_000)
