@@ -41,6 +41,8 @@ SCHEDULES = "SCHEDULES"
 LEDGER = "LEDGER"
 ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
+KEYS_BUCKET = "task_keys"
+KEYS_STREAM = f"KV_{KEYS_BUCKET}"
 
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
@@ -139,7 +141,8 @@ async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
     for declared in declarations(settings):
         with _errors_named(f"The stream {declared.name}"):
             await _ensure_stream(js, declared)
-    for name in (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}") if settings.replicas > 1 else ():
+    buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
+    for name in buckets if settings.replicas > 1 else ():
         with _errors_named(f"The stream {name}"):
             await _ensure_replicas(js, name, settings.replicas)
 

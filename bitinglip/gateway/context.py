@@ -19,6 +19,7 @@ from bitinglip.events.task import TaskSubmitted
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.completions import Completions
+from bitinglip.gateway.keysweep import KeySweep
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.gateway.pressure import Pressure
@@ -148,6 +149,7 @@ async def open_gateway(
             policies_of_kinds(settings.tasks.retry),
             queues.ensure,
             catalogue.resolve,
+            private=settings.tasks.private,
         )
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
         for part in (reactor, scheduler, Sourcing(log.connection)):
@@ -160,6 +162,9 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
+        sweep = KeySweep(log, readmodel)
+        sweep.start()
+        stack.push_async_callback(sweep.close)
         uploaded = await open_uploaded(settings, log.connection, catalogue)
         stack.push_async_callback(uploaded.close)
         stack.callback(closing.set)
