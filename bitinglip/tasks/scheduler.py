@@ -124,7 +124,7 @@ class Scheduler:
         await destroy_key(self._log.connection, schedule_id)
 
     async def _sealed(self, event: ScheduleCreated) -> ScheduleCreated:
-        task = event.task | {"private": True}
+        task: dict[str, Any] = event.task | {"private": True}
         params = task.pop("params", {})
         sealed = await privacy.seal_template(self._log.connection, event.schedule_id, params)
         return event.model_copy(update={"task": task, "sealed": sealed})

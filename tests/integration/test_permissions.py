@@ -137,6 +137,19 @@ async def run_tasks(client: httpx.AsyncClient, _: GuardedServer) -> None:
     assert await end_of(client, long) == "task.cancelled"
 
 
+async def keep_secrets(client: httpx.AsyncClient, server: GuardedServer) -> None:
+    """A private task runs and is forgotten; an auditor gets no key meanwhile."""
+    task_id = await submitted(client, ECHO | {"private": True})
+    assert await end_of(client, task_id) == "task.succeeded"
+    assert (await client.get(f"/v1/tasks/{task_id}")).json()["result"] == {"message": "hello"}
+    for stream in ("KV_task_keys", "KV_task_keys.$KV.task_keys.>"):
+        for verb in ("DIRECT.GET", "STREAM.MSG.GET", "CONSUMER.CREATE"):
+            heard = await told(server, "auditor", f"PUB $JS.API.{verb}.{stream} 2\r\n{{}}")
+            assert "Permissions Violation" in heard, (verb, stream)
+    assert (await client.post(f"/v1/tasks/{task_id}/forget")).status_code == 200
+    assert (await client.get(f"/v1/tasks/{task_id}/result")).status_code == 410
+
+
 async def use_queues(client: httpx.AsyncClient, _: GuardedServer) -> None:
     """Pauses, purges, batches, schedules."""
     assert (await client.post("/v1/queues:pause", json={"model": "echo"})).status_code == 200
@@ -223,7 +236,7 @@ async def _are(found: Callable[[], Awaitable[list[str]]], wanted: list[str]) -> 
     return await found() == wanted
 
 
-USES = [run_tasks, use_queues, outgrow, command_nodes, wish_for_models, upload_a_model]
+USES = [run_tasks, use_queues, keep_secrets, outgrow, command_nodes, wish_for_models, upload_a_model]
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)

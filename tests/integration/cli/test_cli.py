@@ -241,6 +241,20 @@ class TestOnACluster:
         assert (got.json["state"], got.json["result"]) == ("succeeded", {"message": "hello"})
         assert "succeeded" in (await bitinglip("task", "get", task_id, "--url", url)).out
 
+    async def test_a_private_task_is_read_and_then_forgotten(self, url: str) -> None:
+        echo = ("task", "submit", "echo", "-m", "echo", "--private", "--url", url)
+        ran = await bitinglip(*echo, "-p", "message=hush", "--wait", "--json")
+        assert (ran.json["private"], ran.json["result"]) == (True, {"message": "hush"})
+        waiting = (await bitinglip(*echo, "--delay", "3600")).out.strip()
+        refused = await bitinglip("task", "forget", waiting, "--url", url)
+        assert (refused.status, "cancel it first" in refused.err) == (2, True)
+        await bitinglip("task", "cancel", waiting, "--url", url)
+        assert (await bitinglip("task", "forget", waiting, "--url", url)).out == f"{waiting} forgotten\n"
+        many = await bitinglip("task", "forget", "--before", "2999-01-01T00:00:00Z", "--json", "--url", url)
+        assert (many.status, many.json["forgotten"]) == (0, 1)
+        got = await bitinglip("task", "get", ran.json["task_id"], "--json", "--url", url)
+        assert (got.json["result"], bool(got.json["forgotten_at"])) == (None, True)
+
     async def test_a_dead_letter_is_found_and_retried(self, url: str) -> None:
         submitted = await bitinglip(
             "task", "submit", "echo", "-m", "echo", "-p", "fail=out_of_memory", "--max-attempts", "1",

@@ -43,8 +43,8 @@ async def write_out(house: House, body: dict[str, Any], pieces: Sequence[str]) -
 
 async def _accepted(house: House, body: dict[str, Any]) -> bool:
     """Whether the gateway has heard of the model."""
-    models = (await house.client.get("/v1/models")).json()["models"]
-    return any(model["reference"] == body["model"] for model in models)
+    models = (await house.client.get("/v1/models")).json()["data"]
+    return any(model["id"] == body["model"] for model in models)
 
 
 async def _opened(house: House, task_id: TaskId) -> Attempt:
