@@ -17,6 +17,7 @@ from bitinglip.cli import (
     config,
     doctor,
     events,
+    eventschema,
     machines,
     model,
     query,
@@ -52,6 +53,7 @@ app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
+events.app.command()(eventschema.schema)
 app.add_typer(events.app, name="events")
 app.command()(query.query)
 app.add_typer(config.app, name="config")

@@ -139,6 +139,16 @@ class TaskNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class UnknownEventType(Rejected):
+    """No event type has this name."""
+
+    code, status = "unknown_event_type", 404
+    template = "There is no event type {name!r}."
+    remedy = "`bitinglip events schema` prints all of them."
+    name: str
+
+
+@dataclass(eq=False, kw_only=True)
 class NodeNotFound(Rejected):
     """No node of this name ever said something."""
 

@@ -18,6 +18,7 @@ from bitinglip.gateway import (
     aliases,
     analytics,
     artifacts,
+    asyncapi,
     batches,
     bulk,
     cluster,
@@ -123,6 +124,7 @@ ROUTES = [
     Route("/readyz", Resource(GET=health.readyz)),
     Route("/metrics", Resource(GET=health.prometheus)),
     Route("/openapi.json", Resource(GET=openapi.openapi)),
+    Route("/asyncapi.json", Resource(GET=asyncapi.asyncapi)),
 ]
 
 

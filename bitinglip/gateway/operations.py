@@ -359,4 +359,5 @@ OPERATIONS = (
     ),
     Operation("get", "/metrics", "Metrics for Prometheus.", {200: {}}, media_types=("text/plain",)),
     Operation("get", "/openapi.json", "This document.", {200: {"type": "object"}}),
+    Operation("get", "/asyncapi.json", "The events, as AsyncAPI 3.0.", {200: {"type": "object"}}),
 )  # fmt: skip

@@ -103,6 +103,14 @@ class TestWithoutACluster:
         assert "task" in (await bitinglip("--help")).out
         assert (await bitinglip("--version")).out.startswith("bitinglip ")
 
+    async def test_the_schemas_of_events_are_printed_and_written(self, tmp_path: Path) -> None:
+        one = await bitinglip("events", "schema", "task.submitted", "--json")
+        assert (one.json["$id"], "kind" in one.json["properties"]) == ("urn:bitinglip:task.submitted:1", True)
+        every = await bitinglip("events", "schema")
+        written = await bitinglip("events", "schema", "--output", str(tmp_path / "schemas"), "--json")
+        assert written.json["schemas"] == len(every.json) == len(list((tmp_path / "schemas").iterdir()))
+        assert (await bitinglip("events", "schema", "task.dreamt")).status == 2
+
     async def test_every_setting_is_shown_with_its_origin_and_no_secret(self) -> None:
         shown = await bitinglip(
             "config", "show", "--json", BITINGLIP_GATEWAY_API_KEY="0123456789abcdef", BITINGLIP_GATEWAY_PORT="1"
