@@ -91,6 +91,11 @@ class Tasks(_Section):
         default=(),
         description="Retry policies of kinds, `KIND=ATTEMPTS/BASE_MS/MAX_MS` each, for tasks that bring none.",
     )
+    private: bool = Field(
+        default=False,
+        description="Keep parameters and results of tasks that do not say `private` themselves out of the log: "
+        "encrypted, each task with a key of its own (docs/privacy.md).",
+    )
     followed_most: int = Field(
         default=10_000,
         ge=0,

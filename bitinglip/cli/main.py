@@ -19,6 +19,7 @@ from bitinglip.cli import (
     config,
     doctor,
     events,
+    eventschema,
     machines,
     model,
     projections,
@@ -56,6 +57,7 @@ app.add_typer(artifact.app, name="artifact")
 events.app.command()(archive.archive)
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
+events.app.command()(eventschema.schema)
 app.add_typer(events.app, name="events")
 app.add_typer(audit.app, name="audit")
 app.add_typer(projections.app, name="projections")

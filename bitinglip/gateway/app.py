@@ -19,6 +19,7 @@ from bitinglip.gateway import (
     analytics,
     archive,
     artifacts,
+    asyncapi,
     audit,
     batches,
     bulk,
@@ -38,6 +39,7 @@ from bitinglip.gateway import (
     savedqueries,
     schedules,
     streams,
+    taskdata,
     tasks,
     uploads,
     wishes,
@@ -59,7 +61,11 @@ ROUTES = [
     Route("/v1/tasks/{task_id}", Resource(GET=tasks.get_task, DELETE=tasks.cancel)),
     Route("/v1/tasks:cancel", Resource(POST=bulk.cancel)),
     Route("/v1/tasks:retry", Resource(POST=bulk.retry)),
+    Route("/v1/tasks:forget", Resource(POST=bulk.forget)),
     Route("/v1/tasks/{task_id}/retry", Resource(POST=tasks.retry)),
+    Route("/v1/tasks/{task_id}/params", Resource(GET=taskdata.get_params)),
+    Route("/v1/tasks/{task_id}/result", Resource(GET=taskdata.get_result)),
+    Route("/v1/tasks/{task_id}/forget", Resource(POST=taskdata.forget)),
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
     Route("/v1/tasks/{task_id}/proof", Resource(GET=audit.task_proof)),
@@ -135,6 +141,7 @@ ROUTES = [
     Route("/readyz", Resource(GET=health.readyz)),
     Route("/metrics", Resource(GET=health.prometheus)),
     Route("/openapi.json", Resource(GET=openapi.openapi)),
+    Route("/asyncapi.json", Resource(GET=asyncapi.asyncapi)),
 ]
 
 

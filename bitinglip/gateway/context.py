@@ -22,6 +22,7 @@ from bitinglip.gateway.archiver import ArchiveKeeper
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.completions import Completions
+from bitinglip.gateway.keysweep import KeySweep
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.gateway.pressure import Pressure
@@ -157,6 +158,7 @@ async def open_gateway(
             policies_of_kinds(settings.tasks.retry),
             queues.ensure,
             catalogue.resolve,
+            private=settings.tasks.private,
         )
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
         for part in (reactor, scheduler, Sourcing(log.connection)):
@@ -169,6 +171,9 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
+        sweep = KeySweep(log, readmodel)
+        sweep.start()
+        stack.push_async_callback(sweep.close)
         uploaded = await open_uploaded(settings, log.connection, catalogue)
         stack.push_async_callback(uploaded.close)
         if settings.audit.enabled:

@@ -60,6 +60,8 @@ class TaskFilter:
     after: datetime | None = None
     """It ended after this, or was submitted after it and has not ended; `before` likewise."""
     before: datetime | None = None
+    readable: bool | None = None
+    """Whether it is private, and not forgotten."""
     limit: int = 50
     cursor: str | None = None
     """What the page before answered as `next_cursor`."""
@@ -80,6 +82,7 @@ class TaskFilter:
             "failure": self.failure,
             "after": _naive(self.after),
             "before": _naive(self.before),
+            "readable": self.readable,
             "limit": self.limit + 1,
         }
 

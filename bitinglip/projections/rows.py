@@ -72,6 +72,8 @@ class TaskRow:
     progress_step: int | None
     progress_total: int | None
     progress_unit: str | None
+    private: bool
+    forgotten_at: datetime | None
     submitted_sequence: int
     last_sequence: int
 

@@ -80,6 +80,7 @@ class _Fold:
         self._run_ms: float | None = None
         self._failures = 0
         self._cancel_requested = False
+        self._forgotten_at: datetime | None = None
         self._vram_gb = float(_inner(submitted, "requires").get("vram_gb") or 0)
 
     def take(self, kind: str, data: _Data, sequence: int, at: datetime) -> None:
@@ -96,6 +97,8 @@ class _Fold:
             self._fail(kind, data)
         elif kind == "task.cancel_requested":
             self._cancel_requested = True
+        elif kind == "task.forgotten":
+            self._forgotten_at = self._forgotten_at or at
 
     def _advance(self, key: int, kind: str, data: _Data, at: datetime) -> None:
         self._key = key
@@ -150,6 +153,8 @@ class _Fold:
             "vram_gb": self._vram_gb,
             "labels": list(requires.get("labels") or ()),
             "submitted_at": _utc(self._submitted_at),
+            "private": bool(asked.get("private")),
+            "forgotten_at": _utc(self._forgotten_at),
         }
 
     def _attempted(self) -> dict[str, Any]:
