@@ -22,6 +22,7 @@ from bitinglip.cli import (
     query,
     queue,
     render,
+    report,
     schedule,
     task,
     upload,
@@ -54,6 +55,7 @@ events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 app.add_typer(events.app, name="events")
 app.add_typer(query.app, name="query")
+app.add_typer(report.app, name="report")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 
