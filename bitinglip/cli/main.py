@@ -26,6 +26,7 @@ from bitinglip.cli import (
     query,
     queue,
     render,
+    report,
     schedule,
     task,
     upload,
@@ -62,6 +63,7 @@ app.add_typer(events.app, name="events")
 app.add_typer(audit.app, name="audit")
 app.add_typer(projections.app, name="projections")
 app.add_typer(query.app, name="query")
+app.add_typer(report.app, name="report")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from bitinglip import errors
 from bitinglip.gateway.answers import FORMATS
-from bitinglip.gateway.schemas import BODY, OPTIONAL, TEXT, TIME, Operation, Schema, array_of, in_path, in_query, ref
+from bitinglip.gateway.reports import FORMATS as REPORT_FORMATS
+from bitinglip.gateway.schemas import (
+    BODY,
+    OPTIONAL,
+    TEXT,
+    TIME,
+    Operation,
+    Schema,
+    array_of,
+    in_path,
+    in_query,
+    object_of,
+    ref,
+)
+from bitinglip.projections.reports import BY
 
 QUERIES = (errors.QueryRefused, errors.QueryTimeout, errors.QueriesBusy)
 FORM = in_query("format", "Form of the answer, in place of what `Accept` says.", {"enum": list(FORMATS)})
@@ -22,6 +36,24 @@ SAVED: Schema = {
     },
     "required": ["name", "sql", "description", "parameters", "saved_at", "by"],
 }
+NUMBERS: Schema = {"type": "array", "items": {"type": ["number", "null"]}}
+CHART: Schema = object_of(
+    title=TEXT,
+    unit=TEXT,
+    kind={"type": "string", "enum": ["stacked", "lines", "bars"]},
+    labels=array_of(TEXT),
+    series=array_of({"type": "array", "prefixItems": [TEXT, NUMBERS], "minItems": 2, "maxItems": 2}),
+)
+REPORT: Schema = object_of(
+    name=TEXT,
+    title=TEXT,
+    since=TIME,
+    until=TIME,
+    by=TEXT,
+    columns=array_of(TEXT),
+    rows=array_of({"type": "array"}),
+    charts=array_of(CHART),
+)
 
 ANALYTICS_OPERATIONS = (
     Operation(
@@ -48,5 +80,19 @@ ANALYTICS_OPERATIONS = (
         "post", "/v1/queries/{name}/run", "Run a saved query.", {200: ref("Answer")},
         (*BODY, errors.QueryNotFound, *QUERIES), (NAME, FORM), body="RunQuery", media_types=FORMS,
         notes="The body may be left out.",
+    ),
+    Operation(
+        "get", "/v1/reports/{name}", "A report: what was used, how long it took, what failed, how the models did.",
+        {200: ref("Report")}, (errors.InvalidInput, errors.ReportNotFound),
+        (
+            in_path("name", "Which report.", "usage|latency|failures|models"),
+            in_query("since", "Its beginning: a time, or how long ago as `24h` or `7d`; a week ago if not given."),
+            in_query("until", "Its end; now if not given."),
+            in_query("by", "By what it is told: " + "; ".join(f"{name}: {', '.join(by)}" for name, by in BY.items())),
+            in_query("key", "Only what this API key used (`usage`)."),
+            in_query("model", "Only this model."),
+            in_query("format", "In place of what `Accept` says.", {"enum": list(REPORT_FORMATS)}),
+        ),
+        media_types=tuple(REPORT_FORMATS.values()),
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from bitinglip.events.node import NodeWorker
 from bitinglip.gateway import problems
 from bitinglip.gateway.aliases import SetAlias
 from bitinglip.gateway.analytics import Answer, Query
-from bitinglip.gateway.analyticsoperations import SAVED
+from bitinglip.gateway.analyticsoperations import REPORT, SAVED
 from bitinglip.gateway.batches import BatchCancel
 from bitinglip.gateway.bulk import Selection
 from bitinglip.gateway.modeloperations import ALIAS, ASKED, AWAITED, FIT, HIT, MODEL, MODEL_DETAIL
@@ -171,6 +171,7 @@ def _schemas() -> Schema:
         "ModelFound": HIT,
         "Alias": ALIAS,
         "SavedQuery": SAVED,
+        "Report": REPORT,
         "Upload": UPLOAD,
         "TaskPage": object_of(tasks=array_of(ref("Task")), next_cursor=OPTIONAL),
         "Schema": object_of(

@@ -78,6 +78,12 @@ class Database:
         """Run one statement and return its rows."""
         return self._connection.execute(statement, params).fetchall()
 
+    def named_rows(self, statement: str, params: Params = ()) -> list[dict[str, Any]]:
+        """Run one statement and return its rows, each by the names of the columns."""
+        found = self._connection.execute(statement, params)
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
     def arrow(self, statement: str, params: Params, rows_per_batch: int) -> Any:
         """Run one SELECT and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
         return self._connection.sql(statement, params=params or None).to_arrow_reader(rows_per_batch)

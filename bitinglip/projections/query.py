@@ -18,6 +18,7 @@ import orjson
 from bitinglip.errors import InvalidInput
 from bitinglip.projections import queries, sql
 from bitinglip.projections.database import Database
+from bitinglip.projections.reports import Chosen, Report, report
 from bitinglip.projections.rows import (
     AuditRow,
     BatchRow,
@@ -245,6 +246,14 @@ class Queries:
     async def saved_queries(self, name: str | None = None) -> list[SavedQueryRow]:
         """Return the saved queries by name, or the one that is named."""
         return [_saved(values) for values in await self._rows("saved_queries", {"name": name})]
+
+    async def report(self, chosen: Chosen) -> Report:
+        """Make a report."""
+
+        async def rows(name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+            return await self._run(lambda cursor: cursor.named_rows(queries.text(name), params))
+
+        return await report(chosen, rows)
 
     async def schema(self) -> list[TableSchema]:
         """Return the tables that a query can read."""
