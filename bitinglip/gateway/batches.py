@@ -211,7 +211,7 @@ async def _prepared(gateway: Gateway, command: SubmitTask, batch_id: str, part: 
     await admission.admit(gateway, command.model, command.kind)
     task_id = member_id(batch_id, part, index)
     try:
-        command = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command))
+        command = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command.private))
         event = await gateway.inbox.prepare(command, key_id=gateway.key_id, task_id=task_id)
     except InvalidInput as error:
         raise InvalidInput(field=f"tasks.{index}.{error.field}", problem=error.problem) from error
@@ -220,7 +220,7 @@ async def _prepared(gateway: Gateway, command: SubmitTask, batch_id: str, part: 
 
 async def _digest(gateway: Gateway, batch_id: str, commands: list[SubmitTask], plain: str) -> str:
     """Return the digest of a request; if some of it is private, one that only the batch's own key leads to."""
-    if not any(map(gateway.inbox.is_private, commands)):
+    if not any(gateway.inbox.is_private(command.private) for command in commands):
         return plain
     return await privacy.request_digest(gateway.log.connection, batch_id, plain.encode())
 

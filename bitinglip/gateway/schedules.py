@@ -53,7 +53,7 @@ async def create(request: Request) -> Response:
     asked = CreateSchedule.from_json(body)
     command = asked.command()
     await admission.admit(gateway, command.model, command.kind)
-    resolved = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command))
+    resolved = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command.private))
     asked = asked.model_copy(update={"task": asked.task | {"params": resolved.params}})
     schedule = await gateway.scheduler.create(asked, gateway.key_id)
     return json(await _shown(gateway, schedule), 201, {"Location": f"/v1/schedules/{schedule.id}"})

@@ -30,7 +30,7 @@ async def submit(request: Request) -> Response:
     key = idempotency_key(request)
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     await admission.admit(gateway, command.model, command.kind)
-    command = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command))
+    command = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command.private))
     event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
     await gateway.let_in([event])
     streamed, wait_s = requests.wants(request, eventstream.MEDIA_TYPE), requests.preferred_wait(request)

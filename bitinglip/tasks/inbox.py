@@ -109,9 +109,9 @@ class Inbox:
         await self._opened(event)
         return await self.append(event, request_id)
 
-    def is_private(self, command: SubmitTask) -> bool:
-        """Tell whether what a command asks is to be kept out of the log."""
-        return self._private if command.private is None else command.private
+    def is_private(self, said: bool | None) -> bool:
+        """Tell whether what is asked is to be kept out of the log, by what the request says of it."""
+        return self._private if said is None else said
 
     async def forget(self, task_id: TaskId, command: ForgetTask) -> Task:
         """Destroy the key of a private task that has ended, drop its artifacts, and say so; again, it changes nothing.
@@ -288,7 +288,7 @@ class Inbox:
                 it takes the result of a private task, and is not private itself.
             NoServer, StreamFull: large or private parameters cannot be stored now.
         """
-        private = self.is_private(command)
+        private = self.is_private(command.private)
         if command.depends_on:
             _may_depend_on(command, await require(self._log, command.depends_on), private=private)
         made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)

@@ -75,7 +75,7 @@ class Scheduler:
             NoServer, StreamFull: the log does not take it now.
         """
         event = ScheduleCreated(schedule_id=self._log.ids(), key_id=key_id, **command.model_dump(mode="json"))
-        if self._inbox.is_private(command.command()):
+        if self._inbox.is_private(command.task.get("private")):
             event = await self._sealed(event)
         await self._log.append(self._log.schedule_append(event, 0))
         return await self.read(event.schedule_id)

@@ -70,7 +70,7 @@ class Retyped(First):
 class Narrower(First):
     """With a field that may not be null any more."""
 
-    sort: str = ""
+    sort: str = ""  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Bounded(First):

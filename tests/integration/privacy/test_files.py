@@ -32,7 +32,7 @@ DATA_URL = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 async def opened(log: EventLog, command: SubmitTask) -> Attempt:
     """Submit a task, and return the attempt of a worker that has read its parameters."""
     inbox = Inbox(log, 65_536)
-    command = await media.resolve(log, command, keep_data=inbox.is_private(command))
+    command = await media.resolve(log, command, keep_data=inbox.is_private(command.private))
     history = await log.read_task((await inbox.submit(command)).task_id)
     task = fold(history)
     assert task is not None
