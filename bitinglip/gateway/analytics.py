@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -78,10 +78,11 @@ def chosen_format(request: Request, asked: Bounded) -> Format:
     """
     named = requests.one(request, "format")
     if named is not None:
-        return next(each for each in FORMATS if each == requests.choice("format", named, named, FORMATS))
+        return cast("Format", requests.choice("format", named, named, FORMATS))
     if asked.format is not None:
         return asked.format
-    return next((each for each, media_type in FORMATS.items() if requests.wants(request, media_type)), "json")
+    accepted = [each for each, media_type in FORMATS.items() if requests.wants(request, media_type)]
+    return accepted[0] if accepted else "json"
 
 
 async def schema(request: Request) -> Response:
