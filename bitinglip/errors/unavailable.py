@@ -111,6 +111,18 @@ class DeviceLost(Unavailable):
 
 
 @dataclass(eq=False, kw_only=True)
+class ArchiveDamaged(Unavailable):
+    """A file of the archive is not what the index says."""
+
+    code = "archive_damaged"
+    template = "The archive's file {file} cannot be used: {problem}."
+    remedy = "Bring it back from a backup (`bitinglip events archive --output` writes copies, with digests)."
+    file: str
+    problem: str
+    retry_after_s: int = 60
+
+
+@dataclass(eq=False, kw_only=True)
 class QueriesBusy(Unavailable):
     """Other queries take all the threads that there are for them."""
 

@@ -1,8 +1,7 @@
-"""Analytics: a stranger's SQL over the read model, its schema, and its rebuild from the log."""
+"""Analytics: a stranger's SQL over the read model, and its schema."""
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -81,8 +80,10 @@ def chosen_format(request: Request, asked: Bounded) -> Format:
         return cast("Format", requests.choice("format", named, named, FORMATS))
     if asked.format is not None:
         return asked.format
-    accepted = [each for each, media_type in FORMATS.items() if requests.wants(request, media_type)]
-    return accepted[0] if accepted else "json"
+    for form, media_type in FORMATS.items():
+        if requests.wants(request, media_type):
+            return form
+    return "json"
 
 
 async def schema(request: Request) -> Response:
@@ -95,11 +96,3 @@ async def schema(request: Request) -> Response:
         for column in table.columns
     ]
     return json({"tables": [{"table": table.name, "comment": table.comment} for table in tables], "columns": columns})
-
-
-async def rebuild(request: Request) -> Response:
-    """Answer `POST /v1/projections/rebuild`: make the read model anew, and answer when it is done."""
-    requests.only(request)
-    started = time.perf_counter()
-    await gateway_of(request).readmodel.rebuild()
-    return json({"rebuilt": True, "elapsed_ms": round((time.perf_counter() - started) * 1000, 3)})

@@ -24,6 +24,7 @@ from bitinglip.gateway.modeloperations import ALIAS, ASKED, AWAITED, FIT, HIT, M
 from bitinglip.gateway.models import AskCheck, AskModel, AskNodes
 from bitinglip.gateway.nodes import Labels, Prune
 from bitinglip.gateway.operations import ACCEPTED, ARTIFACT, ENDING, NODE_STATUS, OPERATIONS
+from bitinglip.gateway.projections import Rebuild
 from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.savedqueries import RunQuery, SaveQuery
 from bitinglip.gateway.schedules import ScheduleShown
@@ -56,6 +57,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     NodeWorker,
     QueueChange,
     QueuePurge,
+    Rebuild,
     *ABOUT_MODELS,
     *TIMES,
 )

@@ -54,8 +54,11 @@ class Database:
         self._connection.close()
 
     def fold(self, threads: int) -> None:
-        """Write all that is committed into the file itself, with so many threads."""
+        """Add the keys to a file that was filled in bulk, and write all into the file itself, with so many threads."""
         self._connection.execute(f"set threads = {threads}")
+        for version in self.applied_to:
+            if key := version.projection.key(version.home):
+                self._connection.execute(key)
         self._connection.execute("checkpoint")
 
     def interrupt(self) -> None:

@@ -18,9 +18,12 @@ from bitinglip.errors import (
     QueryRefused,
     ReadModelBroken,
 )
+from bitinglip.events.archive import trimmed_to
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
+from bitinglip.events.streams import TASKS
+from bitinglip.ids import TaskId
 from bitinglip.projections import snapshot, sql
 from bitinglip.projections.building import VersionState
 from bitinglip.projections.checkpoint import Checkpoints
@@ -138,6 +141,16 @@ class ReadModel:
             ProjectionBehind: it was not in time.
         """
         await self._checkpoints.wait(stream, sequence, self._ground.settings.read_wait_s)
+
+    async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event, of all that may have left the server; none without it.
+
+        Raises:
+            ProjectionBehind: it has not come so far.
+            NoServer: the log cannot be asked.
+        """
+        await self.wait(TASKS, await trimmed_to(self._ground.log.connection, TASKS))
+        return await self.queries.span(task_id)
 
     async def lag(self) -> list[Lag]:
         """Return how far each stream is applied, and how far it goes.

@@ -72,6 +72,8 @@ class TaskRow:
     progress_step: int | None
     progress_total: int | None
     progress_unit: str | None
+    private: bool
+    forgotten_at: datetime | None
     submitted_sequence: int
     last_sequence: int
 
@@ -263,6 +265,20 @@ class TableSchema:
     name: str
     comment: str | None
     columns: tuple[ColumnSchema, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """An event that a request led to; the columns of `audit`."""
+
+    recorded_at: datetime
+    stream: str
+    sequence: int
+    type: str
+    about: str
+    key_id: str | None
+    address: str | None
+    request_id: str
 
 
 def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:

@@ -18,25 +18,24 @@ create table self.devices (
     utilisation_max_percent double,
     utilisation_sum decimal(18, 3),
     utilisation_readings bigint not null,
-    utilisation_avg_percent double generated always as (utilisation_sum / utilisation_readings),
+    utilisation_avg_percent double,
     memory_used_min_bytes bigint,
     memory_used_max_bytes bigint,
     memory_used_sum decimal(38, 0),
     memory_used_readings bigint not null,
-    memory_used_avg_bytes double generated always as (memory_used_sum / memory_used_readings),
+    memory_used_avg_bytes double,
     temperature_min_c double,
     temperature_max_c double,
     temperature_sum decimal(18, 3),
     temperature_readings bigint not null,
-    temperature_avg_c double generated always as (temperature_sum / temperature_readings),
+    temperature_avg_c double,
     power_min_w double,
     power_max_w double,
     power_sum decimal(18, 3),
     power_readings bigint not null,
-    power_avg_w double generated always as (power_sum / power_readings),
+    power_avg_w double,
     memory_total_bytes bigint,
-    energy_mj bigint,
-    energy_j double generated always as (energy_mj / 1e3)
+    energy_mj bigint
 );
 
 comment on table self.devices is 'What each device did, of the readings in heartbeats; one row per node, device and time bucket.';
@@ -67,7 +66,6 @@ comment on column self.devices.power_readings is 'Readings that told it.';
 comment on column self.devices.power_avg_w is 'Power that it drew, in watts: the mean.';
 comment on column self.devices.memory_total_bytes is 'Memory that it has, in bytes.';
 comment on column self.devices.energy_mj is 'What it drew up to each reading since the one before, in millijoules: the mean power of the two for the time between them, if that is no more than a minute.';
-comment on column self.devices.energy_j is 'energy_mj, in joules.';
 
 create table self.device_workers (
     worker_id varchar not null,
@@ -162,18 +160,22 @@ using (
         max(utilisation_percent) as utilisation_max_percent,
         sum(utilisation_percent::decimal(15, 3)) as utilisation_sum,
         count(utilisation_percent) as utilisation_readings,
+        utilisation_sum / utilisation_readings as utilisation_avg_percent,
         min(memory_used_bytes) as memory_used_min_bytes,
         max(memory_used_bytes) as memory_used_max_bytes,
         sum(memory_used_bytes) as memory_used_sum,
         count(memory_used_bytes) as memory_used_readings,
+        memory_used_sum / memory_used_readings as memory_used_avg_bytes,
         min(temperature_c) as temperature_min_c,
         max(temperature_c) as temperature_max_c,
         sum(temperature_c::decimal(15, 3)) as temperature_sum,
         count(temperature_c) as temperature_readings,
+        temperature_sum / temperature_readings as temperature_avg_c,
         min(power_w) as power_min_w,
         max(power_w) as power_max_w,
         sum(power_w::decimal(15, 3)) as power_sum,
         count(power_w) as power_readings,
+        power_sum / power_readings as power_avg_w,
         max(memory_total_bytes) as memory_total_bytes,
         sum(floor((former_power_w + power_w) / 2 * gap_us / 1e3 + 0.5)::bigint)
             filter (gap_us between 0 and 60000000)::bigint as energy_mj
@@ -187,18 +189,26 @@ when matched then update set
     utilisation_max_percent = greatest(old.utilisation_max_percent, new.utilisation_max_percent),
     utilisation_sum = coalesce(old.utilisation_sum + new.utilisation_sum, old.utilisation_sum, new.utilisation_sum),
     utilisation_readings = old.utilisation_readings + new.utilisation_readings,
+    utilisation_avg_percent = coalesce(old.utilisation_sum + new.utilisation_sum, old.utilisation_sum, new.utilisation_sum)
+        / (old.utilisation_readings + new.utilisation_readings),
     memory_used_min_bytes = least(old.memory_used_min_bytes, new.memory_used_min_bytes),
     memory_used_max_bytes = greatest(old.memory_used_max_bytes, new.memory_used_max_bytes),
     memory_used_sum = coalesce(old.memory_used_sum + new.memory_used_sum, old.memory_used_sum, new.memory_used_sum),
     memory_used_readings = old.memory_used_readings + new.memory_used_readings,
+    memory_used_avg_bytes = coalesce(old.memory_used_sum + new.memory_used_sum, old.memory_used_sum, new.memory_used_sum)
+        / (old.memory_used_readings + new.memory_used_readings),
     temperature_min_c = least(old.temperature_min_c, new.temperature_min_c),
     temperature_max_c = greatest(old.temperature_max_c, new.temperature_max_c),
     temperature_sum = coalesce(old.temperature_sum + new.temperature_sum, old.temperature_sum, new.temperature_sum),
     temperature_readings = old.temperature_readings + new.temperature_readings,
+    temperature_avg_c = coalesce(old.temperature_sum + new.temperature_sum, old.temperature_sum, new.temperature_sum)
+        / (old.temperature_readings + new.temperature_readings),
     power_min_w = least(old.power_min_w, new.power_min_w),
     power_max_w = greatest(old.power_max_w, new.power_max_w),
     power_sum = coalesce(old.power_sum + new.power_sum, old.power_sum, new.power_sum),
     power_readings = old.power_readings + new.power_readings,
+    power_avg_w = coalesce(old.power_sum + new.power_sum, old.power_sum, new.power_sum)
+        / (old.power_readings + new.power_readings),
     memory_total_bytes = greatest(old.memory_total_bytes, new.memory_total_bytes),
     energy_mj = coalesce(old.energy_mj + new.energy_mj, old.energy_mj, new.energy_mj)
 when not matched then insert by name;
@@ -234,18 +244,22 @@ select
     max(utilisation_max_percent) as utilisation_max_percent,
     sum(utilisation_sum) as utilisation_sum,
     sum(utilisation_readings)::bigint as utilisation_readings,
+    sum(utilisation_sum) / sum(utilisation_readings) as utilisation_avg_percent,
     min(memory_used_min_bytes) as memory_used_min_bytes,
     max(memory_used_max_bytes) as memory_used_max_bytes,
     sum(memory_used_sum) as memory_used_sum,
     sum(memory_used_readings)::bigint as memory_used_readings,
+    sum(memory_used_sum) / sum(memory_used_readings) as memory_used_avg_bytes,
     min(temperature_min_c) as temperature_min_c,
     max(temperature_max_c) as temperature_max_c,
     sum(temperature_sum) as temperature_sum,
     sum(temperature_readings)::bigint as temperature_readings,
+    sum(temperature_sum) / sum(temperature_readings) as temperature_avg_c,
     min(power_min_w) as power_min_w,
     max(power_max_w) as power_max_w,
     sum(power_sum) as power_sum,
     sum(power_readings)::bigint as power_readings,
+    sum(power_sum) / sum(power_readings) as power_avg_w,
     max(memory_total_bytes) as memory_total_bytes,
     sum(energy_mj)::bigint as energy_mj
 from self.devices

@@ -22,9 +22,7 @@ create table self.usage (
     images bigint not null,
     audio_in_ms bigint not null,
     audio_out_ms bigint not null,
-    energy_mj bigint,
-    run_s double generated always as (run_us / 1e6),
-    energy_j double generated always as (energy_mj / 1e3)
+    energy_mj bigint
 );
 
 comment on table self.usage is 'What was used; one row per API key, model, kind and hour.';
@@ -45,8 +43,6 @@ comment on column self.usage.images is 'Images that came out.';
 comment on column self.usage.audio_in_ms is 'Milliseconds of sound that went in.';
 comment on column self.usage.audio_out_ms is 'Milliseconds of sound that came out.';
 comment on column self.usage.energy_mj is 'What cards drew for them, in millijoules; null if no card told.';
-comment on column self.usage.run_s is 'run_us, in seconds.';
-comment on column self.usage.energy_j is 'energy_mj, in joules.';
 
 -- name: usage
 -- when: task.succeeded task.failed task.cancelled task.expired task.dead_lettered
