@@ -91,6 +91,11 @@ class Tasks(_Section):
         default=(),
         description="Retry policies of kinds, `KIND=ATTEMPTS/BASE_MS/MAX_MS` each, for tasks that bring none.",
     )
+    private: bool = Field(
+        default=False,
+        description="Keep parameters and results of tasks that do not say `private` themselves out of the log: "
+        "encrypted, each task with a key of its own (docs/privacy.md).",
+    )
     followed_most: int = Field(
         default=10_000,
         ge=0,
@@ -329,12 +334,29 @@ class Projections(_Section):
     batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
     memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")
     threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
+    keep_ticks_s: float = Field(
+        default=172_800.0,
+        gt=0,
+        description="Seconds that progress, heartbeats and other ticks stay among the read model's events; they leave "
+        "the log after `log.tick_ttl_s`.",
+    )
+    snapshot_events: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Events after which a gateway stores a copy of its read model for those that start; 0: never.",
+    )
     read_wait_s: float = Field(default=5.0, ge=0, description="Longest wait of a read for its own writes, in seconds.")
     query_timeout_s: float = Field(
         default=30.0, gt=0, description="Longest run of a query that a caller sends, in seconds."
     )
     query_max_rows: int = Field(
         default=10_000, ge=1, description="Most rows in the answer to a query that a caller sends."
+    )
+    query_export_max_rows: int = Field(
+        default=1_000_000, ge=1, description="Most rows in such an answer as Arrow or CSV, which are sent as they come."
+    )
+    query_export_max_bytes: int = Field(
+        default=2**30, ge=2**20, description="Most bytes of such an answer, as DuckDB holds them."
     )
 
 
@@ -354,6 +376,33 @@ class Audit(_Section):
     )
 
 
+class Archive(_Section):
+    """Old events: when they go into the archive, and when what is archived leaves the server."""
+
+    every_s: float = Field(
+        default=60.0, ge=0, description="Seconds between two looks of a gateway for what is to be archived; 0: none."
+    )
+    settled_s: float = Field(default=10.0, ge=0, description="Age in seconds from which an event is archived.")
+    part_events: int = Field(
+        default=100_000,
+        ge=1,
+        description="Most events in a file of the archive; a file ends with its day (UTC) as well.",
+    )
+    hot_age_s: float = Field(
+        default=7 * 86_400.0,
+        ge=0,
+        description="Seconds after which tasks that are over leave the server, once archived.",
+    )
+    hot_tasks: int = Field(
+        default=100_000,
+        ge=0,
+        description="Tasks that are over and stay on the server; each takes it about 3 KB of memory.",
+    )
+    path: Path | None = Field(
+        default=None, description="Folder of a gateway's copies of the archive; none: `<data_dir>/archive`."
+    )
+
+
 class Settings(_Section):
     """The whole configuration, built once in a `main` and handed down by section."""
 
@@ -369,6 +418,7 @@ class Settings(_Section):
     models: Models = Models.model_construct()
     projections: Projections = Projections.model_construct()
     audit: Audit = Audit.model_construct()
+    archive: Archive = Archive.model_construct()
 
     @property
     def models_dir(self) -> Path:
@@ -384,6 +434,11 @@ class Settings(_Section):
     def audit_key_path(self) -> Path:
         """The key that a gateway on this machine signs the log with."""
         return self.audit.key_file or self.data_dir / "audit.key"
+
+    @property
+    def archive_path(self) -> Path:
+        """Where a gateway keeps its copies of the archive."""
+        return self.archive.path or self.data_dir / "archive"
 
     @property
     def projections_path(self) -> Path:

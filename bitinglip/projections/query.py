@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ import orjson
 from bitinglip.errors import InvalidInput
 from bitinglip.projections import queries, sql
 from bitinglip.projections.database import Database
+from bitinglip.projections.reports import Chosen, Report, report
 from bitinglip.projections.rows import (
     AuditRow,
     BatchRow,
@@ -24,6 +26,7 @@ from bitinglip.projections.rows import (
     ModelRow,
     ModelUsageRow,
     NodeRow,
+    SavedQueryRow,
     TableSchema,
     TaskRow,
     WorkerRow,
@@ -37,6 +40,7 @@ _PLACE = re.compile(r"([0-9]{1,17})\.([A-Z]{1,20})\.([0-9]{1,19})")
 _T = TypeVar("_T")
 _task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
 _batch, _usage, _asked = reader(BatchRow), reader(ModelUsageRow), reader(AuditRow)
+_saved = reader(SavedQueryRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class TaskFilter:
     after: datetime | None = None
     """It ended after this, or was submitted after it and has not ended; `before` likewise."""
     before: datetime | None = None
+    readable: bool | None = None
+    """Whether it is private, and not forgotten."""
     limit: int = 50
     cursor: str | None = None
     """What the page before answered as `next_cursor`."""
@@ -77,6 +83,7 @@ class TaskFilter:
             "failure": self.failure,
             "after": _naive(self.after),
             "before": _naive(self.before),
+            "readable": self.readable,
             "limit": self.limit + 1,
         }
 
@@ -164,6 +171,20 @@ class Queries:
         page = found[: chosen.limit]
         return [row[0] for row in page], str(page[-1][1]) if len(found) > chosen.limit else None
 
+    async def over(self, task_ids: Seq[str], boundary: int) -> list[str]:
+        """Return those of these tasks that can leave the server, with all that is up to a sequence."""
+        params = {"task_ids": list(task_ids), "boundary": boundary}
+        return [task_id for (task_id,) in await self._rows("over", params)]
+
+    async def over_after(self, sequence: int) -> int:
+        """Return how many tasks that are over had their last event after a sequence."""
+        return (await self._rows("over_after", {"sequence": sequence}))[0][0]
+
+    async def span(self, task_id: str) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event; none if there is no such task."""
+        found = await self._rows("span", {"task_id": task_id})
+        return found[0] if found else None  # type: ignore[return-value]
+
     async def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state; a state without tasks is left out."""
         return dict(await self._rows("counts"))
@@ -221,6 +242,18 @@ class Queries:
         """Return what tasks made of each revision of a model, by name and revision."""
         rows = [_usage(values) for values in await self._rows("model_usage")]
         return {(row.model, row.revision): row for row in rows}
+
+    async def saved_queries(self, name: str | None = None) -> list[SavedQueryRow]:
+        """Return the saved queries by name, or the one that is named."""
+        return [_saved(values) for values in await self._rows("saved_queries", {"name": name})]
+
+    async def report(self, chosen: Chosen) -> Report:
+        """Make a report."""
+
+        async def rows(name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+            return await self._run(lambda cursor: cursor.named_rows(queries.text(name), params))
+
+        return await report(chosen, rows)
 
     async def schema(self) -> list[TableSchema]:
         """Return the tables that a query can read."""

@@ -17,7 +17,7 @@ _Row = TypeVar("_Row")
 _JSON = frozenset({
     "metadata", "params", "params_ref", "retried_as", "depends_on",
     "result", "result_ref", "failure", "versions", "models", "loaded",
-    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts",
+    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts", "parameters",
 })  # fmt: skip
 
 
@@ -72,6 +72,8 @@ class TaskRow:
     progress_step: int | None
     progress_total: int | None
     progress_unit: str | None
+    private: bool
+    forgotten_at: datetime | None
     submitted_sequence: int
     last_sequence: int
 
@@ -217,6 +219,19 @@ class ModelAliasRow:
     set_by: str | None
     previous_model: str | None
     previous_revision: str | None
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedQueryRow:
+    """SQL that has a name; the columns of `saved_queries`."""
+
+    name: str
+    sql: str
+    description: str | None
+    parameters: dict[str, dict[str, Any]]
+    saved_at: datetime
+    saved_by: str | None
     last_sequence: int
 
 
