@@ -16,6 +16,7 @@ from bitinglip.cli import (
     cluster,
     config,
     doctor,
+    eventreplay,
     events,
     eventschema,
     machines,
@@ -54,6 +55,7 @@ app.add_typer(artifact.app, name="artifact")
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 events.app.command()(eventschema.schema)
+events.app.command()(eventreplay.replay)
 app.add_typer(events.app, name="events")
 app.command()(query.query)
 app.add_typer(config.app, name="config")
