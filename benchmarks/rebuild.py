@@ -26,7 +26,7 @@ from benchmarks.histories import history
 from bitinglip.cli.natsserver import PrivateServer, find
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.log import EventLog
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.writer import write
 from bitinglip.settings import Nats, Projections

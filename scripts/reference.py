@@ -12,7 +12,7 @@ import orjson
 
 from bitinglip import errors
 from bitinglip.errors import BitingLipError, Defect, Denied, Rejected, Unavailable
-from bitinglip.events import batch, ledger, model, node, schedule, task, worker
+from bitinglip.events import batch, ledger, model, node, query, schedule, task, worker
 from bitinglip.events.asyncapi import document
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.settings import environment_name, iter_fields
@@ -20,7 +20,7 @@ from bitinglip.settings import environment_name, iter_fields
 FOLDER = Path("docs/reference")
 HEAD = "<!-- Written by `make docs`; change the code, not this page. -->\n\n"
 STREAMS = {task: "TASKS", batch: "TASKS", worker: "WORKERS", node: "WORKERS", model: "MODELS", schedule: "SCHEDULES"}
-STREAMS[ledger] = "LEDGER"
+STREAMS[ledger] = STREAMS[query] = "LEDGER"
 
 
 def main() -> int:

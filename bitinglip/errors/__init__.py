@@ -6,6 +6,7 @@ us (`Defect`). The gateway turns an error into RFC 9457 problem details, the CLI
 
 from __future__ import annotations
 
+from bitinglip.errors.analytics import QueryNotFound, ReportNotFound
 from bitinglip.errors.defect import (
     AppendRefused,
     ChildFailed,
@@ -14,6 +15,7 @@ from bitinglip.errors.defect import (
     Defect,
     EngineDied,
     InternalError,
+    LedgerDamaged,
     SealBroken,
 )
 from bitinglip.errors.denied import Denied, HostRefused, KeyFull, KeyMissing, QueueFull
@@ -40,6 +42,7 @@ from bitinglip.errors.model import (
     NothingBefore,
 )
 from bitinglip.errors.rejected import (
+    ArchiveFileNotFound,
     ArtifactExpired,
     ArtifactNotFound,
     BackupUnusable,
@@ -52,6 +55,7 @@ from bitinglip.errors.rejected import (
     InvalidConfig,
     InvalidInput,
     InvalidReference,
+    KeyUnusable,
     LogExists,
     MalformedBody,
     MethodNotAllowed,
@@ -61,6 +65,10 @@ from bitinglip.errors.rejected import (
     NoResult,
     PayloadTooLarge,
     ProjectionFileBusy,
+    ProjectionFileForeign,
+    ProjectionFileRefused,
+    ProjectionNotFound,
+    ProofUnusable,
     QueryRefused,
     QueryTimeout,
     QueueNotFound,
@@ -91,11 +99,15 @@ from bitinglip.errors.store import (
     StoreReadOnly,
 )
 from bitinglip.errors.unavailable import (
+    ArchiveDamaged,
     DeviceLost,
     GatewayUnreachable,
     NodeSilent,
     NoServer,
     ProjectionBehind,
+    ProjectionBuilding,
+    QueriesBusy,
+    ReadModelBroken,
     StreamFull,
     Unavailable,
 )
@@ -114,6 +126,8 @@ __all__ = [
     "AliasNotFound",
     "AliasTaken",
     "AppendRefused",
+    "ArchiveDamaged",
+    "ArchiveFileNotFound",
     "ArtifactExpired",
     "ArtifactNotFound",
     "BackupUnusable",
@@ -150,6 +164,8 @@ __all__ = [
     "InvalidReference",
     "KeyFull",
     "KeyMissing",
+    "KeyUnusable",
+    "LedgerDamaged",
     "LogExists",
     "MalformedBody",
     "MethodNotAllowed",
@@ -174,12 +190,21 @@ __all__ = [
     "OnlyPickles",
     "PayloadTooLarge",
     "ProjectionBehind",
+    "ProjectionBuilding",
     "ProjectionFileBusy",
+    "ProjectionFileForeign",
+    "ProjectionFileRefused",
+    "ProjectionNotFound",
+    "ProofUnusable",
+    "QueriesBusy",
+    "QueryNotFound",
     "QueryRefused",
     "QueryTimeout",
     "QueueFull",
     "QueueNotFound",
+    "ReadModelBroken",
     "Rejected",
+    "ReportNotFound",
     "RevisionNotOnHub",
     "RouteNotFound",
     "ScheduleNotFound",

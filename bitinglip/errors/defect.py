@@ -46,6 +46,16 @@ class CorruptEvent(Defect):
 
 
 @dataclass(eq=False, kw_only=True)
+class LedgerDamaged(Defect):
+    """A signed head in the log is not what a notary writes."""
+
+    code = "ledger_damaged"
+    template = "The signed heads of the log are damaged: {problem}"
+    remedy = "Run `bitinglip audit verify`: it names the first thing that is wrong."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class AppendRefused(Defect):
     """The server refused an append for a reason that should not occur."""
 

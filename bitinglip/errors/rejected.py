@@ -58,6 +58,27 @@ class BackupUnusable(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class KeyUnusable(Rejected):
+    """A file has no key that signs the log, or that shows who signed."""
+
+    code, status = "key_unusable", 422
+    template = "The key {path} cannot be used: {problem}."
+    remedy = "Name a PEM file with an Ed25519 key: `bitinglip audit key` prints a gateway's public one."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProofUnusable(Rejected):
+    """A file is no proof, or has no kept heads."""
+
+    code, status = "proof_unusable", 422
+    template = "The file cannot be used: {problem}."
+    remedy = "Name what `bitinglip audit proof`, or `bitinglip audit export`, has written."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class LogExists(Rejected):
     """A log is to be restored where there is one, or a part of one."""
 
@@ -240,6 +261,16 @@ class ArtifactNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ArchiveFileNotFound(Rejected):
+    """The index of the archive has no such file."""
+
+    code, status = "archive_file_not_found", 404
+    template = "The archive has no file {file}."
+    remedy = "`GET /v1/log/archive` lists the files."
+    file: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ArtifactExpired(Rejected):
     """An artifact of this digest was stored, and its lifetime is over."""
 
@@ -364,6 +395,37 @@ class ProjectionFileBusy(Rejected):
     remedy = "Stop the other gateway, or give each its own file (`projections.path`)."
     path: str
     problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionFileForeign(Rejected):
+    """The read model's file is a database of something else."""
+
+    code, status = "projection_file_foreign", 409
+    template = "The file {path} is a database of something else; it is left as it is."
+    remedy = "Name another file for the read model (`projections.path`), or move that one away."
+    path: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionFileRefused(Rejected):
+    """The machine does not let us read or write the read model's file."""
+
+    code, status = "projection_file_refused", 409
+    template = "The read model's file {path} cannot be used: {problem}"
+    remedy = "Make room there, or let the gateway's user read and write it, or name another file (`projections.path`)."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionNotFound(Rejected):
+    """There is no such projection."""
+
+    code, status = "projection_not_found", 404
+    template = "There is no projection {name!r}."
+    remedy = "Look at the list: `GET /v1/projections`."
+    name: str
 
 
 @dataclass(eq=False, kw_only=True)

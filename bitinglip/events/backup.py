@@ -26,6 +26,7 @@ from bitinglip.errors import BackupUnusable, LogExists, NoServer
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import ask
 from bitinglip.events.streams import (
+    ARCHIVE_BUCKET,
     ARTIFACTS_BUCKET,
     ARTIFACTS_INDEX,
     KEYS_STREAM,
@@ -37,7 +38,7 @@ from bitinglip.events.streams import (
     WORKERS,
 )
 
-BUCKETS = (f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARTIFACTS_BUCKET}")
+BUCKETS = (f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARTIFACTS_BUCKET}", f"OBJ_{ARCHIVE_BUCKET}")
 ALL_BUCKETS = (KEYS_STREAM, *BUCKETS)
 SAVED = (QUEUE, LEDGER, TASKS, SCHEDULES, WORKERS, MODELS, *BUCKETS)
 """Without the keys of private tasks, unless they are asked for.

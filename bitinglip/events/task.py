@@ -57,6 +57,14 @@ class Usage(_Value):
 
     input_tokens: int = 0
     output_tokens: int = 0
+    images: int = 0
+    """Images that were drawn."""
+    audio_in_ms: int = 0
+    """Milliseconds of sound that were listened to."""
+    audio_out_ms: int = 0
+    """Milliseconds of sound that were made."""
+    energy_j: float | None = None
+    """Its share of what the device drew while it ran, in joules; none if the device does not tell its power."""
 
 
 class RetryPolicy(_Value):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bitinglip import errors
+from bitinglip.gateway.analyticsoperations import ANALYTICS_OPERATIONS
+from bitinglip.gateway.auditoperations import AUDIT_OPERATIONS
 from bitinglip.gateway.listing import FAILURES
+from bitinglip.gateway.logoperations import LOG_OPERATIONS
 from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
     BODY,
@@ -36,6 +39,11 @@ QUEUE: Schema = object_of(
     depth=WHOLE, waiting=WHOLE, running=WHOLE,
     oldest_s={"type": ["number", "null"]}, rate_per_s={"type": "number"}, estimated_wait_s={"type": ["number", "null"]},
     paused=FLAG,
+)  # fmt: skip
+COUNTS: Schema = {"type": "object", "additionalProperties": WHOLE}
+PROJECTION = object_of(
+    projection=TEXT, version=TEXT, state={"enum": ["serving", "building"]}, current=FLAG, rows=COUNTS,
+    checkpoint=COUNTS, target=COUNTS,
 )  # fmt: skip
 PAUSES: Schema = object_of(model=TEXT, paused_lanes=array_of(LANE))
 
@@ -326,6 +334,7 @@ OPERATIONS = (
         {200: PRUNED}, (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Prune",
         notes="The body may be left out.",
     ),
+    *AUDIT_OPERATIONS,
     *MODEL_OPERATIONS,
     *UPLOAD_OPERATIONS,
     Operation(
@@ -343,14 +352,24 @@ OPERATIONS = (
     Operation(
         "post", "/v1/queues:purge", "Cancel all that waits for a model.", {200: BULK}, ON_MANY, body="QueuePurge"
     ),
-    Operation(
-        "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},
-        (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
-    ),
+    *LOG_OPERATIONS,
+    *ANALYTICS_OPERATIONS,
     Operation("get", "/v1/schema", "The tables that a query can read.", {200: ref("Schema")}),
     Operation(
-        "post", "/v1/projections/rebuild", "Make the read model anew from the log.",
-        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"})}, (errors.NoServer,),
+        "get", "/v1/projections", "The read model's projections: what serves, and what is being made.",
+        {200: object_of(projections=array_of(PROJECTION))}, (errors.ReadModelBroken,),
+    ),
+    Operation(
+        "post", "/v1/projections/rebuild", "Make the read model anew from the log, or one of its projections.",
+        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"}),
+         202: object_of(projections=array_of(PROJECTION))},
+        (*BODY, errors.ProjectionNotFound, errors.ReadModelBroken, errors.NoServer), body="Rebuild",
+        notes="The body may be left out. All are made before it answers; one is made in the background.",
+    ),
+    Operation(
+        "post", "/v1/projections/snapshot", "Store a copy of the read model, for gateways that start.",
+        {201: object_of(file=TEXT, checkpoints=COUNTS, size_bytes=WHOLE, sha256=TEXT)},
+        (errors.ProjectionBuilding, errors.Conflict, errors.ReadModelBroken, errors.NoServer),
     ),
     Operation("get", "/healthz", "Whether the process lives.", {200: object_of(status=TEXT)}, open=True),
     Operation(

@@ -14,6 +14,7 @@ from bitinglip.gateway import admission, events, eventstream, requests, sse, uns
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
+from bitinglip.projections.taskrow import row_of
 from bitinglip.tasks import media
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Accepted
@@ -111,11 +112,13 @@ async def _wait(
 ) -> Response:
     granted_s = min(float(wait_s), gateway.settings.gateway.wait_max_s)
     headers["Preference-Applied"] = f"wait={granted_s:g}"
-    sequence = await follower.terminal(_before(accepted), granted_s, heard_all=accepted.created)
-    if sequence is None:
+    told = await follower.to_the_end(_before(accepted), granted_s, heard_all=accepted.created)
+    if told is None:
         return json(_accepted(accepted), 202, headers)
-    gateway.recent.note(accepted.task_id, sequence)
-    return json(await unsealing.shown(gateway, await gateway.task(accepted.task_id)), 200, headers)
+    gateway.recent.note(accepted.task_id, told[-1].sequence)
+    # A task that was just made has no others after it, and all its events are at hand: no need to ask the read model.
+    row = row_of(told) if accepted.created else None
+    return json(await unsealing.shown(gateway, row or await gateway.task(accepted.task_id)), 200, headers)
 
 
 def _accepted(accepted: Accepted) -> dict[str, Any]:

@@ -18,22 +18,23 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from enum import Enum
+from typing import Any
 
 from bitinglip.errors import NoServer
-from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import Messages
 from bitinglip.events.feed import TaskFeed
-from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.source import LogSource, Source
 from bitinglip.projections.writer import write
 from bitinglip.settings import Projections
 
 log = logging.getLogger(__name__)
 
-STREAMS = tuple(sql.PROJECTIONS)
+STREAMS = sql.STREAMS
 BATCH_MOST_BYTES = 16 * 2**20
 """Bytes of payload in one transaction: DuckDB holds several times as much while it takes the fields out."""
 BUFFER_BATCHES = 2
@@ -88,11 +89,22 @@ class Projector:
         *,
         feed: TaskFeed | None = None,
         batches: int = 1,
+        source: Source | None = None,
+        on_failure: Callable[[WriteError], None] | None = None,
     ) -> None:
-        """`feed`: whom to hand the events of TASKS as they come; `batches`: how often `batch_max` in a transaction."""
+        """Make one that does not run yet.
+
+        `feed`: whom to hand the events of TASKS as they come; `batches`: how often `batch_max` in a transaction;
+        `source`: where to read, the log if none is given; `on_failure`: whom to tell that a write failed.
+        """
         self.state = State.STARTING
         self.caught_up = asyncio.Event()
-        self._log = log
+        self.writing = asyncio.Lock()
+        """Held while a batch is written; by others, for as long as nothing may be."""
+        self.problem: str | None = None
+        """Why nothing can be written at the moment."""
+        self._source = source or LogSource(log)
+        self._on_failure = on_failure
         self._database = database
         self._checkpoints = checkpoints
         self._settings = settings
@@ -162,7 +174,7 @@ class Projector:
         failures = 0
         while True:
             try:
-                return {stream: await last_event(self._log, stream) for stream in STREAMS}
+                return {stream: await self._source.last(stream) for stream in STREAMS}
             except NoServer as error:
                 log.warning("the projector waits for the log: %s", error)
                 await asyncio.sleep(_backoff(failures))
@@ -179,7 +191,7 @@ class Projector:
 
     async def _pump(self, stream: str) -> None:
         buffer = self._buffers[stream]
-        async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream))) as batches:
+        async with aclosing(self._source.read(stream, self._checkpoints.applied(stream))) as batches:
             async for messages in batches:
                 if stream == TASKS:
                     self._feed.offer(messages)
@@ -260,19 +272,27 @@ class Projector:
         failures, before, loop = 0, self.state, asyncio.get_running_loop()
         while True:
             try:
-                self._rest_s = await loop.run_in_executor(self._thread, self._timed_write, stream, batches)
+                async with self.writing:
+                    self._rest_s = await loop.run_in_executor(self._thread, self._timed_write, stream, batches)
                 break
-            except WriteError:
+            except WriteError as error:
                 log.exception("the read model could not be written at %s:%d", stream, batches[0].sequences[0])
+                self._tell(error)
                 if self.state is before:
                     self._enter(State.RETRYING)
                 await asyncio.sleep(_backoff(failures))
                 failures += 1
         if self.state is State.RETRYING:
             self._enter(before)
+            self.problem = None
         self._wrote_at = time.monotonic()
         self._checkpoints.advance(stream, batches[-1].sequences[-1])
         self._look_whether_caught_up()
+
+    def _tell(self, error: WriteError) -> None:
+        self.problem = str(error).partition("\n")[0]
+        if self._on_failure is not None:
+            self._on_failure(error)
 
     def _timed_write(self, stream: str, batches: Seq[Messages]) -> float:
         """Write, and return how long to rest after it."""
@@ -306,22 +326,12 @@ class _Buffer:
         return taken
 
 
-async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience_s: float) -> None:
+async def end(tasks: Callable[[], Iterable[asyncio.Task[Any] | None]], patience_s: float) -> None:
     """Cancel tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
     while alive := [task for task in tasks() if task is not None and not task.done()]:
         for task in alive:
             task.cancel()
         await asyncio.wait(alive, timeout=patience_s)
-
-
-async def last_event(log: EventLog, stream: str) -> int:
-    """Return the sequence of the last event in a stream, what are no events (timers) left out; 0 if there is none.
-
-    Raises:
-        NoServer: the log cannot be asked.
-    """
-    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
-    return max((message.sequence for message in found if message is not None), default=0)
 
 
 def _report(task: asyncio.Task[None]) -> None:

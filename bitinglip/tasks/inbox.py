@@ -158,6 +158,8 @@ class Inbox:
 
     async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
         """Put a prepared task into the log; see `submit`."""
+        if (event.idempotency_key or event.retry_of) and await self._log.knows_cold(event.task_id):
+            return await self._repeated(event)
         orphaned = event.expires_at is not None and not await self._set_expiry(event)
         try:
             sequence = await self._log.append(self._submission(event, request_id))

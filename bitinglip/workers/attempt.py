@@ -173,8 +173,12 @@ class Scribe:
         return None
 
     async def _decide_again(self, step: _Step) -> NoServer | None:
+        known = step.attempt.task.sequence
         try:
             await self.refresh(step.attempt)
+            if step.attempt.task.sequence == known and not await self._log.read_task(step.attempt.id):
+                step.result, step.done = Stale(), True  # it has ended long ago, and left the server
+                return None
             self._decide(step)
         except NoServer as error:
             return error

@@ -23,6 +23,7 @@ from bitinglip.workers.attempt import Attempt, Scribe
 from bitinglip.workers.batcher import group
 from bitinglip.workers.bigger import outgrown
 from bitinglip.workers.company import Rooms, apart, company
+from bitinglip.workers.energy import Energy
 from bitinglip.workers.engine import (
     JOINING_KINDS,
     JobAnswer,
@@ -88,6 +89,7 @@ class BatchRunner:
         self._stop_timer: asyncio.TimerHandle | None = None
         self._stop_at = 0.0
         self.counts = Counts()
+        self.energy = Energy()
         self.device_bytes: int | None = None
         """Memory of the worker's device; none: not known."""
         self.freed = asyncio.Event()
@@ -220,6 +222,7 @@ class BatchRunner:
         jobs = [job for job in jobs if job.task_id in by_id]
         for attempt in by_id.values():
             self._watch_time(host, attempt)
+            self.energy.begin(attempt.id)
         async with self.engine.watched(host):
             async for messages in host.run(loaded.model_key, jobs):
                 await self._heard(by_id, messages, loaded)
@@ -315,11 +318,12 @@ class BatchRunner:
     async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:
         match answer:
             case JobSucceeded():
+                used = answer.usage.model_copy(update={"energy_j": self.energy.end(attempt.id)})
                 files: list[str] = []
                 stored = await self._files.store(answer.result, self._files.sealing(attempt, files))
                 most = self._settings.log.inline_max_bytes
                 result, reference = await store_result(self._log.connection, attempt, stored, most)
-                return self._words.success(attempt, answer, loaded, result, reference, tuple(files))
+                return self._words.success(attempt, answer, used, loaded, result, reference, tuple(files))
             case JobFailed():
                 return await self._failed(attempt, answer.failure)
             case JobCancelled():
@@ -373,6 +377,7 @@ class BatchRunner:
         """Count the attempt as running no more; a later one of the same task stays."""
         if self._running.get(attempt.id) is attempt:
             del self._running[attempt.id]
+            self.energy.end(attempt.id)
         self.counts.running = len(self._running)
 
     async def _lost(self, attempt: Attempt, outcome: Any) -> None:

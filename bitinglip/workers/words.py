@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from bitinglip.events.task import ArtifactRef, Failure
+from bitinglip.events.task import ArtifactRef, Failure, Usage
 from bitinglip.tasks.commands import AssignAttempt, FailAttempt, ProgressAttempt, StopAttempt, SucceedAttempt
 from bitinglip.workers.attempt import Attempt
 from bitinglip.workers.engine import JobProgressed, JobSucceeded, Loaded, ModelSpec
@@ -54,18 +54,19 @@ class Words:
         self,
         attempt: Attempt,
         answer: JobSucceeded,
+        used: Usage,
         loaded: Loaded,
         result: dict[str, Any] | None,
         reference: ArtifactRef | None,
         files: tuple[str, ...] = (),
     ) -> SucceedAttempt:
-        """Say that it has a result, which is here or in an artifact; `files`: what a private one names."""
+        """Say that it has a result, here or in an artifact, and what that took; `files`: what a private one names."""
         return SucceedAttempt(
             attempt=attempt.task.attempt,
             worker_id=self._identity.worker_id,
             result=result,
             result_ref=reference,
-            usage=answer.usage,
+            usage=used,
             run_ms=round(answer.run_ms, 3),
             load_ms=round(attempt.load_ms, 3),
             device=loaded.device,

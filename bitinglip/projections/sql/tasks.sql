@@ -9,10 +9,12 @@
 -- The blocks that apply a batch are run in the order below, each only if the batch has events for it: planning a
 -- statement costs milliseconds however few its rows are. A batch of nothing but progress has the last one to itself,
 -- which does what the others would do.
+--
+-- streams: TASKS
 
 -- name: table
 create table self.tasks (
-    task_id varchar primary key,
+    task_id varchar not null,
     state varchar,
     kind varchar,
     model varchar,
@@ -120,7 +122,11 @@ comment on column self.tasks.submitted_sequence is 'Sequence of its task.submitt
 comment on column self.tasks.last_sequence is 'Sequence of its last event in TASKS.';
 comment on column self.tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
+-- name: key
+alter table self.tasks add primary key (task_id);
+
 -- name: settle_queued
+-- when: task.queued
 update batch
 set makes_ready = false
 from batch as earlier
@@ -130,6 +136,7 @@ where batch.type = 'task.queued'
     and earlier.state_key >= batch.state_key;
 
 -- name: change
+-- when: task.*
 create or replace temp table task_changes as
 with told as (
     select
@@ -192,7 +199,14 @@ select
     }') as r
 from told;
 
+-- name: known
+-- when: task.submitted
+delete from task_changes
+using self.tasks
+where task_changes.submitted_sequence is not null and task_changes.task_id = tasks.task_id;
+
 -- name: add
+-- when: task.submitted
 insert into self.tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
@@ -205,10 +219,10 @@ select
     if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
     coalesce(s.private, false), forgotten_at, submitted_sequence, last_sequence, state_key
 from task_changes
-where submitted_sequence is not null
-on conflict do nothing;
+where submitted_sequence is not null;
 
 -- name: retried
+-- when: retry
 update self.tasks
 set retried_as = to_json(list_concat(from_json(tasks.retried_as, '["VARCHAR"]'), new.task_ids))
 from (
@@ -220,6 +234,7 @@ from (
 where new.task_id = tasks.task_id;
 
 -- name: update
+-- when: task.*
 update self.tasks
 set
     state = if(new.state_key > tasks.state_key, new.state, tasks.state),
@@ -259,6 +274,7 @@ from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;
 
 -- name: progress
+-- alone: task.progressed
 update self.tasks
 set
     progress_step = if(new.attempt is null, tasks.progress_step, new.p.step),

@@ -37,7 +37,7 @@ async def write_out(house: House, body: dict[str, Any], pieces: Sequence[str]) -
     stored, reference = await store_result(house.log.connection, attempt, result, 65_536)
     answer = JobSucceeded(task_id=task_id, result=result, usage=Usage(), run_ms=1.0)
     loaded = Loaded(model_key="", load_ms=0.0, memory_bytes=0, device="cpu")
-    await _do(house, attempt, words.success(attempt, answer, loaded, stored, reference))
+    await _do(house, attempt, words.success(attempt, answer, answer.usage, loaded, stored, reference))
     return task_id
 
 
