@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from bitinglip.events import model, node, schedule, task, worker
 from bitinglip.events.registry import REGISTRY
 from bitinglip.projections.database import Database, WriteError
 from bitinglip.projections.projector import Projector, end
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
 CANCEL_AGAIN_S = 5.0
+DECLARING = (model, node, schedule, task, worker)
+"""Modules that have types of ticks: the registry knows those that are imported."""
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  (the tables' times are UTC, and do not say so)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from typing import Any
 
-from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer, TaskIsForgotten
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 CANCEL_PATIENCE_S = 10.0
 """How long a running step may take to hear of a time-out before its engine process is killed."""
+PRIVATELY = "it ended while a private task ran; no more is told of it"
 LOADING_TICK_S = 0.5
 """Seconds between two ticks of the tasks that wait for a model to load."""
 
@@ -300,10 +301,10 @@ class BatchRunner:
         await self._end_cancelled(batch)
         for attempt in [attempt for attempt in batch if not attempt.settled]:
             try:
-                params = await read_params(self._log.connection, attempt.task)
+                params = await read_params(self._log.connection, attempt)
                 files = await self._files.fetch(attempt.task.submitted.kind, params)
                 jobs.append(JobSpec(task_id=attempt.id, params=params, files=files))
-            except (ArtifactNotFound, ArtifactExpired) as error:
+            except (ArtifactNotFound, ArtifactExpired, TaskIsForgotten) as error:
                 await self._fail([attempt], Failure(kind="bad_input", message=str(error), retryable=False))
         return jobs
 
@@ -318,10 +319,11 @@ class BatchRunner:
         match answer:
             case JobSucceeded():
                 used = answer.usage.model_copy(update={"energy_j": self.energy.end(attempt.id)})
-                stored = await self._files.store(answer.result)
+                files: list[str] = []
+                stored = await self._files.store(answer.result, self._files.sealing(attempt, files))
                 most = self._settings.log.inline_max_bytes
-                result, reference = await store_result(self._log.connection, stored, most)
-                return self._words.success(attempt, answer, used, loaded, result, reference)
+                result, reference = await store_result(self._log.connection, attempt, stored, most)
+                return self._words.success(attempt, answer, used, loaded, result, reference, tuple(files))
             case JobFailed():
                 return await self._failed(attempt, answer.failure)
             case JobCancelled():
@@ -395,11 +397,12 @@ class BatchRunner:
             failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
         else:
             failure = Failure(kind="engine_crashed", message=died.problem, retryable=True)
+            problem = PRIVATELY if any(attempt.task.submitted.private for attempt in batch) else died.problem
             if first:
-                log.error("the engine process died: %s", died.problem)
+                log.error("the engine process died: %s", problem)
                 await self._tell(
                     WorkerEngineExited(
-                        worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=died.problem[:2000]
+                        worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=problem[:2000]
                     )
                 )
         timed_out = Failure(

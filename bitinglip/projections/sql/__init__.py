@@ -3,6 +3,8 @@
 A file says in its head from which streams it is made: `-- streams: TASKS WORKERS`. Its blocks:
 
 - `table` makes its tables and indexes, and comments on every table and column.
+- `key`, if there is one, adds keys to them: at once, or, to a file that is filled in bulk, when it is full, since an index
+  costs more than the rows. So no other block may rely on it (an `on conflict` does).
 - Every other block applies a staged batch (`batch`, see `batch.sql`), in the order of the file, in the transaction that
   moves the checkpoint. A line `-- when: task.queued batch.*` under a block's name: only if the batch has an event of
   such a type (`*` stands for anything; `retry` for a task that asks for another one again); planning a statement costs
@@ -41,7 +43,7 @@ RETRY = "retry"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
 STAGE, SYSTEM = "batch", "system"
 """The files that are no projections."""
-TABLE, PRUNE = "table", "prune"
+TABLE, KEY, PRUNE = "table", "key", "prune"
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _STREAMS = re.compile(r"^-- streams: (.+)\n", re.MULTILINE)
 _PARTS = re.compile(r"^-- parts: (.+)\n", re.MULTILINE)
@@ -80,6 +82,10 @@ class Projection:
         """Return the SQL that makes its tables in a schema."""
         return self._blocks(schema)[TABLE]
 
+    def key(self, schema: str) -> str | None:
+        """Return the SQL that adds the keys of its tables; none if `table` says it all."""
+        return self._blocks(schema).get(KEY)
+
     def prune(self, schema: str) -> str | None:
         """Return the SQL that drops what is old; none if nothing is to be."""
         return self._blocks(schema).get(PRUNE)
@@ -87,13 +93,16 @@ class Projection:
     def applied(self, types: Types, schema: str) -> str:
         """Return the SQL that applies a staged batch of events of these types; empty if it has none for it."""
         told = frozenset(kind for kind in types if kind is not None)
-        steps = {name: text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE}}
+        steps = self._steps(schema)
         alone = [name for name, text in steps.items() if _stands_alone(text, told)]
         return "\n".join(steps[name] for name in alone or steps if alone or _is_for(steps[name], told))
 
     def all_applied(self, schema: str) -> str:
         """Return the SQL of all blocks that apply a batch."""
-        return "\n".join(text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE})
+        return "\n".join(self._steps(schema).values())
+
+    def _steps(self, schema: str) -> dict[str, str]:
+        return {name: text for name, text in self._blocks(schema).items() if name not in {TABLE, KEY, PRUNE}}
 
     def _blocks(self, schema: str) -> dict[str, str]:
         return _parse(self.text, schema)
