@@ -90,7 +90,7 @@ class Projector:
         feed: TaskFeed | None = None,
         batches: int = 1,
         source: Source | None = None,
-        on_failure: Callable[[WriteError], None] | None = None,
+        on_failure: Callable[[WriteError], object] | None = None,
     ) -> None:
         """Make one that does not run yet.
 

@@ -597,6 +597,22 @@ class TestOnACluster:
         schema = await bitinglip("query", "--schema", "--url", url)
         assert any(line.startswith("tasks\tstate\t") for line in schema.out.splitlines())
 
+    async def test_projections_are_listed_made_anew_and_copied(self, url: str) -> None:
+        await bitinglip("task", "submit", "echo", "-p", "message=hi", "--url", url)
+        listed = (await bitinglip("projections", "list", "--json", "--url", url)).lines
+        assert {"tasks", "events"} <= {each["projection"] for each in listed}
+        table = await bitinglip("projections", "list", "--url", url)
+        assert "serving" in table.out
+        assert "TASKS" in table.out
+        one = await bitinglip("projections", "rebuild", "batches", "--json", "--url", url)
+        assert {each["projection"] for each in one.lines} == {"batches"}
+        unknown = await bitinglip("projections", "rebuild", "nothing", "--url", url)
+        assert (unknown.status, "projections" in unknown.err) == (2, True)
+        every = await bitinglip("projections", "rebuild", "--url", url)
+        assert every.out.startswith("made anew in ")
+        made = await bitinglip("projections", "snapshot", "--json", "--url", url)
+        assert made.json["file"].startswith("snapshot-")
+
     async def test_nodes_and_workers_are_shown_and_commanded(self, url: str, eventually: Callable[..., Any]) -> None:
         node = (await eventually(lambda: nodes(url)))[0]
         worker = (await bitinglip("worker", "list", "--json", "--url", url)).lines[0]["worker_id"]
