@@ -89,6 +89,23 @@ async def test_a_key_sees_its_own(sandbox: Sandbox, sql: str, expected: list[lis
     assert await rows(sandbox, sql) == expected
 
 
+async def test_what_is_asked_for_every_day_is_not_too_much(sandbox: Sandbox) -> None:
+    vector = ",".join(f"{n / 7}" for n in range(768))
+    assert await rows(
+        sandbox, f"select list_cosine_similarity([{vector}], [{vector}]) > 0.9 and count(*) = 2 from tasks"
+    )
+    steps = """with a as (select task_id, coalesce(wait_ms, run_ms, 0) + coalesce(run_ms, 0) as ms, state from tasks),
+        b as (select *, case when ms < 10 then 'fast' when ms < 100 then 'good' when ms < 999 then 'slow' end as kind
+            from a),
+        c as (select kind, state, count(*) as n, avg(ms) as mean, max(ms) as most from b group by all),
+        d as (select *, mean / most as ratio, n / sum(n) over () as share from c)
+        select count(*) from d where ratio is null or (share > 0 and ratio < 1 and mean > 0 and most > mean)"""
+    assert len(await rows(sandbox, steps)) == 1
+    joined = "select count(*) from tasks t0 " + " ".join(f"join tasks t{n} using (task_id)" for n in range(1, 20))
+    assert await rows(sandbox, joined) == [[2]]
+    assert await rows(sandbox, " union all ".join(["select count(*) from tasks"] * 40)) == [[2]] * 40
+
+
 async def test_subqueries_may_be_nested(sandbox: Sandbox) -> None:
     sql = "select count(*) from " + "(select * from " * 20 + "tasks" + ")" * 20
     assert await rows(sandbox, sql) == [[2]]
@@ -195,6 +212,16 @@ WAYS_OUT = {
     "named subqueries that double": "with a0 as (select 1 x), "
     + ", ".join(f"a{n} as not materialized (select a.x from a{n - 1} a, a{n - 1} b)" for n in range(1, 40))
     + " select count(*) from a39",
+    "an expression that doubles, by names": "select 'x' || count(*) a, " + ", ".join(
+        f"a{n} || a{n} a{n + 1}".replace("a0", "a") for n in range(30)
+    ),
+    "an expression that doubles, by subqueries": "select * from "
+    + "(select a || a as a from " * 24 + "(select state as a from tasks)" + ")" * 24 + " where a = 'x'",
+    "an expression that doubles, by named ones": "with a0 as (select state x, state y from tasks), "
+    + ", ".join(f"a{n} as (select x || y x, y || x y from a{n - 1})" for n in range(1, 24))
+    + " select * from a23 where x = 'x'",
+    "many joins": "select count(*) from tasks t0 "
+    + " ".join(f"join tasks t{n} on t{n}.task_id = t{n - 1}.task_id" for n in range(1, 250)),
     "many named subqueries": "with "
     + ", ".join(f"a{n} as (from a{n - 1})" if n else "a0 as (select 1)" for n in range(2_500))
     + " from a2499",
