@@ -59,6 +59,18 @@ class Metrics:
         self.store_ratio = Gauge(
             "bitinglip_store_limit_ratio", "Part of the log's room that is taken; at 1 it is full.", registry=registry
         )
+        self.archive_behind_events = Gauge(
+            "bitinglip_archive_behind_events",
+            "Sequences of a stream after the last archived one.",
+            ("stream",),
+            registry=registry,
+        )
+        self.archive_behind_s = Gauge(
+            "bitinglip_archive_behind_seconds",
+            "Age of a stream's oldest event that is not archived; a day is usual.",
+            ("stream",),
+            registry=registry,
+        )
         self.connected = Gauge("bitinglip_log_connected", "Whether the event log is connected.", registry=registry)
         self.corrupt = CountedElsewhere(
             "bitinglip_corrupt_events", "Messages of a stream that are no events of ours.", ("stream",)

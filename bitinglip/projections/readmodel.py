@@ -18,9 +18,12 @@ from bitinglip.errors import (
     QueryRefused,
     ReadModelBroken,
 )
+from bitinglip.events.archive import trimmed_to
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
+from bitinglip.events.streams import TASKS
+from bitinglip.ids import TaskId
 from bitinglip.projections import snapshot, sql
 from bitinglip.projections.building import VersionState
 from bitinglip.projections.checkpoint import Checkpoints
@@ -34,6 +37,7 @@ from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
 from bitinglip.projections.sandbox import Sandbox, Table
 from bitinglip.projections.sql import Catalogue
+from bitinglip.projections.vetting import NO_TABLE
 from bitinglip.settings import Projections
 
 __all__ = [
@@ -136,6 +140,16 @@ class ReadModel:
         """
         await self._checkpoints.wait(stream, sequence, self._ground.settings.read_wait_s)
 
+    async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event, of all that may have left the server; none without it.
+
+        Raises:
+            ProjectionBehind: it has not come so far.
+            NoServer: the log cannot be asked.
+        """
+        await self.wait(TASKS, await trimmed_to(self._ground.log.connection, TASKS))
+        return await self.queries.span(task_id)
+
     async def lag(self) -> list[Lag]:
         """Return how far each stream is applied, and how far it goes.
 
@@ -233,7 +247,7 @@ class ReadModel:
         except WriteError as error:
             raise await self._meaning(error) from error
 
-    async def _run_stranger(self, work: Callable[[Database], Table]) -> Table:
+    async def _run_stranger(self, work: Callable[[Database], _T]) -> _T:
         await self._wait_serving()
         try:
             return await self._current.strangers.run(work)
@@ -241,6 +255,8 @@ class ReadModel:
             if isinstance(error.__cause__, WriteError):
                 meaning = await self._meaning(error.__cause__)
                 raise error if meaning is error.__cause__ else meaning from error.__cause__
+            if NO_TABLE in error.problem and (building := await self._being_made(error.problem)) is not None:
+                raise building from error
             raise
 
     async def _wait_serving(self) -> None:
