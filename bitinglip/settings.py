@@ -326,7 +326,7 @@ class Projections(_Section):
 
     path: Path | None = Field(default=None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
     flush_ms: float = Field(
-        default=40.0,
+        default=25.0,
         ge=0,
         description="Milliseconds that a projector gathers a batch after a quiet time, else until it is worth a "
         "transaction, for at most 250; one that a reader waits for is written at once.",

@@ -234,6 +234,16 @@ async def _are(found: Callable[[], Awaitable[list[str]]], wanted: list[str]) -> 
     return await found() == wanted
 
 
+async def trim(client: httpx.AsyncClient, _: GuardedServer) -> None:
+    """What is over is archived, leaves, and is read from there."""
+    task_id = await submitted(client)
+    assert await end_of(client, task_id) == "task.succeeded"
+    await client.get(f"/v1/tasks/{task_id}")
+    done = await client.post("/v1/log/archive", params={"now": "true"})
+    assert done.json()["trimmed"]["removed"] == 3, done.text
+    assert await end_of(client, task_id) == "task.succeeded"
+
+
 async def copy_the_read_model(client: httpx.AsyncClient, server: GuardedServer) -> None:
     """Copies of the read model, more than are kept, and a gateway that begins with one."""
     await end_of(client, await submitted(client))
@@ -245,16 +255,6 @@ async def copy_the_read_model(client: httpx.AsyncClient, server: GuardedServer) 
         assert readmodel.applied(TASKS) > 0
         await readmodel.close()
     await log.close()
-
-
-async def trim(client: httpx.AsyncClient, _: GuardedServer) -> None:
-    """What is over is archived, leaves, and is read from there."""
-    task_id = await submitted(client)
-    assert await end_of(client, task_id) == "task.succeeded"
-    await client.get(f"/v1/tasks/{task_id}")
-    done = await client.post("/v1/log/archive", params={"now": "true"})
-    assert done.json()["trimmed"]["removed"] == 3, done.text
-    assert await end_of(client, task_id) == "task.succeeded"
 
 
 USES = [
