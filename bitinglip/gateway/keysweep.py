@@ -78,4 +78,5 @@ class KeySweep:
         for stream, subject in known:
             if await self._log.read_last(stream, subject) is not None:
                 return False
-        return await self._readmodel.queries.task(owner) is None
+        batches, _ = await self._readmodel.queries.batches(batch_id=owner, limit=1)
+        return not batches and await self._readmodel.queries.task(owner) is None
