@@ -34,6 +34,7 @@ PARAMETERS = {
     "worker_id": "Name of the worker.",
     "node_id": "Name of the node.",
     "model": "Reference of the model as one token: all but letters, digits, `-` and `_` is `=` and two hex digits.",
+    "name": "Name of the saved query, as one token.",
     "about": "Name of a stream, or `readmodel`.",
     "lane": "`interactive`, `normal` or `batch`.",
     "queue": "The model as one token; `~` and its class follow for work that only some workers may take.",
@@ -137,6 +138,7 @@ def _schemas() -> Document:
     _, generated = models_json_schema([(cls, "validation") for cls in types()], ref_template=SCHEMAS)
     text = {"type": "string"}
     attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid")
+    attributes += ("actorkey", "actoraddress", "requestid")
     envelope = {
         "type": "object",
         "title": "CloudEvent",
