@@ -16,6 +16,7 @@ from bitinglip.events import batch, ledger, model, node, query, schedule, task, 
 from bitinglip.events.asyncapi import document
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.settings import environment_name, iter_fields
+from scripts import projections_page
 
 FOLDER = Path("docs/reference")
 HEAD = "<!-- Written by `make docs`; change the code, not this page. -->\n\n"
@@ -32,6 +33,7 @@ def main() -> int:
         ("settings.md", settings()),
         ("errors.md", error_pages()),
         ("asyncapi.json", asyncapi()),
+        ("projections.md", HEAD + projections_page.page()),
     ):
         path = FOLDER / name
         if not path.is_file() or path.read_text("utf-8") != text:
