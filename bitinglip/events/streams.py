@@ -41,11 +41,8 @@ SCHEDULES = "SCHEDULES"
 LEDGER = "LEDGER"
 ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
-<<<<<<< HEAD
 ARCHIVE_BUCKET = "archive"
-=======
 SNAPSHOTS_BUCKET = "snapshots"
->>>>>>> h-engine
 
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
@@ -146,14 +143,8 @@ async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
     for declared in declarations(settings):
         with _errors_named(f"The stream {declared.name}"):
             await _ensure_stream(js, declared)
-<<<<<<< HEAD
-    for name in (
-        (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARCHIVE_BUCKET}") if settings.replicas > 1 else ()
-    ):
-=======
-    kept = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", f"OBJ_{SNAPSHOTS_BUCKET}")
+    kept = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", f"OBJ_{SNAPSHOTS_BUCKET}", f"OBJ_{ARCHIVE_BUCKET}")
     for name in kept if settings.replicas > 1 else ():
->>>>>>> h-engine
         with _errors_named(f"The stream {name}"):
             await _ensure_replicas(js, name, settings.replicas)
 

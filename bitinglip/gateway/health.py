@@ -44,15 +44,12 @@ async def readyz(request: Request) -> Response:
     if ratio >= gateway.settings.gateway.store_warn_ratio:
         told = f"{ratio:.0%} of {limit} bytes are taken; when it is full, no task is accepted"
         ready |= {"status": "degraded", "log": told}
-<<<<<<< HEAD
     if (told := await gateway.archiver.warning()) is not None:
         ready |= {"status": "degraded", "archive": told}
-=======
     if (problem := gateway.readmodel.problem) is not None:
         ready |= {"status": "degraded", "read_model": f"it falls behind: {problem}"}
     if corrupt := {stream: count for stream, count in gateway.readmodel.corrupt.items() if count}:
         ready |= {"corrupt_events": ", ".join(f"{stream}: {count}" for stream, count in corrupt.items())}
->>>>>>> h-engine
     if abs(skew_s := skew_of(gateway.log.clock)) > SKEW_MOST_S:
         ready |= {"status": "degraded", "clock": told_skew(skew_s)}
     return json(ready)

@@ -22,13 +22,9 @@ from bitinglip.events.archive import trimmed_to
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
-<<<<<<< HEAD
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
-from bitinglip.projections import sql
-=======
 from bitinglip.projections import snapshot, sql
->>>>>>> h-engine
 from bitinglip.projections.building import VersionState
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, NoTableError, StoppedError, WriteError
@@ -144,6 +140,11 @@ class ReadModel:
             ProjectionBehind: it was not in time.
         """
         await self._checkpoints.wait(stream, sequence, self._ground.settings.read_wait_s)
+
+    async def drop_archived(self, stream: str, up_to: int) -> None:
+        """Let a stream's events up to a sequence be read from the archive, whose files are here, and drop them."""
+        await self._serving.wait()
+        await self._current.pruner.drop_archived(stream, up_to)
 
     async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
         """Return the sequences of a task's first and last event, of all that may have left the server; none without it.

@@ -71,7 +71,7 @@ class Trimmer:
         old_s = self._log.clock().timestamp() - self._settings.hot_age_s
         found = 0
         for file in files:
-            if _stored_at(file) > old_s and not await self._is_too_many(file):
+            if stored_at(file) > old_s and not await self._is_too_many(file):
                 break
             found = file.last_sequence
         return max(found, await archive.trimmed_to(self._log.connection, TASKS))
@@ -128,7 +128,7 @@ class Trimmer:
         return await self._readmodel.queries.over_after(file.first_sequence - 1) > self._settings.hot_tasks
 
 
-def _stored_at(file: LedgerArchived) -> float:
+def stored_at(file: LedgerArchived) -> float:
     """Return when the server stored a file's last event, in seconds since 1970."""
     if file.last_time_ns is not None:
         return file.last_time_ns / 1e9
