@@ -16,6 +16,7 @@ import bitinglip.events.batch
 import bitinglip.events.ledger
 import bitinglip.events.model
 import bitinglip.events.node
+import bitinglip.events.query
 import bitinglip.events.schedule
 import bitinglip.events.task
 import bitinglip.events.worker  # noqa: F401  (each declares its types)
@@ -33,6 +34,7 @@ SUBJECTS = {
     "queue": "model",
     "schedule": "schedule_id",
     "ledger": "stream",
+    "query": "name",
 }
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 

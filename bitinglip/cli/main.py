@@ -12,18 +12,21 @@ from bitinglip import __version__
 from bitinglip.cli import (
     archive,
     artifact,
+    audit,
     backup,
     batch,
     cluster,
     config,
     doctor,
     events,
+    eventschema,
     machines,
     model,
     projections,
     query,
     queue,
     render,
+    report,
     schedule,
     task,
     upload,
@@ -55,9 +58,12 @@ app.add_typer(artifact.app, name="artifact")
 events.app.command()(archive.archive)
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
+events.app.command()(eventschema.schema)
 app.add_typer(events.app, name="events")
-app.command()(query.query)
+app.add_typer(audit.app, name="audit")
 app.add_typer(projections.app, name="projections")
+app.add_typer(query.app, name="query")
+app.add_typer(report.app, name="report")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

@@ -120,3 +120,14 @@ class ArchiveDamaged(Unavailable):
     file: str
     problem: str
     retry_after_s: int = 60
+
+
+@dataclass(eq=False, kw_only=True)
+class QueriesBusy(Unavailable):
+    """Other queries take all the threads that there are for them."""
+
+    code = "queries_busy"
+    template = "{most} queries run or wait already."
+    remedy = "Send it again in a moment; what is running ends within `projections.query_timeout_s`."
+    most: int
+    retry_after_s: int = 2

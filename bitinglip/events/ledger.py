@@ -91,6 +91,19 @@ class LedgerSigned(LedgerEvent):
 
 
 @event
+class LedgerKeyAdded(LedgerEvent):
+    """A gateway signs with this key from now on."""
+
+    type = "ledger.key_added"
+    example = {"key_id": "0" * 16, "public_key": "A" * 43 + "="}
+
+    key_id: str
+    """The first 16 hexadecimal digits of the SHA-256 of the public key."""
+    public_key: str
+    """The Ed25519 key itself, 32 bytes in Base64."""
+
+
+@event
 class LedgerSnapshot(LedgerEvent):
     """The read model up to these sequences lies ready in the object store, for gateways that start."""
 

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
-from bitinglip.events import subjects
+from bitinglip.events import actor, subjects
 from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, system_clock
 from bitinglip.events.cold import task_messages
@@ -28,6 +28,7 @@ from bitinglip.events.direct import get_after, get_first_after, get_last, get_la
 from bitinglip.events.envelope import Messages, RawMessage, Recorded, decode, encode
 from bitinglip.events.ledger import LedgerEvent
 from bitinglip.events.live import LiveEvents
+from bitinglip.events.query import QueryEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
 from bitinglip.events.streams import FULL_CODES, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
@@ -183,10 +184,17 @@ class EventLog:
         return self._append(event, subject, about, headers, subject, None, None)
 
     def ledger_append(self, event: LedgerEvent, about: str, expected: int) -> Append:
-        """Prepare an event about a stream (or `readmodel`), to be stored only if `expected` is the last of its kind."""
+        """Prepare an event about a stream (`readmodel`, a key), stored only if `expected` is the last of its kind."""
         subject = subjects.ledger_subject(about, event.type.removeprefix("ledger."))
         headers = {EXPECTED: str(expected)}
         return self._append(event, subject, about, headers, subject, expected, None)
+
+    def query_append(self, event: QueryEvent, expected: int) -> Append:
+        """Prepare an event of a saved query, to be stored only if `expected` is the sequence of its last one."""
+        scope = subjects.query_events(event.name)
+        subject = subjects.query_subject(event.name, event.type.removeprefix("query."))
+        headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope}
+        return self._append(event, subject, event.name, headers, scope, expected, None)
 
     async def append(self, append: Append) -> Sequence:
         """Store one event; returns when the server has it.
@@ -296,7 +304,15 @@ class EventLog:
         time: datetime | None = None,
     ) -> Append:
         event_id, at = self.ids(), time or self.clock()
-        payload = encode(event, id=event_id, source=self.source, time=at, about=about, causation=causation)
+        payload = encode(
+            event,
+            id=event_id,
+            source=self.source,
+            time=at,
+            about=about,
+            causation=causation,
+            actor=actor.current(),
+        )
         return Append(subject, event_id, payload, headers, scope, expected)
 
     # --- read ---------------------------------------------------------------------------------------------------------
@@ -452,7 +468,7 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
     WORKERS: subjects.WORKERS,
     MODELS: (subjects.MODELS,),
     SCHEDULES: (subjects.SCHEDULES,),
-    LEDGER: (subjects.LEDGER,),
+    LEDGER: (subjects.LEDGER, subjects.QUERIES),
 }
 """The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
 
@@ -461,6 +477,7 @@ _STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "nod
     "schedule": SCHEDULES,
     "alarm": SCHEDULES,
     "ledger": LEDGER,
+    "query": LEDGER,
 }
 
 

@@ -43,6 +43,8 @@ ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
 ARCHIVE_BUCKET = "archive"
 SNAPSHOTS_BUCKET = "snapshots"
+KEYS_BUCKET = "task_keys"
+KEYS_STREAM = f"KV_{KEYS_BUCKET}"
 
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
@@ -114,7 +116,11 @@ def declarations(settings: Nats) -> list[StreamConfig]:
             **kept,
         ),
         StreamConfig(
-            name=LEDGER, description="Facts about the log itself.", subjects=[subjects.LEDGER], deny_purge=True, **kept
+            name=LEDGER,
+            description="Facts about the log itself, and saved queries.",
+            subjects=[subjects.LEDGER, subjects.QUERIES],
+            deny_purge=True,
+            **kept,
         ),
     ]
 
@@ -143,8 +149,9 @@ async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
     for declared in declarations(settings):
         with _errors_named(f"The stream {declared.name}"):
             await _ensure_stream(js, declared)
-    kept = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", f"OBJ_{SNAPSHOTS_BUCKET}", f"OBJ_{ARCHIVE_BUCKET}")
-    for name in kept if settings.replicas > 1 else ():
+    buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
+    buckets += (f"OBJ_{ARCHIVE_BUCKET}", f"OBJ_{SNAPSHOTS_BUCKET}")
+    for name in buckets if settings.replicas > 1 else ():
         with _errors_named(f"The stream {name}"):
             await _ensure_replicas(js, name, settings.replicas)
 

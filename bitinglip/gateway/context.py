@@ -13,6 +13,8 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
+from bitinglip.events.notary import Notary
+from bitinglip.events.signing import SigningKey
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
@@ -20,6 +22,7 @@ from bitinglip.gateway.archiver import ArchiveKeeper
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.completions import Completions
+from bitinglip.gateway.keysweep import KeySweep
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.gateway.pressure import Pressure
@@ -156,6 +159,7 @@ async def open_gateway(
             policies_of_kinds(settings.tasks.retry),
             queues.ensure,
             catalogue.resolve,
+            private=settings.tasks.private,
         )
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
         for part in (reactor, scheduler, Sourcing(log.connection)):
@@ -168,8 +172,15 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
+        sweep = KeySweep(log, readmodel)
+        sweep.start()
+        stack.push_async_callback(sweep.close)
         uploaded = await open_uploaded(settings, log.connection, catalogue)
         stack.push_async_callback(uploaded.close)
+        if settings.audit.enabled:
+            notary = Notary(log, settings.audit, SigningKey.load_or_create(settings.audit_key_path))
+            notary.start()
+            stack.push_async_callback(notary.close)
         archiver = ArchiveKeeper(log, files, readmodel, settings.archive)
         archiver.start()
         stack.push_async_callback(archiver.close)

@@ -33,7 +33,7 @@ TYPE_PREFIXES = {
     WORKERS: ("worker.", "node."),
     MODELS: ("model.",),
     SCHEDULES: ("schedule.",),
-    LEDGER: ("ledger.",),
+    LEDGER: ("ledger.", "query."),
 }
 QUIET_S = 1.0
 """After so long without an event, one that reads to the end looks whether the end is still there (ticks expire)."""

@@ -54,8 +54,11 @@ class Database:
         self._connection.close()
 
     def fold(self, threads: int) -> None:
-        """Write all that is committed into the file itself, with so many threads."""
+        """Add the keys to a file that was filled in bulk, and write all into the file itself, with so many threads."""
         self._connection.execute(f"set threads = {threads}")
+        for version in self.applied_to:
+            if key := version.projection.key(version.home):
+                self._connection.execute(key)
         self._connection.execute("checkpoint")
 
     def interrupt(self) -> None:
@@ -74,6 +77,12 @@ class Database:
     def rows(self, statement: str, params: Params = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
         return self._connection.execute(statement, params).fetchall()
+
+    def named_rows(self, statement: str, params: Params = ()) -> list[dict[str, Any]]:
+        """Run one statement and return its rows, each by the names of the columns."""
+        found = self._connection.execute(statement, params)
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
     def arrow(self, statement: str, params: Params, rows_per_batch: int) -> Any:
         """Run one SELECT and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
@@ -99,12 +108,16 @@ class Database:
     @contextmanager
     def read_only(self) -> Generator[None]:
         """Refuse all writes to the file inside, and undo the rest."""
-        self._connection.execute("begin transaction read only")
         try:
+            self._connection.execute("begin transaction read only")
             yield
         finally:
-            with suppress(duckdb.Error):
-                self._connection.execute("rollback")
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """Undo the transaction, if there is one."""
+        with suppress(duckdb.Error):
+            self._connection.execute("rollback")
 
     @contextmanager
     def transaction(self) -> Generator[None]:

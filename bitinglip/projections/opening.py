@@ -81,7 +81,7 @@ def create_bulk(path: Path, settings: Projections, catalogue: Catalogue = sql.CA
         database.execute(f"attach '{str(path).replace(chr(39), 2 * chr(39))}' as bulk (recovery_mode no_wal_writes)")
         database.execute("use bulk")
         _close_to_files(database, settings)
-        _prepare(database, path, settings, catalogue)
+        _prepare(database, path, settings, catalogue, keyed=False)
     except BaseException:
         database.close()
         raise
@@ -167,12 +167,14 @@ def _close_to_files(database: Database, settings: Projections) -> None:
     database.execute("set global enable_external_access = false")
 
 
-def _prepare(database: Database, path: Path, settings: Projections, catalogue: Catalogue) -> None:
+def _prepare(
+    database: Database, path: Path, settings: Projections, catalogue: Catalogue, *, keyed: bool = True
+) -> None:
     """Make the tables, or bring those of the file to this release."""
     tables = {name for (name,) in database.rows("select table_name from duckdb_tables() where not temporary")}
     if not tables:
         coldevents.attach(database, settings.archive_path)
-        versions.create(database, catalogue)
+        versions.create(database, catalogue, keyed=keyed)
     elif not tables >= {"checkpoints", "projection_versions"}:
         raise ProjectionFileForeign(path=str(path))
     elif "storage_format" not in tables or database.rows(sql.blocks(sql.SYSTEM)["format"]) != [(FORMAT,)]:

@@ -37,6 +37,7 @@ from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
 from bitinglip.projections.sandbox import Sandbox, Table
 from bitinglip.projections.sql import Catalogue
+from bitinglip.projections.vetting import NO_TABLE
 from bitinglip.settings import Projections
 
 __all__ = [
@@ -277,7 +278,7 @@ class ReadModel:
         except WriteError as error:
             raise await self._meaning(error) from error
 
-    async def _run_stranger(self, work: Callable[[Database], Table]) -> Table:
+    async def _run_stranger(self, work: Callable[[Database], _T]) -> _T:
         await self._wait_serving()
         try:
             return await self._current.strangers.run(work)
@@ -285,6 +286,8 @@ class ReadModel:
             if isinstance(error.__cause__, WriteError):
                 meaning = await self._meaning(error.__cause__)
                 raise error if meaning is error.__cause__ else meaning from error.__cause__
+            if NO_TABLE in error.problem and (building := await self._being_made(error.problem)) is not None:
+                raise building from error
             raise
 
     async def _wait_serving(self) -> None:

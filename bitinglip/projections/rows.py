@@ -17,7 +17,7 @@ _Row = TypeVar("_Row")
 _JSON = frozenset({
     "metadata", "params", "params_ref", "retried_as", "depends_on",
     "result", "result_ref", "failure", "versions", "models", "loaded",
-    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts",
+    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts", "parameters",
 })  # fmt: skip
 
 
@@ -72,6 +72,8 @@ class TaskRow:
     progress_step: int | None
     progress_total: int | None
     progress_unit: str | None
+    private: bool
+    forgotten_at: datetime | None
     submitted_sequence: int
     last_sequence: int
 
@@ -221,6 +223,19 @@ class ModelAliasRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedQueryRow:
+    """SQL that has a name; the columns of `saved_queries`."""
+
+    name: str
+    sql: str
+    description: str | None
+    parameters: dict[str, dict[str, Any]]
+    saved_at: datetime
+    saved_by: str | None
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelUsageRow:
     """What tasks made of a revision of a model."""
 
@@ -250,6 +265,20 @@ class TableSchema:
     name: str
     comment: str | None
     columns: tuple[ColumnSchema, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """An event that a request led to; the columns of `audit`."""
+
+    recorded_at: datetime
+    stream: str
+    sequence: int
+    type: str
+    about: str
+    key_id: str | None
+    address: str | None
+    request_id: str
 
 
 def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 from bitinglip.events import archive, subjects
 from bitinglip.events.ledger import LedgerArchived, LedgerTrimmed
 from bitinglip.events.log import EventLog
+from bitinglip.events.reading import read_between
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.readmodel import ReadModel
-from bitinglip.projections.stretch import read_range
 from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ class Trimmer:
     async def _held(self, boundary: int) -> dict[str, Held]:
         """Return what the server holds of each task up to the boundary."""
         found: dict[str, Held] = {}
-        async with aclosing(read_range(self._log, TASKS, 0, boundary, (subjects.TASKS,))) as batches:
+        tasks = (subjects.TASKS,)
+        async with aclosing(read_between(self._log, TASKS, 0, boundary, 4_096, tasks, held=True)) as batches:
             async for batch in batches:
                 note(found, zip(batch.sequences, batch.subjects, strict=True))
         return found

@@ -38,13 +38,16 @@ class Version:
         return self.projection.name
 
 
-def create(database: Database, catalogue: Catalogue) -> None:
-    """Make the tables of a new file: all versions serve from the first event on."""
+def create(database: Database, catalogue: Catalogue, *, keyed: bool = True) -> None:
+    """Make the tables of a new file: all versions serve from the first event on.
+
+    Without keys it is filled faster; `Database.fold` adds them.
+    """
     with database.transaction():
         database.execute(sql.blocks(sql.SYSTEM)["table"])
         database.execute(sql.blocks(sql.SYSTEM)["set_format"], {"format": FORMAT})
         for projection in catalogue.values():
-            publish(database, add(database, projection, serving=True))
+            publish(database, add(database, projection, serving=True, keyed=keyed))
 
 
 def read(database: Database) -> list[Version]:
@@ -74,13 +77,15 @@ def reconcile(database: Database, catalogue: Catalogue) -> None:
                 publish(database, version, wanted)
 
 
-def add(database: Database, projection: Projection, *, serving: bool) -> Version:
+def add(database: Database, projection: Projection, *, serving: bool, keyed: bool = True) -> Version:
     """Make the empty tables of a version."""
     taken = {version.home for version in read(database)}
     stem = f"{projection.name}_{projection.version}"
     home = next(name for name in (f"{stem}_{number}" for number in range(len(taken) + 1)) if name not in taken)
     database.execute(f"create schema {home}")
     database.execute(projection.table(home))
+    if keyed and (key := projection.key(home)):
+        database.execute(key)
     told = {"home": home, "projection": projection.name, "version": projection.version, "serving": serving}
     database.execute(sql.blocks(sql.SYSTEM)["add_version"], told | {"text": projection.text, "stage": projection.stage})
     return Version(home, projection, serving)

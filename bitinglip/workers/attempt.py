@@ -41,6 +41,8 @@ class Attempt:
     """Nothing more is to be done: its outcome is in the log, or it is somebody else's by now."""
     started: float = field(default_factory=time.monotonic)
     load_ms: float = 0.0
+    key: bytes | None = None
+    """The key of a private task, once its parameters were read."""
     timer: asyncio.TimerHandle | None = None
 
     @property

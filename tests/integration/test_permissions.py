@@ -138,6 +138,15 @@ async def run_tasks(client: httpx.AsyncClient, _: GuardedServer) -> None:
     assert await end_of(client, long) == "task.cancelled"
 
 
+async def keep_secrets(client: httpx.AsyncClient, _: GuardedServer) -> None:
+    """A private task runs, and is forgotten."""
+    task_id = await submitted(client, ECHO | {"private": True})
+    assert await end_of(client, task_id) == "task.succeeded"
+    assert (await client.get(f"/v1/tasks/{task_id}")).json()["result"] == {"message": "hello"}
+    assert (await client.post(f"/v1/tasks/{task_id}/forget")).status_code == 200
+    assert (await client.get(f"/v1/tasks/{task_id}/result")).status_code == 410
+
+
 async def use_queues(client: httpx.AsyncClient, _: GuardedServer) -> None:
     """Pauses, purges, batches, schedules."""
     assert (await client.post("/v1/queues:pause", json={"model": "echo"})).status_code == 200
@@ -234,7 +243,7 @@ async def trim(client: httpx.AsyncClient, _: GuardedServer) -> None:
     assert await end_of(client, task_id) == "task.succeeded"
 
 
-USES = [run_tasks, trim, use_queues, outgrow, command_nodes, wish_for_models, upload_a_model]
+USES = [run_tasks, trim, use_queues, keep_secrets, outgrow, command_nodes, wish_for_models, upload_a_model]
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
@@ -310,6 +319,12 @@ WRITES = {
         f"$JS.API.CONSUMER.CREATE.{QUEUE}.other.bl.queue.>",
         f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
         f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.normal-echo",
+        "$JS.API.STREAM.MSG.GET.KV_task_keys",
+        "$JS.API.DIRECT.GET.KV_task_keys",
+        "$JS.API.DIRECT.GET.KV_task_keys.$KV.task_keys.x",
+        "$JS.API.CONSUMER.CREATE.KV_task_keys",
+        "$JS.API.CONSUMER.CREATE.KV_task_keys.x.$KV.task_keys.>",
+        f"$KV.task_keys.{ALIEN}",
     ],
 }
 READS = {

@@ -22,7 +22,7 @@ from bitinglip.projections.opening import create_bulk, open_database
 from bitinglip.projections.pruning import EPOCH
 from bitinglip.projections.sql import Catalogue, Projection
 from bitinglip.projections.writer import write
-from tests.unit.projection_support import SETTINGS, START, TABLES, cut, dump, fresh_database, message, stories
+from tests.unit.projection_support import SETTINGS, START, cut, dump, fresh_database, message, stories
 
 STREAM_OF = {"worker": "WORKERS", "node": "WORKERS", "model": "MODELS"}
 Log = list[tuple[str, Seq[RawMessage]]]
@@ -225,10 +225,6 @@ def test_each_file_has_its_streams_and_its_table(name: str) -> None:
     assert projection.streams
     assert "create table somewhere." in projection.table("somewhere")
     assert "self." not in projection.all_applied("somewhere")
-
-
-def test_every_projection_of_a_table_is_known_to_the_tests() -> None:
-    assert set(TABLES) >= set(sql.NAMES)
 
 
 # --- pruning ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 A file says in its head from which streams it is made: `-- streams: TASKS WORKERS`. Its blocks:
 
 - `table` makes its tables and indexes, and comments on every table and column.
+- `key`, if there is one, adds keys to them: at once, or, to a file that is filled in bulk, when it is full, since an index
+  costs more than the rows. So no other block may rely on it (an `on conflict` does).
 - Every other block applies a staged batch (`batch`, see `batch.sql`), in the order of the file, in the transaction that
   moves the checkpoint. A line `-- when: task.queued batch.*` under a block's name: only if the batch has an event of
   such a type (`*` stands for anything; `retry` for a task that asks for another one again); planning a statement costs
@@ -14,6 +16,9 @@ A file says in its head from which streams it is made: `-- streams: TASKS WORKER
   that this version was pruned: what is older is done already; the epoch, the first time), and `$ticks` (the types of
   events that do not last, a list). What it does must depend on the rows and these times alone, and must be bounded: a
   minute's share of the work at most, but for the first time.
+
+A file may have parts: `-- parts: queues usage` in its head. They are further files, each with tables of its own and its
+own blocks, which follow those of the file and use its temporary tables: together they are one projection.
 
 A file writes its own tables as `self.<table>`: `self` stands for the schema that they are in. So a version can be made
 beside another one, and any of them in a scratch schema, for the state of the past. It reads no table of another file.
@@ -38,9 +43,10 @@ RETRY = "retry"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
 STAGE, SYSTEM = "batch", "system"
 """The files that are no projections."""
-TABLE, PRUNE = "table", "prune"
+TABLE, KEY, PRUNE = "table", "key", "prune"
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _STREAMS = re.compile(r"^-- streams: (.+)\n", re.MULTILINE)
+_PARTS = re.compile(r"^-- parts: (.+)\n", re.MULTILINE)
 _CONDITION = re.compile(r"\A-- (when|alone): (.+)\n")
 _SELF = re.compile(r"\bself\.")
 
@@ -53,7 +59,7 @@ class Projection:
 
     name: str
     text: str
-    """Its file."""
+    """Its file, and its parts after it."""
     stage: str
     """The file that stages a batch for it."""
 
@@ -65,8 +71,7 @@ class Projection:
     @cached_property
     def streams(self) -> tuple[str, ...]:
         """The streams that it is made from."""
-        found = _STREAMS.search(self.text)
-        return tuple(found[1].split()) if found else ()
+        return _listed(_STREAMS, self.text)
 
     @property
     def staging(self) -> dict[str, str]:
@@ -77,6 +82,10 @@ class Projection:
         """Return the SQL that makes its tables in a schema."""
         return self._blocks(schema)[TABLE]
 
+    def key(self, schema: str) -> str | None:
+        """Return the SQL that adds the keys of its tables; none if `table` says it all."""
+        return self._blocks(schema).get(KEY)
+
     def prune(self, schema: str) -> str | None:
         """Return the SQL that drops what is old; none if nothing is to be."""
         return self._blocks(schema).get(PRUNE)
@@ -84,13 +93,16 @@ class Projection:
     def applied(self, types: Types, schema: str) -> str:
         """Return the SQL that applies a staged batch of events of these types; empty if it has none for it."""
         told = frozenset(kind for kind in types if kind is not None)
-        steps = {name: text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE}}
+        steps = self._steps(schema)
         alone = [name for name, text in steps.items() if _stands_alone(text, told)]
         return "\n".join(steps[name] for name in alone or steps if alone or _is_for(steps[name], told))
 
     def all_applied(self, schema: str) -> str:
         """Return the SQL of all blocks that apply a batch."""
-        return "\n".join(text for name, text in self._blocks(schema).items() if name not in {TABLE, PRUNE})
+        return "\n".join(self._steps(schema).values())
+
+    def _steps(self, schema: str) -> dict[str, str]:
+        return {name: text for name, text in self._blocks(schema).items() if name not in {TABLE, KEY, PRUNE}}
 
     def _blocks(self, schema: str) -> dict[str, str]:
         return _parse(self.text, schema)
@@ -102,7 +114,10 @@ Catalogue = Mapping[str, Projection]
 
 def catalogue(texts: Mapping[str, str]) -> Catalogue:
     """Return the projections of a folder's files, given by name, `batch` among them."""
-    made = [Projection(name, text, texts[STAGE]) for name, text in texts.items() if name not in {STAGE, SYSTEM}]
+    parts = {name: _listed(_PARTS, text) for name, text in texts.items()}
+    apart = {STAGE, SYSTEM, *(part for each in parts.values() for part in each)}
+    whole = {name: "\n".join(texts[part] for part in (name, *parts[name])) for name in texts if name not in apart}
+    made = [Projection(name, text, texts[STAGE]) for name, text in whole.items()]
     ordered = sorted(made, key=lambda projection: (-len(projection.streams), projection.name))
     return {projection.name: projection for projection in ordered}
 
@@ -116,6 +131,11 @@ def texts() -> dict[str, str]:
 def streams(projections: Iterable[Projection]) -> tuple[str, ...]:
     """Return the streams that any of these is made from."""
     return tuple(dict.fromkeys(stream for projection in projections for stream in projection.streams))
+
+
+def _listed(line: re.Pattern[str], text: str) -> tuple[str, ...]:
+    found = line.search(text)
+    return tuple(found[1].split()) if found else ()
 
 
 CATALOGUE: Catalogue = catalogue(texts())
@@ -142,7 +162,10 @@ def applied(stream: str, types: Types, schema: str = HOME) -> str:
 @cache
 def _parse(text: str, schema: str) -> dict[str, str]:
     parts = _BLOCK.split(_SELF.sub(f"{schema}.", text))
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    found: dict[str, str] = {}
+    for name, block in zip(parts[1::2], parts[2::2], strict=True):
+        found[name] = found.get(name, "") + block
+    return found
 
 
 @cache

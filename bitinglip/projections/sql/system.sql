@@ -94,7 +94,9 @@ where schema_name = $home and database_name = current_database()
 order by table_name, column_index;
 
 -- name: comments
-select table_name, comment from duckdb_tables() where schema_name = $home and database_name = current_database();
+select table_name, comment from duckdb_tables() where schema_name = $home and database_name = current_database()
+union all
+select view_name, comment from duckdb_views() where schema_name = $home and database_name = current_database();
 
 -- name: tables
 select table_name from duckdb_tables() where schema_name = $home and database_name = current_database();

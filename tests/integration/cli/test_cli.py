@@ -103,6 +103,14 @@ class TestWithoutACluster:
         assert "task" in (await bitinglip("--help")).out
         assert (await bitinglip("--version")).out.startswith("bitinglip ")
 
+    async def test_the_schemas_of_events_are_printed_and_written(self, tmp_path: Path) -> None:
+        one = await bitinglip("events", "schema", "task.submitted", "--json")
+        assert (one.json["$id"], "kind" in one.json["properties"]) == ("urn:bitinglip:task.submitted:1", True)
+        every = await bitinglip("events", "schema")
+        written = await bitinglip("events", "schema", "--output", str(tmp_path / "schemas"), "--json")
+        assert written.json["schemas"] == len(every.json) == len(list((tmp_path / "schemas").iterdir()))
+        assert (await bitinglip("events", "schema", "task.dreamt")).status == 2
+
     async def test_every_setting_is_shown_with_its_origin_and_no_secret(self) -> None:
         shown = await bitinglip(
             "config", "show", "--json", BITINGLIP_GATEWAY_API_KEY="0123456789abcdef", BITINGLIP_GATEWAY_PORT="1"
@@ -240,6 +248,20 @@ class TestOnACluster:
         got = await bitinglip("task", "get", task_id, "--json", "--url", url)
         assert (got.json["state"], got.json["result"]) == ("succeeded", {"message": "hello"})
         assert "succeeded" in (await bitinglip("task", "get", task_id, "--url", url)).out
+
+    async def test_a_private_task_is_read_and_then_forgotten(self, url: str) -> None:
+        echo = ("task", "submit", "echo", "-m", "echo", "--private", "--url", url)
+        ran = await bitinglip(*echo, "-p", "message=hush", "--wait", "--json")
+        assert (ran.json["private"], ran.json["result"]) == (True, {"message": "hush"})
+        waiting = (await bitinglip(*echo, "--delay", "3600")).out.strip()
+        refused = await bitinglip("task", "forget", waiting, "--url", url)
+        assert (refused.status, "cancel it first" in refused.err) == (2, True)
+        await bitinglip("task", "cancel", waiting, "--url", url)
+        assert (await bitinglip("task", "forget", waiting, "--url", url)).out == f"{waiting} forgotten\n"
+        many = await bitinglip("task", "forget", "--before", "2999-01-01T00:00:00Z", "--json", "--url", url)
+        assert (many.status, many.json["forgotten"]) == (0, 1)
+        got = await bitinglip("task", "get", ran.json["task_id"], "--json", "--url", url)
+        assert (got.json["result"], bool(got.json["forgotten_at"])) == (None, True)
 
     async def test_a_dead_letter_is_found_and_retried(self, url: str) -> None:
         submitted = await bitinglip(

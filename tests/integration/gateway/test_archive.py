@@ -297,7 +297,7 @@ async def test_the_index_and_the_files(log: EventLog, client: httpx.AsyncClient,
     check_problem(await client.get("/v1/log/archive/TASKS/none.parquet"), 404, "archive_file_not_found")
     check_problem(await client.get("/v1/log/archive/TASKS/..%2F..%2Fprojections.duckdb"), 404, "archive_file_not_found")
     ledger = await log.read_latest(LEDGER, subjects.LEDGER)
-    assert {recorded.type for recorded in ledger} == {"ledger.archived", "ledger.trimmed"}
+    assert {"ledger.archived", "ledger.trimmed"} <= {recorded.type for recorded in ledger}
     metrics = (await client.get("/metrics")).text
     assert 'bitinglip_archive_behind_events{stream="TASKS"} 1.0' in metrics
 
