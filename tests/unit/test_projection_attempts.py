@@ -11,7 +11,7 @@ from bitinglip.events.envelope import RawMessage
 from bitinglip.projections.database import Database
 from bitinglip.projections.writer import write
 from tests.unit.attempt_folds import USED, Row, fold_attempts
-from tests.unit.projection_support import START, cut, dump, fresh_database, prune, long_stories
+from tests.unit.projection_support import START, cut, dump, fresh_database, long_stories, prune
 
 SLOW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
