@@ -27,6 +27,7 @@ NOTES = {
 }
 """Subjects whose messages are no events: they only make the server, or a reactor, do something."""
 PARAMETERS = {
+    "name": "Name of the saved query, as one token.",
     "task_id": "Id of the task (ULID).",
     "batch_id": "Id of the batch (ULID).",
     "schedule_id": "Id of the schedule (ULID).",
