@@ -234,6 +234,8 @@ WAYS_OUT = {
     "deep JSON, compared": DOUBLED + "json_contains(j, j) from u",
     "deep JSON, drawn": DOUBLED + "json_pretty(j) from u",
     "deep JSON, walked": DOUBLED + "(select count(*) from json_tree(j)) from u",
+    "JSON, merged": "select json_merge_patch(j, j) from (select json_group_object(i, i) j from range(100000) r(i))",
+    "maps, put together": "select map_concat(m, m) from (select map(list(i), list(i)) m from range(100000) r(i))",
     "texts, compared": DOUBLED + "levenshtein(j, j) from u",
     "grouping sets": "select count(*) from (select " + ", ".join(f"{n} a{n}" for n in range(30)) + ") group by cube("
     + ", ".join(f"a{n}" for n in range(30)) + ")",
