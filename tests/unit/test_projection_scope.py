@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from bitinglip.errors import QueryRefused, QueryTimeout
@@ -190,6 +191,25 @@ async def test_a_plan_is_for_those_who_see_everything(sandbox: Sandbox) -> None:
         await sandbox.ask(Question("select 1", scope=MINE, explain="plan"), Bounds(10, 10))
     with pytest.raises(QueryRefused, match="not exactly one SELECT"):
         await sandbox.ask(Question("select 1; select 2", explain="plan"), Bounds(10, 10))
+
+
+async def test_the_archive_is_seen_through_its_view_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    duckdb.sql("select 1 as a").write_parquet(str(folder / "a.parquet"))
+    database = open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"archive_path": folder}))
+    pool = CursorPool(database, "sandbox", 1)
+    sandbox = Sandbox(pool.run)
+    file = f"'{folder}/a.parquet'"
+    assert database.rows(f"select a from {file}") == [(1,)]
+    for scope in (EVERYTHING, MINE):
+        assert (await sandbox.run("select count(*) from events", [], 10, 10, scope)).rows == [[0]]
+        for sql in (f"from {file}", f"describe {file}", f"summarize {file}", f"from read_parquet({file})",
+                    f'from "{folder}/a.parquet"', f"from glob('{folder}/*')", f"select * from tasks, {file}"):  # fmt: skip
+            with pytest.raises(QueryRefused):
+                await sandbox.run(sql, [], 10, 10, scope)
+    await pool.close()
+    database.close()
 
 
 def nested(piece: str, times: int, inner: str, end: str) -> str:
