@@ -78,4 +78,4 @@ class KeySweep:
         for stream, subject in known:
             if await self._log.read_last(stream, subject) is not None:
                 return False
-        return await self._readmodel.queries.task(owner) is None
+        return await self._readmodel.span_of_task(TaskId(owner)) is None
