@@ -329,7 +329,7 @@ class Projections(_Section):
         default=None, description="Folder of the gateway's copies of the archive; none: `<data_dir>/archive`."
     )
     flush_ms: float = Field(
-        default=40.0,
+        default=25.0,
         ge=0,
         description="Milliseconds that a projector gathers a batch after a quiet time, else until it is worth a "
         "transaction, for at most 250; one that a reader waits for is written at once.",

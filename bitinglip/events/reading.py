@@ -20,6 +20,8 @@ QUIET_S = 1.0
 async def end_of(log: EventLog, stream: str, filters: Seq[str] = ()) -> int:
     """Return the sequence of the last event of a stream or its archive, no events (timers) left out; 0 without one.
 
+    If the connection knows of an archive (`cold`), it is at least that up to which events have left the server.
+
     Raises:
         NoServer: the log cannot be asked.
     """
@@ -33,10 +35,12 @@ async def read_between(
 ) -> AsyncGenerator[Messages, None]:
     """Yield the events of a stream after a sequence, up to another one, which is included; `most` at a time.
 
-    `held`: only those that the server still has.
+    What has left the server is in it, if the connection knows of an archive (`cold`), and it is not `held`: only what
+    the server still has.
 
     Raises:
         NoServer: the log cannot be asked.
+        ArchiveDamaged: a file of the archive is not what it should be.
     """
     cold = None if held else log.connection.cold
     while after < end:

@@ -19,7 +19,7 @@ SLOW = settings(
 COUNTS = ("succeeded", "failed", "cancelled", "expired", "dead_lettered", "attempts", "run_us", *USED)
 COLUMNS = {
     "attempts": """task_id, attempt, kind, model, lane, coalesce(key_id, ''), worker_id, coalesce(revision, ''),
-        assigned_at, coalesce(ended_at, '9999-12-31 23:59:59.999999'), outcome, ended_task,
+        assigned_at, coalesce(ended_at, '9999-12-31'), outcome, ended_task,
         coalesce(failure_message, ''), wait_ms, coalesce(run_ms, -1), coalesce(images, -1), coalesce(energy_j, -1),
         last_sequence""",
     "queues": "lane, model, bucket_at, depth, running",
