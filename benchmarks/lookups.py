@@ -1,6 +1,6 @@
 """How long does it take to look a task up while the read model is made anew: the query itself, and `GET /v1/tasks/{id}`.
 
-    python -m benchmarks.lookups --events 300000
+python -m benchmarks.lookups --events 300000
 """
 
 from __future__ import annotations

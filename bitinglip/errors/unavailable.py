@@ -108,3 +108,26 @@ class DeviceLost(Unavailable):
     )
     device: str
     reason: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ArchiveDamaged(Unavailable):
+    """A file of the archive is not what the index says."""
+
+    code = "archive_damaged"
+    template = "The archive's file {file} cannot be used: {problem}."
+    remedy = "Bring it back from a backup (`bitinglip events archive --output` writes copies, with digests)."
+    file: str
+    problem: str
+    retry_after_s: int = 60
+
+
+@dataclass(eq=False, kw_only=True)
+class QueriesBusy(Unavailable):
+    """Other queries take all the threads that there are for them."""
+
+    code = "queries_busy"
+    template = "{most} queries run or wait already."
+    remedy = "Send it again in a moment; what is running ends within `projections.query_timeout_s`."
+    most: int
+    retry_after_s: int = 2

@@ -78,9 +78,23 @@ class Database:
         """Run one statement and return its rows."""
         return self._connection.execute(statement, params).fetchall()
 
+    def named_rows(self, statement: str, params: Params = ()) -> list[dict[str, Any]]:
+        """Run one statement and return its rows, each by the names of the columns."""
+        found = self._connection.execute(statement, params)
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
     def arrow(self, statement: str, params: Params, rows_per_batch: int) -> Any:
         """Run one SELECT and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
         return self._connection.sql(statement, params=params or None).to_arrow_reader(rows_per_batch)
+
+    def load(self, table: str, reader: Any) -> None:
+        """Put all rows of a pyarrow.RecordBatchReader into a table."""
+        self._connection.register("loaded", reader)
+        try:
+            self._connection.execute(f"insert into {table} select * from loaded")  # noqa: S608  (ours)
+        finally:
+            self._connection.unregister("loaded")
 
     def is_one_select(self, statement: str) -> bool:
         """Tell whether the text is exactly one statement, and one that only reads.
@@ -94,12 +108,16 @@ class Database:
     @contextmanager
     def read_only(self) -> Generator[None]:
         """Refuse all writes to the file inside, and undo the rest."""
-        self._connection.execute("begin transaction read only")
         try:
+            self._connection.execute("begin transaction read only")
             yield
         finally:
-            with suppress(duckdb.Error):
-                self._connection.execute("rollback")
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """Undo the transaction, if there is one."""
+        with suppress(duckdb.Error):
+            self._connection.execute("rollback")
 
     @contextmanager
     def transaction(self) -> Generator[None]:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.events.feed import TaskFeed
-from bitinglip.events.log import EventLog
-from bitinglip.projections import sandbox, sql
+from bitinglip.projections import sandbox
 from bitinglip.projections.building import Builder
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.ground import Ground, begin
 from bitinglip.projections.opening import create_bulk, discard, open_database
-from bitinglip.projections.projector import STREAMS, Projector
+from bitinglip.projections.projector import Projector
 from bitinglip.projections.pruning import Pruner
 from bitinglip.projections.query import THREADS, CursorPool
-from bitinglip.projections.source import LogSource, Source
-from bitinglip.projections.sql import Catalogue
-from bitinglip.settings import Projections
+from bitinglip.projections.snapshotting import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -28,41 +25,30 @@ BULK_BATCHES = 5
 """Batches in one transaction of a new file: a task that begins and ends in one is written once, and never updated."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What a read model is made of: its settings, where it reads, and what it makes of that."""
-
-    settings: Projections
-    log: EventLog
-    source: Source
-    catalogue: Catalogue
-
-    @classmethod
-    def of(cls, settings: Projections, log: EventLog, catalogue: Catalogue = sql.CATALOGUE) -> Ground:
-        """Return the ground of a read model that reads the log alone."""
-        return cls(settings=settings, log=log, source=LogSource(log), catalogue=catalogue)
-
-
 class Generation:
     """An open database with its projector and its readers."""
 
-    def __init__(self, path: Path, database: Database, projector: Projector, ground: Ground) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, database: Database, projector: Projector, checkpoints: Checkpoints, ground: Ground
+    ) -> None:
         self.projector = projector
         self.database = database
         self.readers = CursorPool(database, "query", THREADS)
         self.strangers = CursorPool(database, "sandbox", sandbox.THREADS)
         self.builder = Builder(database, projector, ground.source, ground.settings, ground.catalogue)
         self.pruner = Pruner(database, projector, ground.log.clock, ground.settings.keep_ticks_s)
+        self.snapshots = Snapshots(database, path, projector, checkpoints, ground)
 
     def start(self) -> None:
         """Begin to write, and with the chores."""
         self.projector.start()
         self.builder.start()
         self.pruner.start()
+        self.snapshots.start()
 
     async def close(self) -> None:
         """Stop the writing, let running queries end, and close the file."""
+        await self.snapshots.stop()
         await self.builder.stop()
         await self.pruner.stop()
         await self.projector.stop()
@@ -76,7 +62,7 @@ async def open_generation(
     ground: Ground,
     checkpoints: Checkpoints,
     feed: TaskFeed,
-    on_failure: Callable[[WriteError], None] | None = None,
+    on_failure: Callable[[WriteError], object] | None = None,
 ) -> Generation:
     """Open the file and start its projector where the file's checkpoints say; not on a log that they don't belong to.
 
@@ -90,19 +76,19 @@ async def open_generation(
     settings, log = ground.settings, ground.log
     database = await asyncio.to_thread(open_database, path, settings, ground.catalogue)
     try:
-        if (problem := await _begin(database, log)) is not None:
+        if (problem := await begin(database, log)) is not None:
             logger.warning("the read model in %s is made anew from the log: %s", path, problem)
             database.close()
             await asyncio.to_thread(discard, path)
             database = await asyncio.to_thread(open_database, path, settings, ground.catalogue)
-            await _begin(database, log)
+            await begin(database, log)
         for stream, (sequence, _) in database.checkpoints().items():
             checkpoints.advance(stream, sequence)
     except BaseException:
         database.close()
         raise
     projector = Projector(log, database, checkpoints, settings, feed=feed, source=ground.source, on_failure=on_failure)
-    generation = Generation(path, database, projector, ground)
+    generation = Generation(path, database, projector, checkpoints, ground)
     generation.start()
     return generation
 
@@ -115,28 +101,14 @@ async def open_bulk(path: Path, ground: Ground) -> Generation:
     """
     database = await asyncio.to_thread(create_bulk, path, ground.settings, ground.catalogue)
     try:
-        await _begin(database, ground.log)
+        await begin(database, ground.log)
     except BaseException:
         database.close()
         raise
+    checkpoints = Checkpoints()
     projector = Projector(
-        ground.log, database, Checkpoints(), ground.settings, batches=BULK_BATCHES, source=ground.source
+        ground.log, database, checkpoints, ground.settings, batches=BULK_BATCHES, source=ground.source
     )
-    generation = Generation(path, database, projector, ground)
+    generation = Generation(path, database, projector, checkpoints, ground)
     projector.start()
     return generation
-
-
-async def _begin(database: Database, log: EventLog) -> str | None:
-    """Begin streams without a checkpoint; say what is wrong with a checkpoint that cannot be of this log."""
-    known = database.checkpoints()
-    for stream in STREAMS:
-        created, last = await log.stream_created(stream), await log.last_sequence(stream)
-        applied, stored = known.get(stream, (0, None))
-        if stored is None:
-            database.add_checkpoint(stream, created)
-        elif stored != created:
-            return f"the stream {stream} was made anew"
-        elif applied > last:
-            return f"its checkpoint {applied} is beyond the last event {last} of {stream}"
-    return None

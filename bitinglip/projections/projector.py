@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from enum import Enum
 from functools import partial
+from typing import Any
 
 from bitinglip.errors import NoServer
 from bitinglip.events.envelope import Messages
@@ -81,7 +82,7 @@ class Projector:
         feed: TaskFeed | None = None,
         batches: int = 1,
         source: Source | None = None,
-        on_failure: Callable[[WriteError], None] | None = None,
+        on_failure: Callable[[WriteError], object] | None = None,
     ) -> None:
         """Make one that does not run yet.
 
@@ -317,7 +318,7 @@ class _Buffer:
         return taken
 
 
-async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience_s: float) -> None:
+async def end(tasks: Callable[[], Iterable[asyncio.Task[Any] | None]], patience_s: float) -> None:
     """Cancel tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
     while alive := [task for task in tasks() if task is not None and not task.done()]:
         for task in alive:

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from bitinglip.projections.generation import Ground, open_bulk
+from bitinglip.projections.generation import open_bulk
+from bitinglip.projections.ground import Ground
 from bitinglip.projections.opening import discard
 
 SUFFIX = ".rebuild"

@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
-from bitinglip.events.direct import get_last
+from bitinglip.events.cold import history
 from bitinglip.events.envelope import Messages
-from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.log import EventLog
+from bitinglip.events.reading import end_of
 
 IDLE_S = 2.0
 """Seconds without an event after which it is asked again how far a stream goes: its last event may be gone."""
@@ -34,28 +35,18 @@ class Source(Protocol):
 
 
 class LogSource:
-    """The log alone."""
+    """The log, and before it what has left it for the archive, if this process reads that."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
 
     def read(self, stream: str, after: int) -> AsyncGenerator[Messages, None]:
         """Yield a stream's events after a sequence; see `Source`."""
-        return self._log.tail(stream, after)
+        return history(self._log, stream, after)
 
     async def last(self, stream: str) -> int:
         """Return the sequence of the last event in a stream; see `Source`."""
-        return await last_event(self._log, stream)
-
-
-async def last_event(log: EventLog, stream: str) -> int:
-    """Return the sequence of the last event in a stream, what are no events (timers) left out; 0 if there is none.
-
-    Raises:
-        NoServer: the log cannot be asked.
-    """
-    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
-    return max((message.sequence for message in found if message is not None), default=0)
+        return await end_of(self._log, stream)
 
 
 async def read_up_to(source: Source, stream: str, after: int, target: int) -> AsyncGenerator[Messages, None]:

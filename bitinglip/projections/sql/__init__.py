@@ -17,6 +17,9 @@ A file says in its head from which streams it is made: `-- streams: TASKS WORKER
   events that do not last, a list). What it does must depend on the rows and these times alone, and must be bounded: a
   minute's share of the work at most, but for the first time.
 
+A file may have parts: `-- parts: queues usage` in its head. They are further files, each with tables of its own and its
+own blocks, which follow those of the file and use its temporary tables: together they are one projection.
+
 A file writes its own tables as `self.<table>`: `self` stands for the schema that they are in. So a version can be made
 beside another one, and any of them in a scratch schema, for the state of the past. It reads no table of another file.
 Its temporary tables have names that no other file uses. The names of all tables are different.
@@ -43,6 +46,7 @@ STAGE, SYSTEM = "batch", "system"
 TABLE, KEY, PRUNE = "table", "key", "prune"
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _STREAMS = re.compile(r"^-- streams: (.+)\n", re.MULTILINE)
+_PARTS = re.compile(r"^-- parts: (.+)\n", re.MULTILINE)
 _CONDITION = re.compile(r"\A-- (when|alone): (.+)\n")
 _SELF = re.compile(r"\bself\.")
 
@@ -55,7 +59,7 @@ class Projection:
 
     name: str
     text: str
-    """Its file."""
+    """Its file, and its parts after it."""
     stage: str
     """The file that stages a batch for it."""
 
@@ -67,8 +71,7 @@ class Projection:
     @cached_property
     def streams(self) -> tuple[str, ...]:
         """The streams that it is made from."""
-        found = _STREAMS.search(self.text)
-        return tuple(found[1].split()) if found else ()
+        return _listed(_STREAMS, self.text)
 
     @property
     def staging(self) -> dict[str, str]:
@@ -111,7 +114,10 @@ Catalogue = Mapping[str, Projection]
 
 def catalogue(texts: Mapping[str, str]) -> Catalogue:
     """Return the projections of a folder's files, given by name, `batch` among them."""
-    made = [Projection(name, text, texts[STAGE]) for name, text in texts.items() if name not in {STAGE, SYSTEM}]
+    parts = {name: _listed(_PARTS, text) for name, text in texts.items()}
+    apart = {STAGE, SYSTEM, *(part for each in parts.values() for part in each)}
+    whole = {name: "\n".join(texts[part] for part in (name, *parts[name])) for name in texts if name not in apart}
+    made = [Projection(name, text, texts[STAGE]) for name, text in whole.items()]
     ordered = sorted(made, key=lambda projection: (-len(projection.streams), projection.name))
     return {projection.name: projection for projection in ordered}
 
@@ -125,6 +131,11 @@ def texts() -> dict[str, str]:
 def streams(projections: Iterable[Projection]) -> tuple[str, ...]:
     """Return the streams that any of these is made from."""
     return tuple(dict.fromkeys(stream for projection in projections for stream in projection.streams))
+
+
+def _listed(line: re.Pattern[str], text: str) -> tuple[str, ...]:
+    found = line.search(text)
+    return tuple(found[1].split()) if found else ()
 
 
 CATALOGUE: Catalogue = catalogue(texts())
@@ -151,7 +162,10 @@ def applied(stream: str, types: Types, schema: str = HOME) -> str:
 @cache
 def _parse(text: str, schema: str) -> dict[str, str]:
     parts = _BLOCK.split(_SELF.sub(f"{schema}.", text))
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    found: dict[str, str] = {}
+    for name, block in zip(parts[1::2], parts[2::2], strict=True):
+        found[name] = found.get(name, "") + block
+    return found
 
 
 @cache

@@ -61,6 +61,8 @@ create table self.tasks (
     progress_step bigint,
     progress_total bigint,
     progress_unit varchar,
+    private boolean,
+    forgotten_at timestamp,
     submitted_sequence ubigint,
     last_sequence ubigint,
     state_key integer
@@ -114,6 +116,8 @@ comment on column self.tasks.cancel_requested is 'Whether somebody asked for it 
 comment on column self.tasks.progress_step is 'Step that the latest attempt has reached.';
 comment on column self.tasks.progress_total is 'Steps that it will take; null if not known.';
 comment on column self.tasks.progress_unit is 'What a step is, as token.';
+comment on column self.tasks.private is 'Whether parameters and result are encrypted artifacts, with a key of the task''s own.';
+comment on column self.tasks.forgotten_at is 'When its key was destroyed (UTC); null while it can be read.';
 comment on column self.tasks.submitted_sequence is 'Sequence of its task.submitted in TASKS.';
 comment on column self.tasks.last_sequence is 'Sequence of its last event in TASKS.';
 comment on column self.tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
@@ -158,7 +162,8 @@ with told as (
         count_if(
             type = 'task.dead_lettered' or (type = 'task.failed' and failure_kind is distinct from 'worker_stopped')
         ) as failures,
-        count_if(type = 'task.cancel_requested') > 0 as cancel_requested
+        count_if(type = 'task.cancel_requested') > 0 as cancel_requested,
+        min(time) filter (type = 'task.forgotten') as forgotten_at
     from batch
     where starts_with(type, 'task.')
     group by task_id
@@ -176,7 +181,8 @@ select
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
+        "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR",
+        "private": "BOOLEAN"
     }') as s,
     json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
@@ -211,7 +217,7 @@ select
     finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
     r.result_ref, f.failure, failures, if(state_key % 4 = 3 and ended_type is null, f.retry_at, null), if(succeeded, coalesce(r.usage.input_tokens, 0), null),
     if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
-    submitted_sequence, last_sequence, state_key
+    coalesce(s.private, false), forgotten_at, submitted_sequence, last_sequence, state_key
 from task_changes
 where submitted_sequence is not null;
 
@@ -259,6 +265,7 @@ set
     output_tokens = if(new.succeeded, coalesce(new.r.usage.output_tokens, 0), tasks.output_tokens),
     versions = coalesce(new.r.versions, tasks.versions),
     cancel_requested = tasks.cancel_requested or new.cancel_requested,
+    forgotten_at = coalesce(tasks.forgotten_at, new.forgotten_at),
     progress_step = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_step, new.p.step),
     progress_total = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_total, new.p.total),
     progress_unit = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_unit, new.p.unit),
