@@ -14,8 +14,9 @@ from tests.unit.attempt_folds import USED, Row, fold_attempts
 from tests.unit.projection_support import START, cut, dump, fresh_database, long_stories, prune
 
 SLOW = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+SLOWER = settings(SLOW, max_examples=5)
 COUNTS = ("succeeded", "failed", "cancelled", "expired", "dead_lettered", "attempts", "run_us", *USED)
 COLUMNS = {
     "attempts": """task_id, attempt, kind, model, lane, coalesce(key_id, ''), worker_id, coalesce(revision, ''),
@@ -55,7 +56,7 @@ def test_any_beginning_of_a_log_in_any_batches_makes_the_rows_of_the_fold(data: 
         assert found == expected[name], name
 
 
-@SLOW
+@SLOWER
 @given(long_stories())
 def test_one_batch_an_event_makes_the_rows_of_one_batch_in_all(story: list[RawMessage]) -> None:
     with fresh_database() as database:
