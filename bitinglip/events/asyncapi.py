@@ -27,6 +27,7 @@ NOTES = {
 }
 """Subjects whose messages are no events: they only make the server, or a reactor, do something."""
 PARAMETERS = {
+    "name": "Name of the saved query, as one token.",
     "task_id": "Id of the task (ULID).",
     "batch_id": "Id of the batch (ULID).",
     "schedule_id": "Id of the schedule (ULID).",
@@ -136,6 +137,7 @@ def _schemas() -> Document:
     _, generated = models_json_schema([(cls, "validation") for cls in types()], ref_template=SCHEMAS)
     text = {"type": "string"}
     attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid")
+    attributes += ("actorkey", "actoraddress", "requestid")
     envelope = {
         "type": "object",
         "title": "CloudEvent",
