@@ -196,7 +196,7 @@ async def test_a_plan_is_for_those_who_see_everything(sandbox: Sandbox) -> None:
 async def test_the_archive_is_seen_through_its_view_alone(tmp_path: Path) -> None:
     folder = tmp_path / "archive"
     folder.mkdir()
-    duckdb.sql("select 1 as a").write_parquet(str(folder / "a.parquet"))
+    duckdb.execute(f"copy (select 1 as a) to '{folder}/a.parquet'")
     database = open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"archive_path": folder}))
     pool = CursorPool(database, "sandbox", 1)
     sandbox = Sandbox(pool.run)
