@@ -19,7 +19,7 @@ from bitinglip.projections.database import Database
 from bitinglip.projections.writer import write
 from tests.unit.projection_support import START, cut, dump, fresh_database, message, prune
 
-SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 METRICS = ("utilisation_percent", "memory_used_bytes", "temperature_c", "power_w")
 NAMES = ("utilisation_{}_percent", "memory_used_{}_bytes", "temperature_{}_c", "power_{}_w")
 WORKERS = {"rig-1-0": "rig-1", "rig-1-1": "rig-1", "rig-2-0": "rig-2"}
