@@ -156,8 +156,9 @@ def _told(message: RawMessage, stream: str) -> _Told:
             document.get("causationid") and _text(document["causationid"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        at = datetime.fromtimestamp(message.time_ns / 1e9, UTC)  # as the read model tells it
         return _Told(
-            message.time_ns // 1000, f"{stream}:{message.sequence}", CORRUPT, 1, "/unknown", message.subject, None
+            (at - _EPOCH) // _MICROSECOND, f"{stream}:{message.sequence}", CORRUPT, 1, "/unknown", message.subject, None
         )
 
 
