@@ -12,6 +12,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 import bitinglip
+from bitinglip.events.actor import FIELDS
 from bitinglip.events.catalogue import stream_of, subjects_of, types
 from bitinglip.events.envelope import CONTENT_TYPE
 from bitinglip.events.registry import Event
@@ -135,7 +136,7 @@ def _message(cls: type[Event]) -> Document:
 def _schemas() -> Document:
     _, generated = models_json_schema([(cls, "validation") for cls in types()], ref_template=SCHEMAS)
     text = {"type": "string"}
-    attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid")
+    attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid", *FIELDS)
     envelope = {
         "type": "object",
         "title": "CloudEvent",
