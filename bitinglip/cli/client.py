@@ -149,6 +149,21 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
+    def media_type(self, path: str) -> str:
+        """Return the media type of what is there.
+
+        Raises:
+            ProblemAnswer: the gateway refused.
+            GatewayUnreachable: nothing answers.
+        """
+        try:
+            answer = self._http.head(path)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _problem(answer.status_code, answer.content)
+        return answer.headers.get("content-type", "application/octet-stream")
+
     def export(self, path: str, body: Any, target: BinaryIO) -> bool:
         """POST a question, and write the answer into a file as it comes; returns whether rows are missing.
 

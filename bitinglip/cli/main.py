@@ -18,6 +18,7 @@ from bitinglip.cli import (
     cluster,
     config,
     doctor,
+    eventreplay,
     events,
     eventschema,
     machines,
@@ -59,6 +60,7 @@ events.app.command()(archive.archive)
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
 events.app.command()(eventschema.schema)
+events.app.command()(eventreplay.replay)
 app.add_typer(events.app, name="events")
 app.add_typer(audit.app, name="audit")
 app.add_typer(projections.app, name="projections")

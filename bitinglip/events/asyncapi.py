@@ -12,7 +12,6 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 import bitinglip
-from bitinglip.events.actor import FIELDS
 from bitinglip.events.catalogue import stream_of, subjects_of, types
 from bitinglip.events.envelope import CONTENT_TYPE
 from bitinglip.events.registry import Event
@@ -28,6 +27,7 @@ NOTES = {
 }
 """Subjects whose messages are no events: they only make the server, or a reactor, do something."""
 PARAMETERS = {
+    "name": "Name of the saved query, as one token.",
     "task_id": "Id of the task (ULID).",
     "batch_id": "Id of the batch (ULID).",
     "schedule_id": "Id of the schedule (ULID).",
@@ -136,7 +136,8 @@ def _message(cls: type[Event]) -> Document:
 def _schemas() -> Document:
     _, generated = models_json_schema([(cls, "validation") for cls in types()], ref_template=SCHEMAS)
     text = {"type": "string"}
-    attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid", *FIELDS)
+    attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid")
+    attributes += ("actorkey", "actoraddress", "requestid")
     envelope = {
         "type": "object",
         "title": "CloudEvent",

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
-from bitinglip.errors import CorruptEvent
+from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.archive import trimmed_to
 from bitinglip.events.archivefolder import archived
@@ -67,7 +67,7 @@ class Live:
         """Yield the events after a sequence that are there by now; what may have left the stream, from the archive.
 
         Raises:
-            NoServer: the server does not answer.
+            NoServer: the server does not answer, or events left it while they were read.
             ArchiveDamaged, ProofUnusable: a file of the archive is not what it should be.
         """
         while (gone := await trimmed_to(self._log.connection, stream)) > after:
@@ -79,6 +79,8 @@ class Live:
         async with aclosing(read_between(self._log, stream, after, end)) as batches:
             async for batch in batches:
                 yield batch
+        if await trimmed_to(self._log.connection, stream) > after:
+            raise NoServer(problem=f"events of {stream} left the server while they were read; try again")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from bitinglip.errors import UnknownEventType
-from bitinglip.events import batch, ledger, model, node, schedule, task, worker
+from bitinglip.events import batch, ledger, model, node, query, schedule, task, worker
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.events.streams import LEDGER, MODELS, SCHEDULES, TASKS, WORKERS
 
@@ -19,6 +19,7 @@ MODULES: Mapping[ModuleType, str] = {
     model: MODELS,
     schedule: SCHEDULES,
     ledger: LEDGER,
+    query: LEDGER,
 }
 """Where types are declared, and the stream that their events are in."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -31,6 +32,7 @@ ABOUT = {
     "queue": "model",
     "schedule": "schedule_id",
     "ledger": "about",
+    "query": "name",
 }
 """What the third token of a subject is, by the first word of the type."""
 READY = frozenset({"task.submitted", "task.queued"})

@@ -15,11 +15,11 @@ Form = Literal["arrow", "csv"]
 class Writer(Protocol):
     """Writes an answer piece by piece."""
 
-    def begin(self, schema: Any) -> bytes:
+    def begin(self, schema: Any, /) -> bytes:
         """Write what comes before the first batch."""
         ...
 
-    def batch(self, batch: Any) -> bytes:
+    def batch(self, batch: Any, /) -> bytes:
         """Write one batch."""
         ...
 

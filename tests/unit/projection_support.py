@@ -140,10 +140,6 @@ class Story:
                     input_tokens=3, output_tokens=4, images=self._choose(range(0, 3)), audio_in_ms=5, audio_out_ms=6,
                     energy_j=self._choose([None, 0.125, 7.001]),
                 )  # fmt: skip
-                took = {
-                    "run_ms": self._draw(st.sampled_from(TIMES_MS)),
-                    "load_ms": self._draw(st.sampled_from(TIMES_MS)),
-                }
                 took = {"run_ms": self._choose(TIMES_MS), "load_ms": self._choose(TIMES_MS)}
                 return SucceedAttempt(**attempt, **took, result={"text": "é"}, usage=usage, versions={"v": "1"})
             case "fail":

@@ -11,7 +11,7 @@ from bitinglip.events.envelope import RawMessage
 from bitinglip.projections.database import Database
 from bitinglip.projections.writer import write
 from tests.unit.attempt_folds import USED, Row, fold_attempts
-from tests.unit.projection_support import START, cut, dump, fresh_database, prune, long_stories
+from tests.unit.projection_support import START, cut, dump, fresh_database, long_stories, prune
 
 SLOW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -19,7 +19,7 @@ SLOW = settings(
 COUNTS = ("succeeded", "failed", "cancelled", "expired", "dead_lettered", "attempts", "run_us", *USED)
 COLUMNS = {
     "attempts": """task_id, attempt, kind, model, lane, coalesce(key_id, ''), worker_id, coalesce(revision, ''),
-        assigned_at, coalesce(ended_at, '9999-12-31 23:59:59.999999'), outcome, ended_task,
+        assigned_at, coalesce(ended_at, '9999-12-31'), outcome, ended_task,
         coalesce(failure_message, ''), wait_ms, coalesce(run_ms, -1), coalesce(images, -1), coalesce(energy_j, -1),
         last_sequence""",
     "queues": "lane, model, bucket_at, depth, running",
