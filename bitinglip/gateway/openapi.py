@@ -180,7 +180,8 @@ def _schemas() -> Schema:
         ),
         "Event": object_of(
             ("specversion", "id", "type", "data"), specversion=TEXT, id=TEXT, source=TEXT, type=TEXT, subject=TEXT,
-            time=TIME, dataschema=TEXT, correlationid=TEXT, causationid=TEXT, sequence=TEXT, data={"type": "object"},
+            time=TIME, dataschema=TEXT, correlationid=TEXT, causationid=TEXT, actorkey=TEXT,
+            actoraddress=TEXT, requestid=TEXT, sequence=TEXT, data={"type": "object"},
         ),
         "Problem": object_of(
             ("type", "title", "status", "detail", "remedy"), type=TEXT, title=TEXT, status={"type": "integer"},
