@@ -49,7 +49,9 @@ async def test_a_query_is_saved_shown_run_and_deleted(client: httpx.AsyncClient,
     assert (gone.status_code, gone.json()["code"]) == (404, "query_not_found")
     told = [event.event for event in await log.read_latest(LEDGER, "bl.query.slow.*")]
     assert [type(event) for event in told] == [QuerySaved, QueryDeleted]
-    rows = await client.post("/v1/query", json={"sql": "select type from events where type like 'query.%' order by all"})
+    rows = await client.post(
+        "/v1/query", json={"sql": "select type from events where type like 'query.%' order by all"}
+    )
     assert rows.json()["rows"] == [["query.deleted"], ["query.saved"], ["query.saved"]]
 
 
