@@ -12,15 +12,14 @@ import orjson
 
 from bitinglip import errors
 from bitinglip.errors import BitingLipError, Defect, Denied, Rejected, Unavailable
-from bitinglip.events import batch, ledger, model, node, query, schedule, task, worker
 from bitinglip.events.asyncapi import document
+from bitinglip.events.catalogue import MODULES
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.settings import environment_name, iter_fields
+from scripts import projections_page
 
 FOLDER = Path("docs/reference")
 HEAD = "<!-- Written by `make docs`; change the code, not this page. -->\n\n"
-STREAMS = {task: "TASKS", batch: "TASKS", worker: "WORKERS", node: "WORKERS", model: "MODELS", schedule: "SCHEDULES"}
-STREAMS[ledger] = STREAMS[query] = "LEDGER"
 
 
 def main() -> int:
@@ -32,6 +31,7 @@ def main() -> int:
         ("settings.md", settings()),
         ("errors.md", error_pages()),
         ("asyncapi.json", asyncapi()),
+        ("projections.md", HEAD + projections_page.page()),
     ):
         path = FOLDER / name
         if not path.is_file() or path.read_text("utf-8") != text:
@@ -48,7 +48,7 @@ def main() -> int:
 def events() -> str:
     """Return the page of the event types."""
     parts = [HEAD + "# Events\n\nEach is the `data` of a CloudEvent (docs/events.md says how they travel).\n"]
-    for module, stream in STREAMS.items():
+    for module, stream in MODULES.items():
         parts.append(f"\n## Stream {stream}\n")
         parts += [_event(cls) for cls in REGISTRY.values() if cls.__module__ == module.__name__]
     return "".join(parts)

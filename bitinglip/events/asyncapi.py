@@ -137,6 +137,7 @@ def _schemas() -> Document:
     _, generated = models_json_schema([(cls, "validation") for cls in types()], ref_template=SCHEMAS)
     text = {"type": "string"}
     attributes = ("id", "source", "type", "subject", "dataschema", "correlationid", "causationid")
+    attributes += ("actorkey", "actoraddress", "requestid")
     envelope = {
         "type": "object",
         "title": "CloudEvent",

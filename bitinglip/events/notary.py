@@ -65,7 +65,7 @@ class Notary:
     async def _tried(self, work: Awaitable[None]) -> bool:
         try:
             await work
-        except BitingLipError as error:
+        except (BitingLipError, OSError) as error:
             log.debug("nothing was signed: %s", error)
         except ValueError as error:
             log.warning("the last signed head is none to go on from: %s", error)
@@ -114,9 +114,16 @@ class Book:
             NoServer: the server does not answer.
             ValueError: the last head is none to go on from.
         """
-        now = time.monotonic()
-        if now < self._idle_until or not (self._opened or await self._open()):
+        if time.monotonic() < self._idle_until:
             return
+        try:
+            if self._opened or await self._open():
+                await self._sign_what_is_due(time.monotonic())
+        except (BitingLipError, OSError):
+            self._opened = False  # what waits may have a gap: it is read again
+            raise
+
+    async def _sign_what_is_due(self, now: float) -> None:
         end = await end_of(self._log, self._stream)
         due = now - self._signed_at >= self._settings.every_s
         if end - self._read >= self._settings.every_events or (due and (end > self._read or self._waiting)):
@@ -134,7 +141,7 @@ class Book:
                         break
                     self._take(leaf_of(self._stream, message), message.sequence)
                 await self._sign(self._settings.every_events)
-                if end <= self._read:
+                if end <= self._read or not self._opened:
                     break
         if all_of_it:
             await self._sign(1)

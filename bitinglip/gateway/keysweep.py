@@ -24,6 +24,9 @@ EVERY_S = 3600.0
 YOUNG = timedelta(hours=1)
 """A key of this age may belong to a request that is still being answered."""
 
+OVER = frozenset({"task.forgotten", "schedule.deleted"})
+"""After one of these as the last event, a key that is there was left by a destruction that ended half-way."""
+
 
 class KeySweep:
     """Sweeps as long as it is open."""
@@ -76,6 +79,8 @@ class KeySweep:
             (SCHEDULES, subjects.schedule_events(owner)),
         )
         for stream, subject in known:
-            if await self._log.read_last(stream, subject) is not None:
-                return False
-        return await self._readmodel.queries.task(owner) is None
+            last = await self._log.read_last(stream, subject)
+            if last is not None:
+                return last.type in OVER
+        batches, _ = await self._readmodel.queries.batches(batch_id=owner, limit=1)
+        return not batches and await self._readmodel.span_of_task(TaskId(owner)) is None

@@ -140,6 +140,11 @@ class ReadModel:
         """
         await self._checkpoints.wait(stream, sequence, self._ground.settings.read_wait_s)
 
+    async def drop_archived(self, stream: str, up_to: int) -> None:
+        """Let a stream's events up to a sequence be read from the archive, whose files are here, and drop them."""
+        await self._serving.wait()
+        await self._current.pruner.drop_archived(stream, up_to)
+
     async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
         """Return the sequences of a task's first and last event, of all that may have left the server; none without it.
 

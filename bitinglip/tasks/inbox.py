@@ -22,6 +22,7 @@ from bitinglip.errors import (
 )
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import Append, EventLog
+from bitinglip.events.streams import TASKS
 from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskQueued, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
 from bitinglip.tasks import privacy
@@ -128,7 +129,27 @@ class Inbox:
             raise TaskNotFound(task_id=task_id)
         decide(task, command)  # it says so if the task cannot be forgotten
         await privacy.destroy(self._log.connection, history)
-        return await self._persist(task, command)
+        return await self._say_forgotten(task, command)
+
+    async def _say_forgotten(self, task: Task, command: ForgetTask) -> Task:
+        """Append what a command leads to; the task's other events may have left the server, which then expects none."""
+        conflict: Conflict | None = None
+        for _ in range(TRIES):
+            events = decide(task, command)
+            assert isinstance(events, tuple)
+            if not events:
+                return task
+            last = await self._log.read_last(TASKS, subjects.task_events(task.id))
+            expected = 0 if last is None else last.sequence
+            try:
+                sequence = await self._log.append(self._log.task_append(events[0], expected))
+            except Conflict as error:
+                conflict = error
+                task = fold(await self._log.read_task(task.id)) or task
+                continue
+            return task._replace(sequence=sequence, forgotten=True)
+        assert conflict is not None
+        raise conflict
 
     async def retry(self, task_id: TaskId, *, force: bool = False, request_id: str | None = None) -> Accepted:
         """Ask for a task that ended without a result once more: a new task with the same request.
@@ -255,7 +276,8 @@ class Inbox:
         route = route_now(task) if isinstance(event, TaskQueued) else None
         if route is not None:
             await ensure_queue(self._log, task)
-        sequence = await self._log.append(self._log.task_append(event, task.sequence, route=route))
+        expected = 0 if task.ended and await self._log.has_left(task.id) else task.sequence
+        sequence = await self._log.append(self._log.task_append(event, expected, route=route))
         after = evolve(task, event, sequence, self._log.clock())
         assert after is not None
         return after

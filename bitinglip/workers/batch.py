@@ -301,7 +301,7 @@ class BatchRunner:
         await self._end_cancelled(batch)
         for attempt in [attempt for attempt in batch if not attempt.settled]:
             try:
-                params = await read_params(self._log.connection, attempt)
+                params = await self._files.patiently(lambda attempt=attempt: read_params(self._log.connection, attempt))
                 files = await self._files.fetch(attempt.task.submitted.kind, params)
                 jobs.append(JobSpec(task_id=attempt.id, params=params, files=files))
             except (ArtifactNotFound, ArtifactExpired, TaskIsForgotten) as error:
@@ -322,7 +322,9 @@ class BatchRunner:
                 files: list[str] = []
                 stored = await self._files.store(answer.result, self._files.sealing(attempt, files))
                 most = self._settings.log.inline_max_bytes
-                result, reference = await store_result(self._log.connection, attempt, stored, most)
+                result, reference = await self._files.patiently(
+                    lambda: store_result(self._log.connection, attempt, stored, most)
+                )
                 return self._words.success(attempt, answer, used, loaded, result, reference, tuple(files))
             case JobFailed():
                 return await self._failed(attempt, answer.failure)

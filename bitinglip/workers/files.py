@@ -56,7 +56,7 @@ class Files:
                 await asyncio.to_thread(path.write_bytes, read_data_url(text)[0])
             elif not path.exists():
                 digest = text.removeprefix(ARTIFACT_FORM)
-                await self._patiently(lambda digest=digest, path=path: self._get(digest, path))
+                await self.patiently(lambda digest=digest, path=path: self._get(digest, path))
             paths[text] = str(path)
         return paths
 
@@ -82,9 +82,9 @@ class Files:
             return {name: await self.store(value, put) for name, value in part.items()}
         path, media_type = Path(part[FILE]), part["media_type"]
         if put is None:
-            reference = await self._patiently(lambda: artifacts.put_file(self._connection, path, media_type))
+            reference = await self.patiently(lambda: artifacts.put_file(self._connection, path, media_type))
         else:
-            reference = await self._patiently(lambda: put(path, media_type))
+            reference = await self.patiently(lambda: put(path, media_type))
         return reference.model_dump(exclude={"encrypted"}) | {
             name: value for name, value in part.items() if name not in {FILE, "media_type"}
         }
@@ -121,8 +121,12 @@ class Files:
         part.rename(path)
         return reference
 
-    async def _patiently(self, work: Callable[[], Any]) -> Any:
-        """Wait for a server that is away, unless the worker is being stopped."""
+    async def patiently(self, work: Callable[[], Any]) -> Any:
+        """Do something with the object store, and wait for a server that is away.
+
+        Raises:
+            NoServer: the server went away while the worker is being stopped.
+        """
         while True:
             try:
                 return await work()

@@ -171,7 +171,7 @@ def long_stories(draw: Any) -> list[RawMessage]:
     """Draw the log of more tasks, of which much happens to each; such a log is not made smaller when a test fails."""
     chance = random.Random(draw(st.integers(0, 2**32)))
     story = Story(chance.choice, chance.randint(2, 9))
-    for _ in range(chance.randint(20, 120)):
+    for _ in range(chance.randint(20, 90)):
         story.step()
     return story.messages[draw(st.integers(0, 2)) :]
 

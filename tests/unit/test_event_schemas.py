@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 import orjson
@@ -9,13 +11,21 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import Field
 
+import bitinglip.events
 from bitinglip.events.catalogue import schema_of, types
-from bitinglip.events.registry import Event
+from bitinglip.events.registry import REGISTRY, Event
 from scripts.golden_events import FOLDER as EVENTS
 from scripts.golden_schemas import FOLDER, encoded, path_of, problems_of
 from scripts.widening import breaks
 
 ALL = {cls.type: cls for cls in types()}
+
+
+def test_every_type_that_a_module_declares_is_in_the_catalogue() -> None:
+    for module in pkgutil.iter_modules(bitinglip.events.__path__):
+        importlib.import_module(f"bitinglip.events.{module.name}")
+    declared = {cls.type for cls in REGISTRY.values() if cls.__module__.startswith("bitinglip.")}
+    assert declared == set(ALL)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

@@ -19,11 +19,13 @@ from bitinglip.projections.database import Database
 from bitinglip.projections.writer import write
 from tests.unit.projection_support import START, cut, dump, fresh_database, message, prune
 
-SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 METRICS = ("utilisation_percent", "memory_used_bytes", "temperature_c", "power_w")
 NAMES = ("utilisation_{}_percent", "memory_used_{}_bytes", "temperature_{}_c", "power_{}_w")
 WORKERS = {"rig-1-0": "rig-1", "rig-1-1": "rig-1", "rig-2-0": "rig-2"}
 PAUSES_S = (0.001, 0.5, 0.5, 2.0, 2.0, 2.0, 10.0, 10.0, 59.0, 61.0, 300.0, 40_000.0)
+
+NEVER = datetime(1, 1, 1)  # noqa: DTZ001  (the tables' times are UTC, and do not say so)
 
 Reading = dict[str, Any]
 Key = tuple[str, str, datetime]
@@ -70,7 +72,7 @@ def logs(draw: Any) -> list[RawMessage]:
 class Fold:
     """The rows so far, by node, device and bucket: of ten minutes before `coarse_until`, else of one."""
 
-    def __init__(self, coarse_until: datetime = datetime.min) -> None:
+    def __init__(self, coarse_until: datetime = NEVER) -> None:
         self._coarse_until = coarse_until
         self.readings: dict[Key, list[Reading]] = {}
         self.energy_mj: dict[Key, int] = {}
@@ -131,7 +133,7 @@ def _told(database: Database) -> list[tuple[Any, ...]]:
     return sorted(database.rows(f"select {columns} from devices"))
 
 
-def _folded(log: list[RawMessage], coarse_until: datetime = datetime.min) -> list[tuple[Any, ...]]:
+def _folded(log: list[RawMessage], coarse_until: datetime = NEVER) -> list[tuple[Any, ...]]:
     fold = Fold(coarse_until)
     for each in log:
         fold.apply(each)

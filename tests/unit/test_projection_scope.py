@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from bitinglip.errors import QueryRefused, QueryTimeout
@@ -87,6 +88,23 @@ OWN = [
 @pytest.mark.parametrize(("sql", "expected"), OWN, ids=range(len(OWN)))
 async def test_a_key_sees_its_own(sandbox: Sandbox, sql: str, expected: list[list[Any]]) -> None:
     assert await rows(sandbox, sql) == expected
+
+
+async def test_what_is_asked_for_every_day_is_not_too_much(sandbox: Sandbox) -> None:
+    vector = ",".join(f"{n / 7}" for n in range(768))
+    assert await rows(
+        sandbox, f"select list_cosine_similarity([{vector}], [{vector}]) > 0.9 and count(*) = 2 from tasks"
+    )
+    steps = """with a as (select task_id, coalesce(wait_ms, run_ms, 0) + coalesce(run_ms, 0) as ms, state from tasks),
+        b as (select *, case when ms < 10 then 'fast' when ms < 100 then 'good' when ms < 999 then 'slow' end as kind
+            from a),
+        c as (select kind, state, count(*) as n, avg(ms) as mean, max(ms) as most from b group by all),
+        d as (select *, mean / most as ratio, n / sum(n) over () as share from c)
+        select count(*) from d where ratio is null or (share > 0 and ratio < 1 and mean > 0 and most > mean)"""
+    assert len(await rows(sandbox, steps)) == 1
+    joined = "select count(*) from tasks t0 " + " ".join(f"join tasks t{n} using (task_id)" for n in range(1, 20))
+    assert await rows(sandbox, joined) == [[2]]
+    assert await rows(sandbox, " union all ".join(["select count(*) from tasks"] * 40)) == [[2]] * 40
 
 
 async def test_subqueries_may_be_nested(sandbox: Sandbox) -> None:
@@ -175,6 +193,26 @@ async def test_a_plan_is_for_those_who_see_everything(sandbox: Sandbox) -> None:
         await sandbox.ask(Question("select 1; select 2", explain="plan"), Bounds(10, 10))
 
 
+async def test_the_archive_is_seen_through_its_view_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    duckdb.sql("select 1 as a").write_parquet(str(folder / "a.parquet"))
+    database = open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"archive_path": folder}))
+    pool = CursorPool(database, "sandbox", 1)
+    sandbox = Sandbox(pool.run)
+    file = f"'{folder}/a.parquet'"
+    assert database.rows(f"select a from {file}") == [(1,)]
+    for scope in (EVERYTHING, MINE):
+        assert (await sandbox.run("select count(*) from events", [], 10, 10, scope)).rows == [[0]]
+        direct = [f"from {file}", f"describe {file}", f"summarize {file}", f"from read_parquet({file})"]
+        direct += [f'from "{folder}/a.parquet"', f"from glob('{folder}/*')", f"select * from tasks, {file}"]
+        for sql in direct:
+            with pytest.raises(QueryRefused):
+                await sandbox.run(sql, [], 10, 10, scope)
+    await pool.close()
+    database.close()
+
+
 def nested(piece: str, times: int, inner: str, end: str) -> str:
     return "select " + piece * times + inner + end * times
 
@@ -195,6 +233,16 @@ WAYS_OUT = {
     "named subqueries that double": "with a0 as (select 1 x), "
     + ", ".join(f"a{n} as not materialized (select a.x from a{n - 1} a, a{n - 1} b)" for n in range(1, 40))
     + " select count(*) from a39",
+    "an expression that doubles, by names": "select 'x' || count(*) a, " + ", ".join(
+        f"a{n} || a{n} a{n + 1}".replace("a0", "a") for n in range(30)
+    ),
+    "an expression that doubles, by subqueries": "select * from "
+    + "(select a || a as a from " * 24 + "(select state as a from tasks)" + ")" * 24 + " where a = 'x'",
+    "an expression that doubles, by named ones": "with a0 as (select state x, state y from tasks), "
+    + ", ".join(f"a{n} as (select x || y x, y || x y from a{n - 1})" for n in range(1, 24))
+    + " select * from a23 where x = 'x'",
+    "many joins": "select count(*) from tasks t0 "
+    + " ".join(f"join tasks t{n} on t{n}.task_id = t{n - 1}.task_id" for n in range(1, 250)),
     "many named subqueries": "with "
     + ", ".join(f"a{n} as (from a{n - 1})" if n else "a0 as (select 1)" for n in range(2_500))
     + " from a2499",
@@ -207,6 +255,8 @@ WAYS_OUT = {
     "deep JSON, compared": DOUBLED + "json_contains(j, j) from u",
     "deep JSON, drawn": DOUBLED + "json_pretty(j) from u",
     "deep JSON, walked": DOUBLED + "(select count(*) from json_tree(j)) from u",
+    "JSON, merged": "select json_merge_patch(j, j) from (select json_group_object(i, i) j from range(100000) r(i))",
+    "maps, put together": "select map_concat(m, m) from (select map(list(i), list(i)) m from range(100000) r(i))",
     "texts, compared": DOUBLED + "levenshtein(j, j) from u",
     "grouping sets": "select count(*) from (select " + ", ".join(f"{n} a{n}" for n in range(30)) + ") group by cube("
     + ", ".join(f"a{n}" for n in range(30)) + ")",

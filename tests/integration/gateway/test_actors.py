@@ -25,6 +25,7 @@ from tests.support.uploading import make_folder, manifest
 
 CHANGES_NOTHING = {
     ("POST", "/v1/query"),
+    ("POST", "/v1/queries/{name}/run"),
     ("POST", "/v1/projections/rebuild"),
     ("POST", "/v1/artifacts"),  # bytes that no event names yet
     ("POST", "/v1/uploads"),  # a file on this gateway's disk; the event comes with `complete`
@@ -67,9 +68,32 @@ async def on_tasks(do: Doer, player: Player) -> None:
     await player.assign(dead)
     await player.fail(dead)
     await do("POST", "/v1/tasks:retry", json={"metadata": {"a": "b"}, "state": "failed"})
+    await on_private_tasks(do)
     batch = (await do("POST", "/v1/batches", json={"tasks": [ECHO], "open": True}))["batch_id"]
     for name, sent in (("/tasks", {"json": [ECHO]}), (":close", {}), (":cancel", {"json": {}})):
         await do("POST", f"/v1/batches/{batch}{name}", f"/v1/batches/{{batch_id}}{name}", **sent)
+
+
+async def on_private_tasks(do: Doer) -> None:
+    one, other = [
+        (await do("POST", "/v1/tasks", json=ECHO | {"private": True, "metadata": {"p": str(n)}}))["task_id"]
+        for n in range(2)
+    ]
+    for task_id in (one, other):
+        await do("DELETE", f"/v1/tasks/{task_id}", "/v1/tasks/{task_id}")
+    await do("POST", f"/v1/tasks/{one}/forget", "/v1/tasks/{task_id}/forget")
+    await do("POST", "/v1/tasks:forget", json={"metadata": {"p": "1"}})
+
+
+async def on_the_log_and_queries(do: Doer) -> None:
+    await do("PUT", "/v1/queries/mine", "/v1/queries/{name}", json={"sql": "select 1"})
+    await do("DELETE", "/v1/queries/mine", "/v1/queries/{name}")
+    await do("POST", "/v1/projections/snapshot")
+
+    async def settled() -> bool:
+        return bool((await do("POST", "/v1/log/archive", params={"now": "true"}))["archived"])
+
+    await eventually(settled, within_s=30)
 
 
 async def on_schedules_and_queues(do: Doer) -> None:
@@ -154,6 +178,7 @@ async def test_every_change_says_who_asked(
     await on_models(do, log, tmp_path / "tuned")
     agent = await cluster.node(workers=1)
     await on_nodes(do, client, agent.ready["node_id"], agent.ready["workers"][0]["worker_id"])
+    await on_the_log_and_queries(do)
     recorded = await all_events(log)
     told = {event.actor.request_id for event in recorded if event.actor is not None}
     unsaid = {do.done[request_id] for request_id in do.done.keys() - told} - CHANGES_NOTHING

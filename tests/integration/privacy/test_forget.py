@@ -129,6 +129,10 @@ async def test_keys_that_no_task_has_are_swept_with_what_they_sealed(house: Hous
         sweep = KeySweep(house.log, readmodel)
         assert await sweep.sweep() == []  # they may belong to requests of this moment
         assert len(await sweep.sweep(timedelta(0))) == 2
+        gone = await house.run(private())
+        await house.client.post(f"/v1/tasks/{gone['task_id']}/forget")
+        await key_for(house.log.connection, gone["task_id"])  # as if its destruction had not come so far
+        assert await sweep.sweep(timedelta(0)) == [gone["task_id"]]
     finally:
         await readmodel.close()
     assert await owners(house.log.connection) == [ran["task_id"]]

@@ -9,7 +9,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.streams import WORKERS
 from bitinglip.events.subjects import worker_subject
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted
-from bitinglip.projections.source import LogSource, last_event, read_up_to
+from bitinglip.projections.source import LogSource, read_up_to
 
 Eventually = Callable[..., Awaitable[Any]]
 WORKER = "rig-1-0"
@@ -53,7 +53,7 @@ async def test_a_target_that_was_the_last_and_is_gone_ends_with_the_one_before(
 ) -> None:
     first, second = await tell(log), await tell(log, ttl_s=1)
     await eventually(lambda: _count(log, 1))
-    assert await last_event(log, WORKERS) == first
+    assert await LogSource(log).last(WORKERS) == first
     assert await read(log, 0, second) == [first]
 
 
