@@ -82,6 +82,11 @@ async def test_what_is_no_event_is_counted_and_told(client: httpx.AsyncClient, l
 
 async def test_a_full_disk_shows_and_passes(client: httpx.AsyncClient, settings: Settings, eventually: Any) -> None:
     await client.get(f"/v1/tasks/{await submitted(client)}")
+
+    async def well() -> bool:
+        return (await ready(client)).get("status") == "ready"
+
+    await eventually(well)
     wal = settings.projections_path.with_name(settings.projections_path.name + ".wal")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size + 100, before[1]))
@@ -95,9 +100,5 @@ async def test_a_full_disk_shows_and_passes(client: httpx.AsyncClient, settings:
         await eventually(degraded)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    async def well() -> bool:
-        return (await ready(client)).get("status") == "ready"
-
     await eventually(well)
     assert len((await client.get("/v1/tasks")).json()["tasks"]) == 2

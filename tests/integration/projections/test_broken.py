@@ -71,7 +71,8 @@ async def test_a_database_that_stopped_on_a_full_disk_is_opened_again(
                 cursor.execute("checkpoint")
             with pytest.raises(ReadModelBroken):
                 await readmodel.queries.counts()
-            await eventually(lambda: readmodel._current is not first)
+            assert readmodel.problem is not None
+        await eventually(lambda: readmodel._current is not first)
         _, sequence = await submit(log)
         await readmodel.wait(TASKS, sequence)
         assert await readmodel.queries.counts() == {"queued": 21}
