@@ -99,7 +99,8 @@ class Simulation:
             self._wake(next(idle, None), now)
 
     def _look(self, now: float) -> None:
-        for card in self._scheduler.look(now):
+        wanted = self._scheduler.look(now)
+        for card in self._world.cards if self._to_the_end else wanted:  # an idle worker looks again, ordered or not
             self._wake(card, now)
         again = now + (self._scheduler.look_s or 0)
         if self._to_the_end and self._ended == len(self._tasks) and self._events:
