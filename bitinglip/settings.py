@@ -325,8 +325,11 @@ class Projections(_Section):
     """The DuckDB read models of a gateway."""
 
     path: Path | None = Field(default=None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
+    archive_path: Path | None = Field(
+        default=None, description="Folder of the gateway's copies of the archive; none: `<data_dir>/archive`."
+    )
     flush_ms: float = Field(
-        default=40.0,
+        default=25.0,
         ge=0,
         description="Milliseconds that a projector gathers a batch after a quiet time, else until it is worth a "
         "transaction, for at most 250; one that a reader waits for is written at once.",
@@ -398,9 +401,6 @@ class Archive(_Section):
         ge=0,
         description="Tasks that are over and stay on the server; each takes it about 3 KB of memory.",
     )
-    path: Path | None = Field(
-        default=None, description="Folder of a gateway's copies of the archive; none: `<data_dir>/archive`."
-    )
 
 
 class Settings(_Section):
@@ -438,7 +438,7 @@ class Settings(_Section):
     @property
     def archive_path(self) -> Path:
         """Where a gateway keeps its copies of the archive."""
-        return self.archive.path or self.data_dir / "archive"
+        return self.projections.archive_path or self.data_dir / "archive"
 
     @property
     def projections_path(self) -> Path:

@@ -16,6 +16,7 @@ from bitinglip.events.asyncapi import document
 from bitinglip.events.catalogue import MODULES
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.settings import environment_name, iter_fields
+from scripts import projections_page
 
 FOLDER = Path("docs/reference")
 HEAD = "<!-- Written by `make docs`; change the code, not this page. -->\n\n"
@@ -30,6 +31,7 @@ def main() -> int:
         ("settings.md", settings()),
         ("errors.md", error_pages()),
         ("asyncapi.json", asyncapi()),
+        ("projections.md", HEAD + projections_page.page()),
     ):
         path = FOLDER / name
         if not path.is_file() or path.read_text("utf-8") != text:

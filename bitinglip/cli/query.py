@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import orjson
 import typer
 from typer.core import TyperGroup
@@ -35,8 +34,8 @@ class Format(StrEnum):
 class _Group(TyperGroup):
     """Takes what names no subcommand as SQL to be run."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not any(word in self.commands for word in args) and not set(args) & set(ctx.help_option_names):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

@@ -119,7 +119,8 @@ def _print(report: dict[str, Any]) -> None:
     columns: list[str] = report["columns"]
     if render.out.is_terminal:
         span = f"{render.moment(report['since'])} to {render.moment(report['until'])} (UTC)"
-        render.line(f"{report['title']} by {report['by']}, {span}\n")
+        by = "" if report["name"] == "models" else f" by {report['by']}"
+        render.line(f"{report['title']}{by}, {span}\n")
     rows = [[_cell(value) for value in row] for row in report["rows"]]
     render.table(columns, rows, fold=("last_message",), spare=SPARE, none="Nothing in this time.")
     if not render.out.is_terminal or not rows:

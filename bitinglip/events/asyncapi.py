@@ -27,13 +27,13 @@ NOTES = {
 }
 """Subjects whose messages are no events: they only make the server, or a reactor, do something."""
 PARAMETERS = {
+    "name": "Name of the saved query, as one token.",
     "task_id": "Id of the task (ULID).",
     "batch_id": "Id of the batch (ULID).",
     "schedule_id": "Id of the schedule (ULID).",
     "worker_id": "Name of the worker.",
     "node_id": "Name of the node.",
     "model": "Reference of the model as one token: all but letters, digits, `-` and `_` is `=` and two hex digits.",
-    "name": "Name of the saved query, as one token.",
     "about": "Name of a stream, or `readmodel`.",
     "lane": "`interactive`, `normal` or `batch`.",
     "queue": "The model as one token; `~` and its class follow for work that only some workers may take.",

@@ -9,8 +9,10 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
-from bitinglip.errors import CorruptEvent
+from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events import subjects
+from bitinglip.events.archive import trimmed_to
+from bitinglip.events.archivefolder import archived
 from bitinglip.events.checking import Finding, Keyring, NotAsSignedError, StreamCheck
 from bitinglip.events.direct import get_first_after
 from bitinglip.events.envelope import RawMessage, decode
@@ -42,7 +44,7 @@ class Source(Protocol):
 
 
 class Live:
-    """The log on its server."""
+    """The log on its server, archive included."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
@@ -62,15 +64,23 @@ class Live:
                     yield head_in(message)
 
     async def events(self, stream: str, after: int = 0) -> AsyncGenerator[Seq[RawMessage], None]:
-        """Yield the events after a sequence that are there by now.
+        """Yield the events after a sequence that are there by now; what may have left the stream, from the archive.
 
         Raises:
-            NoServer: the server does not answer.
+            NoServer: the server does not answer, or events left it while they were read.
+            ArchiveDamaged, ProofUnusable: a file of the archive is not what it should be.
         """
+        while (gone := await trimmed_to(self._log.connection, stream)) > after:
+            async with aclosing(archived(self._log.connection, stream, after, gone)) as batches:
+                async for batch in batches:
+                    yield batch
+            after = gone
         end = await end_of(self._log, stream)
         async with aclosing(read_between(self._log, stream, after, end)) as batches:
             async for batch in batches:
                 yield batch
+        if await trimmed_to(self._log.connection, stream) > after:
+            raise NoServer(problem=f"events of {stream} left the server while they were read; try again")
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,13 +97,13 @@ async def _up_to_a_gap(
         after = gone
     async with aclosing(log.tail(stream, after, filters=filters, most=most)) as batches:
         async for batch in batches:
-            if cold is not None and _skips(batch, after) and await trimmed_to(log.connection, stream) > after:
+            if cold is not None and skips(batch, after) and await trimmed_to(log.connection, stream) > after:
                 return
             after = batch.sequences[-1]
             yield batch
 
 
-def _skips(batch: Messages, after: int) -> bool:
+def skips(batch: Messages, after: int) -> bool:
     """Tell whether sequences are missing, up to the batch's end."""
     return batch.sequences[-1] - after != len(batch)
 

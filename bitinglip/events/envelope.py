@@ -59,13 +59,15 @@ class Messages(Seq[RawMessage]):
             made.add(sequence, time_ns, subject.encode(), payload)
         return made
 
-    def add(self, sequence: int, time_ns: int, subject: bytes, payload: bytes) -> None:
-        """Add one message at the end."""
+    def add(self, sequence: int, time_ns: int, subject: bytes, payload: bytes) -> int:
+        """Add one message at the end, and return the bytes of all payloads."""
         self.sequences.append(sequence)
         self.times_ns.append(time_ns)
         self.subjects.append(subject)
         self.payload += payload
-        self.offsets.append(len(self.payload))
+        size_bytes = len(self.payload)
+        self.offsets.append(size_bytes)
+        return size_bytes
 
     @property
     def size_bytes(self) -> int:

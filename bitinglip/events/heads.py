@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+from bitinglip.events.archive import is_tick
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.ledger import LedgerSigned
 from bitinglip.events.merkle import HASH_BYTES, Tree, event_leaf
-from bitinglip.events.registry import is_lasting
 from bitinglip.events.signing import SigningKey
 from bitinglip.events.streams import LEDGER, MODELS, SCHEDULES, TASKS, WORKERS
 
@@ -21,7 +21,7 @@ LEAVES_MOST = 800
 """Leaves that one head adds: its event has less than 48 KiB then."""
 _CONTEXT = b"bitinglip signed head 1"
 """So that no signature of something else can pass for one of a head."""
-_TYPE = b'"type":"'
+_SIGNED = ".signed"
 
 
 class Leaf(NamedTuple):
@@ -33,20 +33,10 @@ class Leaf(NamedTuple):
 
 def leaf_of(stream: str, message: RawMessage) -> Leaf | None:
     """Return the leaf of a message; none if it is none: ticks leave the log, and heads don't sign themselves."""
-    kind = type_of(message.payload)
-    if kind == LedgerSigned.type or (kind is not None and not is_lasting(kind)):
-        return None
     sequence, time_ns, subject, payload = message
-    return Leaf(sequence, event_leaf(stream, sequence, time_ns, subject, payload))
-
-
-def type_of(payload: bytes) -> str | None:
-    """Return the type of an event without reading the rest of it; none for bytes that say none."""
-    start = payload.find(_TYPE)
-    if start < 0:
+    if is_tick(subject.encode(), payload) or (stream == LEDGER and subject.endswith(_SIGNED)):
         return None
-    start += len(_TYPE)
-    return payload[start : payload.find(b'"', start)].decode("utf-8", "replace")
+    return Leaf(sequence, event_leaf(stream, sequence, time_ns, subject, payload))
 
 
 def head_of(stream: str, before: Tree, leaves: Seq[Leaf], key: SigningKey) -> tuple[LedgerSigned, Tree]:

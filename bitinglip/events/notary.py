@@ -29,6 +29,7 @@ LOOK_S = 10.0
 """Seconds between two looks at how far a stream has come."""
 SETTLED_S = 2.0
 """Age at which an event is signed: what a server has only just taken, it may still lose."""
+CANCEL_AGAIN_S = 0.5
 READ_AT_ONCE = 250
 """Events that are read before others get their turn."""
 
@@ -36,11 +37,11 @@ READ_AT_ONCE = 250
 class Notary:
     """Signs what is new in the log's streams."""
 
-    def __init__(self, event_log: EventLog, settings: Audit, key: SigningKey) -> None:
+    def __init__(self, event_log: EventLog, settings: Audit, key: SigningKey, settled_s: float = SETTLED_S) -> None:
         self._log = event_log
         self._key = key
         self._settings = settings
-        self._books = [Book(event_log, stream, settings, key) for stream in AUDITED]
+        self._books = [Book(event_log, stream, settings, key, settled_s) for stream in AUDITED]
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -49,10 +50,9 @@ class Notary:
 
     async def close(self) -> None:
         """End; what is not signed yet is signed by whoever comes next."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # once may not do: before Python 3.12 `wait_for`, in nats-py, may swallow it
+            await asyncio.wait([self._task], timeout=CANCEL_AGAIN_S)
 
     async def _run(self) -> None:
         introduced = False
@@ -65,7 +65,7 @@ class Notary:
     async def _tried(self, work: Awaitable[None]) -> bool:
         try:
             await work
-        except BitingLipError as error:
+        except (BitingLipError, OSError) as error:
             log.debug("nothing was signed: %s", error)
         except ValueError as error:
             log.warning("the last signed head is none to go on from: %s", error)
@@ -89,9 +89,12 @@ async def introduce(event_log: EventLog, key: SigningKey) -> None:
 class Book:
     """How far one stream is signed, and what waits for it."""
 
-    def __init__(self, event_log: EventLog, stream: str, settings: Audit, key: SigningKey) -> None:
+    def __init__(
+        self, event_log: EventLog, stream: str, settings: Audit, key: SigningKey, settled_s: float = SETTLED_S
+    ) -> None:
         self._log = event_log
         self._stream = stream
+        self._settled_s = settled_s
         self._settings = settings
         self._key = key
         self._tree = Tree.empty()
@@ -111,9 +114,16 @@ class Book:
             NoServer: the server does not answer.
             ValueError: the last head is none to go on from.
         """
-        now = time.monotonic()
-        if now < self._idle_until or not (self._opened or await self._open()):
+        if time.monotonic() < self._idle_until:
             return
+        try:
+            if self._opened or await self._open():
+                await self._sign_what_is_due(time.monotonic())
+        except (BitingLipError, OSError):
+            self._opened = False  # what waits may have a gap: it is read again
+            raise
+
+    async def _sign_what_is_due(self, now: float) -> None:
         end = await end_of(self._log, self._stream)
         due = now - self._signed_at >= self._settings.every_s
         if end - self._read >= self._settings.every_events or (due and (end > self._read or self._waiting)):
@@ -122,7 +132,7 @@ class Book:
             self._signed_at = now
 
     async def _sign_up_to(self, end: int, *, all_of_it: bool) -> None:
-        settled_ns = int((self._log.clock().timestamp() - SETTLED_S) * 1e9)
+        settled_ns = int((self._log.clock().timestamp() - self._settled_s) * 1e9)
         async with aclosing(read_between(self._log, self._stream, self._read, end, READ_AT_ONCE)) as batches:
             async for batch in batches:
                 for message in batch:
@@ -131,7 +141,7 @@ class Book:
                         break
                     self._take(leaf_of(self._stream, message), message.sequence)
                 await self._sign(self._settings.every_events)
-                if end <= self._read:
+                if end <= self._read or not self._opened:
                     break
         if all_of_it:
             await self._sign(1)

@@ -136,15 +136,16 @@ class _Consumer:
             return
         parts = reply.split(b".")
         base = 5 if len(parts) == 9 else 7
-        self._count += 1
-        if int(parts[base + 1]) != self._count:
+        self._count = count = self._count + 1
+        if int(parts[base + 1]) != count:
             self._break("a gap in the consumer's count")
         elif self._broken is None and subject.startswith(self._prefixes):
             arriving = self._arriving
-            arriving.add(int(parts[base]), int(parts[base + 2]), subject, payload)
-            if len(arriving) == 1:
+            size_bytes = arriving.add(int(parts[base]), int(parts[base + 2]), subject, payload)
+            messages = len(arriving.subjects)
+            if messages == 1:
                 self._wake.set()
-            elif len(arriving) >= self._most or arriving.size_bytes >= BATCH_BYTES:
+            elif messages >= self._most or size_bytes >= BATCH_BYTES:
                 self._end_batch()
 
     def _control(self, reply: str, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -77,10 +77,13 @@ def chosen_format(request: Request, asked: Bounded) -> Format:
     """
     named = requests.one(request, "format")
     if named is not None:
-        return next(each for each in FORMATS if each == requests.choice("format", named, named, FORMATS))
+        return cast("Format", requests.choice("format", named, named, FORMATS))
     if asked.format is not None:
         return asked.format
-    return next((each for each, media_type in FORMATS.items() if requests.wants(request, media_type)), "json")
+    for form, media_type in FORMATS.items():
+        if requests.wants(request, media_type):
+            return form
+    return "json"
 
 
 async def schema(request: Request) -> Response:

@@ -20,7 +20,7 @@ from bitinglip.events.streams import TASKS
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.archiving import Archiver, first_after
 from bitinglip.projections.readmodel import ReadModel
-from bitinglip.projections.trimming import Trimmer
+from bitinglip.projections.trimming import Trimmer, stored_at
 from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class ArchiveKeeper:
         self._log = event_log
         self._settings = settings
         self._archiver = Archiver(event_log, files, settings)
+        self._readmodel = readmodel
         self._trimmer = Trimmer(event_log, files, readmodel, settings)
         self._turn = asyncio.Lock()
         self._looks = 0
@@ -95,6 +96,7 @@ class ArchiveKeeper:
                     done.archived += await self._archiver.archive(stream, now=now)
             if TASKS in streams:
                 done.trimmed = await self._trim()
+            await self._drop()
             return done
 
     async def behind(self) -> list[Behind]:
@@ -127,6 +129,24 @@ class ArchiveKeeper:
         oldest_ns = await first_after(self._log, stream, archived_to)
         waits_s = 0.0 if oldest_ns is None else max(0.0, self._log.clock().timestamp() - oldest_ns / 1e9)
         return Behind(stream, archived_to, await self._log.last_sequence(stream), waits_s)
+
+    async def _drop(self) -> None:
+        """Have what is archived, and old, read from the archive's files, which are brought here before."""
+        here = await self._readmodel.queries.archived()
+        for stream in ARCHIVED:
+            for file in await self.files.index(stream):
+                if file.last_sequence <= here.get(stream, 0):
+                    await self.files.path_of(file)
+                elif file.last_sequence <= await self._cold_to(stream):
+                    await self.files.path_of(file)
+                    await self._readmodel.wait(stream, file.last_sequence)
+                    await self._readmodel.drop_archived(stream, file.last_sequence)
+
+    async def _cold_to(self, stream: str) -> int:
+        """Return up to where the events of a stream are older than the hot window."""
+        old_s = self._log.clock().timestamp() - self._settings.hot_age_s
+        old = [file.last_sequence for file in await self.files.index(stream) if stored_at(file) <= old_s]
+        return max([await archive.trimmed_to(self._log.connection, stream), *old])
 
     async def _trim(self) -> LedgerTrimmed | None:
         try:

@@ -6,10 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import LedgerDamaged, TaskNotFound
-from bitinglip.events import subjects
 from bitinglip.events.auditing import keys_told
 from bitinglip.events.checking import NotAsSignedError
-from bitinglip.events.direct import get_after
+from bitinglip.events.cold import task_messages
 from bitinglip.events.proofs import prove
 from bitinglip.events.registry import REGISTRY
 from bitinglip.events.streams import TASKS
@@ -44,7 +43,7 @@ async def task_proof(request: Request) -> Response:
     log = gateway_of(request).log
     requests.only(request)
     task_id = requests.task_id_of(request)
-    messages = await get_after(log.connection, TASKS, subjects.task_events(task_id), 0)
+    messages = await task_messages(log.connection, task_id)
     if not messages:
         raise TaskNotFound(task_id=task_id)
     keys = {key_id: key.base64 for key_id, key in (await keys_told(log)).items()}

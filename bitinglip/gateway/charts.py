@@ -37,14 +37,23 @@ def svg(chart: Chart) -> str:
         show_minor_x_labels=False,
         x_label_rotation=20 if chart.kind != "bars" else 0,
         dots_size=2,
+        show_legend=len(chart.series) > 1 or chart.kind != "bars",
+        show_y_guides=bool(chart.series),
+        show_y_labels=bool(chart.series),
         disable_xml_declaration=True,
     )
-    drawn.x_labels = chart.labels if chart.series else []
-    drawn.x_labels_major = chart.labels[:: -(-len(chart.labels) // LABELS_MOST) or 1]
+    order = -1 if chart.kind == "bars" else 1  # bars that lie are drawn from below
+    drawn.x_labels = chart.labels[::order] if chart.series else []
+    drawn.x_labels_major = _some(chart)
     for name, values in chart.series:
-        drawn.add(name, values)
+        drawn.add(name, values[::order])
     drawn.add_xml_filter(_without_scripts)
     return cast("str", drawn.render(is_unicode=True))
+
+
+def _some(chart: Chart) -> list[str]:
+    """Return the labels that there is room for."""
+    return chart.labels if chart.kind == "bars" else chart.labels[:: -(-len(chart.labels) // LABELS_MOST) or 1]
 
 
 def _height(chart: Chart) -> int:
@@ -60,6 +69,8 @@ def _style() -> Any:
         foreground=ink,
         foreground_strong=ink,
         foreground_subtle="var(--faint, #999)",
+        guide_stroke_color="var(--line, #ccc)",
+        major_guide_stroke_color="var(--line, #ccc)",
         font_family=FONT,
         title_font_size=15,
         legend_font_size=12,

@@ -144,7 +144,8 @@ async def open_gateway(
         files = Archive(log, settings.archive_path)
         files.sweep()
         log.connection.cold = files
-        readmodel = await ReadModel.open(settings.projections, settings.projections_path, log)
+        projections = settings.projections.model_copy(update={"archive_path": settings.archive_path})
+        readmodel = await ReadModel.open(projections, settings.projections_path, log)
         stack.push_async_callback(readmodel.close)
         files.locate = readmodel.span_of_task
         catalogue = await Catalogue.open(log)

@@ -24,7 +24,8 @@ table { border-collapse: collapse; font-size: .86rem; width: 100%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { border-bottom: 2px solid var(--faint); white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.text { overflow-wrap: anywhere; max-width: 26rem; }
+td.text { overflow-wrap: break-word; min-width: 7rem; max-width: 26rem; }
+td:first-child { min-width: 12rem; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
 figure svg { width: 100%; height: auto; }
 thead { display: table-header-group; }
@@ -35,8 +36,8 @@ tr { break-inside: avoid; }
 
 def page(report: Report) -> str:
     """Write the page."""
-    title = f"{report.title} by {report.by}"
-    charts = "\n".join(f"<figure>{svg(chart)}</figure>" for chart in report.charts)
+    title = report.heading
+    charts = "\n".join(f"<figure>{svg(chart)}</figure>" for chart in report.charts if chart.series)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -50,14 +51,22 @@ def page(report: Report) -> str:
 def _table(report: Report) -> str:
     if not report.rows:
         return "<p>Nothing in this time.</p>"
-    numeric = [all(_is_number(row[at]) for row in report.rows) for at in range(len(report.columns))]
+    shown = [at for at in range(len(report.columns)) if at == 0 or any(row[at] for row in report.rows)]
+    rows = [[row[at] for at in shown] for row in report.rows]
+    numeric = [all(_is_number(row[at]) for row in rows) for at in range(len(shown))]
     head = "".join(
-        f"<th{_class(number, '')}>{escape(name.replace('_', ' '))}</th>"
-        for name, number in zip(report.columns, numeric, strict=True)
+        f"<th{_class(number, '')}>{escape(_words(report.columns[at]))}</th>"
+        for at, number in zip(shown, numeric, strict=True)
     )
-    body = "\n".join(_row(row, numeric) for row in report.rows)
+    body = "\n".join(_row(row, numeric) for row in rows)
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<div class="wide">{table}</div>'
+    left_out = [_words(name) for at, name in enumerate(report.columns) if at not in shown]
+    note = f"<p>None: {escape(', '.join(left_out))}.</p>" if left_out else ""
+    return f'<div class="wide">{table}</div>{note}'
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _row(row: list[Any], numeric: list[bool]) -> str:

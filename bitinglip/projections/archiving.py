@@ -21,10 +21,9 @@ from bitinglip.events.archive import is_tick
 from bitinglip.events.envelope import Messages
 from bitinglip.events.ledger import LedgerArchived
 from bitinglip.events.log import EventLog
+from bitinglip.events.reading import end_of, read_between
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.archivefile import ArchiveWriter
-from bitinglip.projections.source import last_event
-from bitinglip.projections.stretch import read_range
 from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,9 @@ class Archiver:
         after, settled_ns = 0 if last is None else last.last_sequence, self._settled_ns()
         part: _Part | None = None
         try:
-            async with aclosing(read_range(self._log, stream, after, await last_event(self._log, stream))) as batches:
+            async with aclosing(
+                read_between(self._log, stream, after, await end_of(self._log, stream), 4_096)
+            ) as batches:
                 async for batch in batches:
                     for sequence, time_ns, subject, payload in _lasting(batch, settled_ns):
                         day = time_ns // _DAY_NS

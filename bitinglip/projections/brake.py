@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -26,16 +24,8 @@ class Brake:
         self._held = 0
         self._before = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
-    @contextmanager
-    def on(self) -> Generator[None]:
-        """Hold it inside."""
-        self._take()
-        try:
-            yield
-        finally:
-            self._release()
-
-    def _take(self) -> None:
+    def hold(self) -> None:
+        """Hold it until it is released as often as it was held."""
         with self._lock:
             self._held += 1
             if self._held == 1 and (size := _data_bytes()) is not None:
@@ -43,7 +33,8 @@ class Brake:
                 self._before = resource.getrlimit(resource.RLIMIT_DATA)
                 resource.setrlimit(resource.RLIMIT_DATA, (_least(size + ROOM_BYTES, self._before[1]), self._before[1]))
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let it go on."""
         with self._lock:
             self._held -= 1
             if self._held == 0:

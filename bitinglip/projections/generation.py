@@ -62,7 +62,7 @@ async def open_generation(
     ground: Ground,
     checkpoints: Checkpoints,
     feed: TaskFeed,
-    on_failure: Callable[[WriteError], None] | None = None,
+    on_failure: Callable[[WriteError], object] | None = None,
 ) -> Generation:
     """Open the file and start its projector where the file's checkpoints say; not on a log that they don't belong to.
 

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from bitinglip.errors import InvalidConfig, ProjectionFileBusy, ProjectionFileForeign, ProjectionFileRefused
-from bitinglip.projections import sql, versions
+from bitinglip.projections import coldevents, sql, versions
 from bitinglip.projections.batch import to_arrow
 from bitinglip.projections.database import Database
 from bitinglip.projections.sql import Catalogue
@@ -80,8 +80,8 @@ def create_bulk(path: Path, settings: Projections, catalogue: Catalogue = sql.CA
         database.execute("set timezone = 'UTC'")
         database.execute(f"attach '{str(path).replace(chr(39), 2 * chr(39))}' as bulk (recovery_mode no_wal_writes)")
         database.execute("use bulk")
-        database.execute("set global enable_external_access = false")
-        _prepare(database, path, catalogue, keyed=False)
+        _close_to_files(database, settings)
+        _prepare(database, path, settings, catalogue, keyed=False)
     except BaseException:
         database.close()
         raise
@@ -116,8 +116,9 @@ def _open(path: Path, settings: Projections, catalogue: Catalogue) -> Database:
     database = Database(_connect(path, settings))
     try:
         database.execute("set global timezone = 'UTC'")
+        _close_to_files(database, settings)
         database.execute("set global lock_configuration = true")
-        _prepare(database, path, catalogue)
+        _prepare(database, path, settings, catalogue)
     except duckdb.Error as error:
         database.close()
         raise _meaning(error, path) from error
@@ -137,7 +138,6 @@ def _connect(path: Path | str, settings: Projections, *, attaches: bool = False)
                 "wal_autocheckpoint": BULK_BYTES if attaches else WAL_BYTES,
                 "preserve_insertion_order": False,
                 "python_enable_replacements": False,
-                "enable_external_access": attaches,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 "allow_community_extensions": False,
@@ -159,16 +159,28 @@ def _meaning(error: duckdb.Error, path: Path | str) -> Exception:
     return UnusableFileError(problem)
 
 
-def _prepare(database: Database, path: Path, catalogue: Catalogue, *, keyed: bool = True) -> None:
+def _close_to_files(database: Database, settings: Projections) -> None:
+    """Let nothing be read from now on but this file and the copies of the archive."""
+    if settings.archive_path is not None:
+        folder = str(settings.archive_path.absolute()).replace("'", "''")
+        database.execute(f"set global allowed_directories = ['{folder}']")
+    database.execute("set global enable_external_access = false")
+
+
+def _prepare(
+    database: Database, path: Path, settings: Projections, catalogue: Catalogue, *, keyed: bool = True
+) -> None:
     """Make the tables, or bring those of the file to this release."""
     tables = {name for (name,) in database.rows("select table_name from duckdb_tables() where not temporary")}
     if not tables:
+        coldevents.attach(database, settings.archive_path)
         versions.create(database, catalogue, keyed=keyed)
     elif not tables >= {"checkpoints", "projection_versions"}:
         raise ProjectionFileForeign(path=str(path))
     elif "storage_format" not in tables or database.rows(sql.blocks(sql.SYSTEM)["format"]) != [(FORMAT,)]:
         raise UnusableFileError("it was laid out by another release")
     else:
+        coldevents.attach(database, settings.archive_path)
         versions.reconcile(database, catalogue)
     database.checkpoints()  # what is damaged here is of no use
     served = versions.served(versions.read(database))

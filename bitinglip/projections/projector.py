@@ -18,6 +18,7 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from bitinglip.errors import NoServer
@@ -28,6 +29,7 @@ from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, timed
 from bitinglip.projections.source import LogSource, Source
 from bitinglip.projections.writer import write
 from bitinglip.settings import Projections
@@ -41,16 +43,6 @@ BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
 CANCEL_AGAIN_S = 0.5
 """Patience with a part that is to end."""
-REST, BUSY_REST = 2, 8
-"""How many times as long as the last transaction took nothing is written, unless somebody waits; and on a machine whose
-cores others want as well. A transaction costs more than ten milliseconds of a core however few its events are."""
-BUSY = 1.3
-"""Time of a transaction, to processor time, at which a machine counts as busy."""
-MOST_REST_S = 0.25
-WORTHWHILE = 50
-"""Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""
-AWAITED_S = 0.005
-"""Seconds for which a batch grows that somebody waits for."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 
 
@@ -90,7 +82,7 @@ class Projector:
         feed: TaskFeed | None = None,
         batches: int = 1,
         source: Source | None = None,
-        on_failure: Callable[[WriteError], None] | None = None,
+        on_failure: Callable[[WriteError], object] | None = None,
     ) -> None:
         """Make one that does not run yet.
 
@@ -112,6 +104,8 @@ class Projector:
         self._held_back = False
         """Whether the pump of TASKS waits for the writer."""
         self._most = settings.batch_max * batches
+        self._patient = batches > 1
+        """Whether nobody reads what it writes: then the fewest transactions are the best."""
         self._most_bytes = BATCH_MOST_BYTES * batches
         self._targets: dict[str, int] = {}
         self._buffers = {stream: _Buffer() for stream in STREAMS}
@@ -235,7 +229,11 @@ class Projector:
 
         What comes after a quiet time is written soon, what comes on and on in batches that are worth their transaction.
         """
-        await self._grow(self._most, max(self._settings.flush_ms / 1000, self._rest_s))
+        if self._patient:
+            await self._grow(self._most, MOST_REST_S)
+            return
+        rest_s = self._wrote_at + self._rest_s - time.monotonic()
+        await self._grow(self._most, max(self._settings.flush_ms / 1000, rest_s))
         if not self._awaited():
             await self._grow(WORTHWHILE, self._wrote_at + MOST_REST_S - time.monotonic())
 
@@ -273,7 +271,8 @@ class Projector:
         while True:
             try:
                 async with self.writing:
-                    self._rest_s = await loop.run_in_executor(self._thread, self._timed_write, stream, batches)
+                    work = partial(write, self._database, stream, *batches)
+                    self._rest_s = await loop.run_in_executor(self._thread, timed, work)
                 break
             except WriteError as error:
                 log.exception("the read model could not be written at %s:%d", stream, batches[0].sequences[0])
@@ -293,13 +292,6 @@ class Projector:
         self.problem = str(error).partition("\n")[0]
         if self._on_failure is not None:
             self._on_failure(error)
-
-    def _timed_write(self, stream: str, batches: Seq[Messages]) -> float:
-        """Write, and return how long to rest after it."""
-        started, worked = time.monotonic(), time.thread_time()
-        write(self._database, stream, *batches)
-        took_s, worked_s = time.monotonic() - started, time.thread_time() - worked
-        return min(took_s * (BUSY_REST if took_s > BUSY * worked_s else REST), MOST_REST_S)
 
 
 class _Buffer:

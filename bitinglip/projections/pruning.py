@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from bitinglip.events import model, node, schedule, task, worker
 from bitinglip.events.registry import REGISTRY
+from bitinglip.projections import coldevents, versions
 from bitinglip.projections.database import Database, WriteError
 from bitinglip.projections.projector import Projector, end
 
@@ -48,8 +49,19 @@ class Pruner:
     async def prune(self) -> None:
         """Prune every projection that serves, each in a transaction of its own."""
         now = self._clock().astimezone(UTC).replace(tzinfo=None)
+        await self._while_nothing_is_written(lambda: self._prune(now))
+
+    async def drop_archived(self, stream: str, up_to: int) -> None:
+        """Let a stream's events up to a sequence be read from the archive, and drop them here."""
+        await self._while_nothing_is_written(lambda: self._drop(stream, up_to))
+
+    def _drop(self, stream: str, up_to: int) -> None:
+        homes = [version.home for version in versions.read(self._cursor) if version.name == coldevents.EVENTS]
+        coldevents.drop(self._cursor, homes, stream, up_to)
+
+    async def _while_nothing_is_written(self, work: Callable[[], None]) -> None:
         async with self._projector.writing:
-            pruning = asyncio.ensure_future(asyncio.to_thread(self._prune, now))
+            pruning = asyncio.ensure_future(asyncio.to_thread(work))
             try:
                 await asyncio.shield(pruning)
             except asyncio.CancelledError:

@@ -180,6 +180,10 @@ class Queries:
         """Return how many tasks that are over had their last event after a sequence."""
         return (await self._rows("over_after", {"sequence": sequence}))[0][0]
 
+    async def archived(self) -> dict[str, int]:
+        """Return up to where the events of each stream are read from the archive."""
+        return dict(await self._rows("archived"))
+
     async def span(self, task_id: str) -> tuple[int, int] | None:
         """Return the sequences of a task's first and last event; none if there is no such task."""
         found = await self._rows("span", {"task_id": task_id})

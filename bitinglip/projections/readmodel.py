@@ -27,10 +27,10 @@ from bitinglip.ids import TaskId
 from bitinglip.projections import snapshot, sql
 from bitinglip.projections.building import VersionState
 from bitinglip.projections.checkpoint import Checkpoints
-from bitinglip.projections.database import Database, NoTableError, StoppedError, WriteError
+from bitinglip.projections.database import Database, NoTableError, WriteError
 from bitinglip.projections.generation import Generation, open_generation
 from bitinglip.projections.ground import Ground
-from bitinglip.projections.opening import is_damaged
+from bitinglip.projections.mending import RETRY_S, Mender
 from bitinglip.projections.projector import STREAMS, end
 from bitinglip.projections.query import Queries, TaskFilter
 from bitinglip.projections.rebuild import rebuild, sweep
@@ -56,8 +56,6 @@ log = logging.getLogger(__name__)
 
 CANCEL_AGAIN_S = 5.0
 """Patience with a rebuild that is to end: it closes its file."""
-RETRY_S = 1.0
-"""Seconds between two tries to open a file, or to make it anew, while the log is away or the disk is full."""
 _T = TypeVar("_T")
 
 
@@ -85,7 +83,7 @@ class ReadModel:
         self._checkpoints = Checkpoints()
         self._current: Generation
         self._rebuild: asyncio.Task[None] | None = None
-        self._mending: asyncio.Task[None] | None = None
+        self._mender = Mender(self.rebuild, self._open_again)
         self._serving = asyncio.Event()
         self._serving.set()
 
@@ -109,7 +107,7 @@ class ReadModel:
 
     async def close(self) -> None:
         """Stop and close the file; a rebuild that runs is given up."""
-        await end(lambda: [self._mending, self._rebuild], CANCEL_AGAIN_S)
+        await end(lambda: [self._mender.task, self._rebuild], CANCEL_AGAIN_S)
         await self._current.close()
 
     @property
@@ -125,7 +123,7 @@ class ReadModel:
                 await asyncio.wait([waiting])
             finally:
                 waiting.cancel()
-            replacing = [task for task in (self._mending, self._rebuild) if task is not None and not task.done()]
+            replacing = [task for task in (self._mender.task, self._rebuild) if task is not None and not task.done()]
             if not waiting.cancelled() or not replacing:
                 return await waiting
             await asyncio.wait(replacing)
@@ -141,6 +139,11 @@ class ReadModel:
             ProjectionBehind: it was not in time.
         """
         await self._checkpoints.wait(stream, sequence, self._ground.settings.read_wait_s)
+
+    async def drop_archived(self, stream: str, up_to: int) -> None:
+        """Let a stream's events up to a sequence be read from the archive, whose files are here, and drop them."""
+        await self._serving.wait()
+        await self._current.pruner.drop_archived(stream, up_to)
 
     async def span_of_task(self, task_id: TaskId) -> tuple[int, int] | None:
         """Return the sequences of a task's first and last event, of all that may have left the server; none without it.
@@ -167,8 +170,7 @@ class ReadModel:
     @property
     def problem(self) -> str | None:
         """Why nothing can be written, or asked, at the moment; none if all is well."""
-        mending = self._mending is not None and not self._mending.done()
-        return self._current.projector.problem or ("it is being mended" if mending else None)
+        return self._current.projector.problem or ("it is being mended" if self._mender.busy else None)
 
     @property
     def corrupt(self) -> Mapping[str, int]:
@@ -225,7 +227,7 @@ class ReadModel:
         self._serving.set()
 
     async def _open_once(self) -> Generation:
-        return await open_generation(self._path, self._ground, self._checkpoints, self.feed, self._look_at)
+        return await open_generation(self._path, self._ground, self._checkpoints, self.feed, self._mender.look_at)
 
     async def _open_patiently(self) -> Generation:
         while True:
@@ -234,29 +236,6 @@ class ReadModel:
             except (NoServer, ProjectionFileRefused) as error:
                 log.warning("the read model cannot be opened yet: %s", error)
                 await asyncio.sleep(RETRY_S)
-
-    # --- mending ------------------------------------------------------------------------------------------------------
-
-    def _look_at(self, error: BaseException) -> None:
-        """Mend the file if an error says that it is broken: once at a time, in the background."""
-        if self._mending is not None and not self._mending.done():
-            return
-        if is_damaged(error):
-            log.error("the read model's file is damaged, and made anew from the log: %s", error)
-            self._mending = asyncio.create_task(self._make_anew(), name="make the read model anew")
-        elif isinstance(error, StoppedError):
-            log.error("the read model's database has stopped, and is opened again: %s", error)
-            self._mending = asyncio.create_task(self._open_again(), name="open the read model again")
-
-    async def _make_anew(self) -> None:
-        while True:
-            try:
-                await self.rebuild()
-            except (NoServer, ProjectionFileRefused, WriteError, OSError) as error:
-                log.warning("the read model cannot be made anew yet: %s", error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
 
     async def _open_again(self) -> None:
         self._serving.clear()
@@ -305,8 +284,7 @@ class ReadModel:
         """Return what a query's error means to who asked: a table that is not made yet, or a file that is broken."""
         if isinstance(error, NoTableError):
             return await self._being_made(str(error)) or error
-        if is_damaged(error) or isinstance(error, StoppedError):
-            self._look_at(error)
+        if self._mender.look_at(error):
             return ReadModelBroken(problem=str(error).partition("\n")[0])
         return error
 

@@ -83,6 +83,11 @@ class Report:
     rows: list[list[Any]]
     charts: list[Chart]
 
+    @property
+    def heading(self) -> str:
+        """What stands above it."""
+        return self.title if len(BY[self.name]) == 1 else f"{self.title} by {self.by}"
+
 
 async def report(chosen: Chosen, rows: Rows) -> Report:
     """Make a report."""

@@ -294,4 +294,5 @@ def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:
 def _value(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC)
-    return orjson.loads(value) if name in _JSON and value is not None else value
+    # `parameters` is a number of a model, and JSON of a saved query.
+    return orjson.loads(value) if name in _JSON and isinstance(value, str) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Event, Lock, Semaphore
 from typing import Any, Generic, Literal, TypeVar
@@ -138,8 +137,10 @@ class Sandbox:
 
     async def _see_to_its_end(self, query: _Query[Any], running: asyncio.Future[Any]) -> None:
         await _watch(query, running)
-        with self._brake.on() if query.refused else nullcontext():
-            await _stop(query, running)
+        if query.refused and not running.done():
+            self._brake.hold()
+            running.add_done_callback(lambda _: self._brake.release())
+        await _stop(query, running)
 
     def _let_go(self, query: _Query[Any], running: asyncio.Future[Any]) -> None:
         """Have a query end that nobody waits for."""

@@ -17,7 +17,6 @@ from bitinglip.projections.database import Database
 from bitinglip.projections.vetting import Node, Rules, fingerprint, refusal, rewritten, too_odd
 
 _OWN = "key_id = {key}"
-_OWN_TASK = "task_id in (select task_id from main.tasks where key_id = {key})"
 _OWN_EVENT = """stream = 'TASKS' and (
     about in (select task_id from main.tasks where key_id = {key})
     or about in (select batch_id from main.batches where key_id = {key})
@@ -26,7 +25,7 @@ ROWS_OF_A_KEY: Mapping[str, str] = {
     "tasks": _OWN,
     "batches": _OWN,
     "usage": _OWN,
-    "attempts": _OWN_TASK,
+    "attempts": _OWN,
     "events": _OWN_EVENT,
     "models": "true",
 }

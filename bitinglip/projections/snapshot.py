@@ -145,6 +145,7 @@ def _copy_rows(cursor: Database, copy: Database, catalogue: Catalogue) -> None:
         for (table,) in copy.rows(sql.blocks(sql.SYSTEM)["tables"], {"home": version.home}):
             reader = cursor.arrow(f'from {mine.home}."{table}"', (), ROWS_PER_BATCH)
             copy.load(f'{version.home}."{table}"', reader)
+    copy.load("main.archived", cursor.arrow("from main.archived", (), ROWS_PER_BATCH))
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
-from bitinglip.events.archive import trimmed_to
 from bitinglip.events.cold import history
-from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import Messages
-from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.log import EventLog
+from bitinglip.events.reading import end_of
 
 IDLE_S = 2.0
 """Seconds without an event after which it is asked again how far a stream goes: its last event may be gone."""
@@ -47,18 +46,7 @@ class LogSource:
 
     async def last(self, stream: str) -> int:
         """Return the sequence of the last event in a stream; see `Source`."""
-        return await last_event(self._log, stream)
-
-
-async def last_event(log: EventLog, stream: str) -> int:
-    """Return the sequence of the last event in a stream or its archive, no events (timers) left out; 0 without one.
-
-    Raises:
-        NoServer: the log cannot be asked.
-    """
-    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
-    last = max((message.sequence for message in found if message is not None), default=0)
-    return max(last, await trimmed_to(log.connection, stream))
+        return await end_of(self._log, stream)
 
 
 async def read_up_to(source: Source, stream: str, after: int, target: int) -> AsyncGenerator[Messages, None]:

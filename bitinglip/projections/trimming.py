@@ -16,11 +16,11 @@ from typing import NamedTuple
 from bitinglip.events import archive, subjects
 from bitinglip.events.ledger import LedgerArchived, LedgerTrimmed
 from bitinglip.events.log import EventLog
+from bitinglip.events.reading import read_between
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.readmodel import ReadModel
-from bitinglip.projections.stretch import read_range
 from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Trimmer:
         old_s = self._log.clock().timestamp() - self._settings.hot_age_s
         found = 0
         for file in files:
-            if _stored_at(file) > old_s and not await self._is_too_many(file):
+            if stored_at(file) > old_s and not await self._is_too_many(file):
                 break
             found = file.last_sequence
         return max(found, await archive.trimmed_to(self._log.connection, TASKS))
@@ -119,7 +119,8 @@ class Trimmer:
     async def _held(self, boundary: int) -> dict[str, Held]:
         """Return what the server holds of each task up to the boundary."""
         found: dict[str, Held] = {}
-        async with aclosing(read_range(self._log, TASKS, 0, boundary, (subjects.TASKS,))) as batches:
+        tasks = (subjects.TASKS,)
+        async with aclosing(read_between(self._log, TASKS, 0, boundary, 4_096, tasks, held=True)) as batches:
             async for batch in batches:
                 note(found, zip(batch.sequences, batch.subjects, strict=True))
         return found
@@ -128,7 +129,7 @@ class Trimmer:
         return await self._readmodel.queries.over_after(file.first_sequence - 1) > self._settings.hot_tasks
 
 
-def _stored_at(file: LedgerArchived) -> float:
+def stored_at(file: LedgerArchived) -> float:
     """Return when the server stored a file's last event, in seconds since 1970."""
     if file.last_time_ns is not None:
         return file.last_time_ns / 1e9

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from bitinglip.projections import sql
+from bitinglip.projections import coldevents, sql
 from bitinglip.projections.sql import HOME, Catalogue, Projection
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def publish(database: Database, version: Version, wanted: Version | None = None)
         if table in here:
             chosen = ", ".join(_column(name, kind, here[table]) for name, (kind, _) in columns.items())
             view = f'{HOME}."{table}"'
-            database.execute(f'create view {view} as select {chosen} from {version.home}."{table}"')  # noqa: S608  (ours)
+            rows = coldevents.joined(version.home) if table == coldevents.EVENTS else f'{version.home}."{table}"'
+            database.execute(f"create view {view} as select {chosen} from {rows}")  # noqa: S608  (ours)
             _comment(database, f"view {view}", comments[table])
             for name, (_, comment) in columns.items():
                 _comment(database, f'column {view}."{name}"', comment)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import orjson
 
 from bitinglip.projections.functions import CATALOG_FUNCTIONS, SCALARS, SHAPED, TABLE_FUNCTIONS
+from bitinglip.projections.weighing import too_heavy
 
 Node = dict[str, Any]
 
@@ -29,8 +30,6 @@ EXPRESSIONS = frozenset({
 })  # fmt: skip
 TYPES_REFUSED = frozenset({"variant", "geometry"})
 """A cast to a variant recurses into JSON until the process has no stack left."""
-TABLES_MOST = 2_000
-"""Tables that a statement may read once all of its named subqueries stand where they are used."""
 SUBQUERIES_MOST = 100
 """Named subqueries of a statement."""
 DEEPEST_SHAPE = 32
@@ -38,8 +37,6 @@ DEEPEST_SHAPE = 32
 SQL_MOST_BYTES = 100_000
 NO_TABLE = "there is no table with name"
 """How it is said that a statement reads what is not there, or not for everybody."""
-_CHAIN = re.compile(r"(?:\.\s*[^\s.]+\s*){64}")
-"""The parser takes a time that grows with the square of such a chain, and cannot be stopped."""
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -63,9 +60,7 @@ def too_odd(statement: str) -> str | None:
     """Say what is wrong with a text that is not even to be parsed; none if it may be."""
     if len(statement.encode()) > SQL_MOST_BYTES:
         return f"it is longer than {SQL_MOST_BYTES} bytes"
-    if "\0" in statement:
-        return "it has a character of the value 0"
-    return "it has a name of more than 64 parts" if _CHAIN.search(statement) else None
+    return "it has a character of the value 0" if "\0" in statement else None
 
 
 def refusal(parsed: Node, rules: Rules, trusted: Set[bytes] = frozenset()) -> str | None:
@@ -115,8 +110,8 @@ def _judge(parsed: Node, rules: Rules, trusted: Set[bytes]) -> None:
     named = _subqueries(nodes, rules)
     for node, in_from in nodes:
         _judge_node(node, in_from, rules, named.keys())
-    if _expanded(parsed, named) > TABLES_MOST:
-        raise _Refused(f"its named subqueries come to more than {TABLES_MOST} tables")
+    if (problem := too_heavy(parsed["statements"], named)) is not None:
+        raise _Refused(problem)
 
 
 def _judge_node(node: Node, in_from: bool, rules: Rules, named: Set[str]) -> None:
@@ -195,25 +190,6 @@ def _subqueries(nodes: list[tuple[Node, bool]], rules: Rules) -> dict[str, list[
     if len(found) > SUBQUERIES_MOST:
         raise _Refused(f"it has more than {SUBQUERIES_MOST} named subqueries")
     return found
-
-
-def _expanded(parsed: Node, named: Mapping[str, list[Node]]) -> int:
-    """Return how many tables the statement comes to, if each named subquery stood where it is used."""
-    sizes: dict[str, int] = {}
-
-    def size(node: Any) -> int:
-        names = [table_name(each) for each, _ in _nodes(node, frozenset()) if _is_table(each)]
-        return sum(_size_of(name) for name in names)
-
-    def _size_of(name: str) -> int:
-        if name not in named:
-            return 1
-        if name not in sizes:
-            sizes[name] = 1  # while it is counted: a recursive one names itself
-            sizes[name] = max(1, sum(min(size(each), TABLES_MOST + 1) for each in named[name]))
-        return sizes[name]
-
-    return size([statement["node"] for statement in parsed["statements"]])
 
 
 # --- the tree ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from bitinglip.errors import KeyUnusable
 from bitinglip.events.auditing import Live, Outcome, audit, first_key, keys_told
 from bitinglip.events.checking import Keyring
-from bitinglip.events.ledger import LedgerTrimmed
+from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
 from bitinglip.events.signing import PublicKey, SigningKey
 from bitinglip.events.streams import LEDGER, TASKS
@@ -36,7 +36,7 @@ async def audited(log: EventLog, *keys: PublicKey) -> dict[str, Outcome]:
 async def test_what_was_signed_is_found_as_it_was(log: EventLog) -> None:
     async with notary(log) as key:
         await submit(log, 12)
-        await log.append(log.ledger_append(LedgerTrimmed.model_validate(LedgerTrimmed.example), TASKS, 0))
+        await log.append(log.ledger_append(LedgerSnapshot.model_validate(LedgerSnapshot.example), "readmodel", 0))
         head = await signed_up_to(log, TASKS, 12)
         await signed_up_to(log, LEDGER, 2)
         assert (head.tree_size, head.key_id) == (12, key.public.id)
@@ -45,7 +45,7 @@ async def test_what_was_signed_is_found_as_it_was(log: EventLog) -> None:
     assert [outcome.finding for outcome in outcomes.values()] == [None] * 5
     tasks, ledger = outcomes[TASKS], outcomes[LEDGER]
     assert (tasks.events, tasks.covered_sequence, tasks.uncovered) == (12, 12, 3)
-    assert ledger.events == 2  # the key that was added, and what was trimmed
+    assert ledger.events == 2  # the key that was added, and the snapshot
     assert (await keys_told(log)).keys() == {key.public.id}
     assert (await audited(log))[TASKS].finding is None  # the first key that is seen is trusted
 

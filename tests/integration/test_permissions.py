@@ -21,7 +21,8 @@ from bitinglip.events.model import ModelFetchAsked, ModelStored
 from bitinglip.events.streams import LEDGER, QUEUE, TASKS, WORKERS
 from bitinglip.events.subjects import worker_subject
 from bitinglip.events.worker import WorkerHeartbeat
-from bitinglip.settings import Nats
+from bitinglip.projections.readmodel import ReadModel
+from bitinglip.settings import Nats, Projections
 from bitinglip.workers.modelwishes import Wishes
 from tests.integration.gateway import modelfacts
 from tests.integration.gateway.modelfacts import AT
@@ -243,7 +244,23 @@ async def trim(client: httpx.AsyncClient, _: GuardedServer) -> None:
     assert await end_of(client, task_id) == "task.succeeded"
 
 
-USES = [run_tasks, trim, use_queues, keep_secrets, outgrow, command_nodes, wish_for_models, upload_a_model]
+async def copy_the_read_model(client: httpx.AsyncClient, server: GuardedServer) -> None:
+    """Copies of the read model, more than are kept, and a gateway that begins with one."""
+    await end_of(client, await submitted(client))
+    for _ in range(3):
+        assert (await client.post("/v1/projections/snapshot")).status_code == 201
+    log = await EventLog.connect(Nats(url=server.url("gateway")), "/test")
+    with TemporaryDirectory() as folder:
+        readmodel = await ReadModel.open(Projections(), Path(folder) / "p.duckdb", log)
+        assert readmodel.applied(TASKS) > 0
+        await readmodel.close()
+    await log.close()
+
+
+USES = [
+    run_tasks, trim, use_queues, keep_secrets, outgrow, command_nodes, wish_for_models, upload_a_model,
+    copy_the_read_model,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
@@ -295,6 +312,8 @@ WRITES = {
         f"bl.queue.normal.echo.{ALIEN}",
         "bl.batch.b.opened",
         "bl.schedule.s.created",
+        "bl.ledger.readmodel.snapshot",
+        "$O.snapshots.M.c25hcHNob3Q=",
         "bl.control.node.n.drain",
         f"$JS.API.STREAM.PURGE.{QUEUE}",
         f"$JS.API.STREAM.PURGE.{TASKS}",
@@ -316,6 +335,7 @@ WRITES = {
         f"$JS.API.STREAM.PURGE.{QUEUE}",
         f"$JS.API.STREAM.PURGE.{TASKS}",
         f"$JS.API.STREAM.UPDATE.{TASKS}",
+        "$O.snapshots.M.c25hcHNob3Q=",
         f"$JS.API.CONSUMER.CREATE.{QUEUE}.other.bl.queue.>",
         f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
         f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.normal-echo",

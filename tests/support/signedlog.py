@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 async def notary(log: EventLog, settings: Audit = SOON, key: SigningKey | None = None) -> AsyncIterator[SigningKey]:
     """Let a notary sign."""
     key = key or SigningKey.make()
-    running = Notary(log, settings, key)
+    running = Notary(log, settings, key, settled_s=0)
     running.start()
     yield key
     await running.close()

@@ -20,6 +20,7 @@ from bitinglip.events.task import (
 from bitinglip.tasks.state import Task, evolve
 
 Row = tuple[Any, ...]
+NEVER = datetime(9999, 12, 31)  # noqa: DTZ001  (the tables' times are UTC, and do not say so)
 PHASES = ("wait", "load", "run")
 USED = ("input_tokens", "output_tokens", "images", "audio_in_ms", "audio_out_ms")
 
@@ -105,7 +106,7 @@ def _begin(folded: Folded, task: Task, recorded: Recorded, event: TaskAssigned) 
         "worker_id": event.worker_id,
         "revision": event.revision or "",
         "assigned_at": _naive(recorded.time),
-        "ended_at": datetime.max,
+        "ended_at": NEVER,
         "outcome": "running",
         "ended_task": False,
         "failure_message": "",

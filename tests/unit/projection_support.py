@@ -140,10 +140,6 @@ class Story:
                     input_tokens=3, output_tokens=4, images=self._choose(range(0, 3)), audio_in_ms=5, audio_out_ms=6,
                     energy_j=self._choose([None, 0.125, 7.001]),
                 )  # fmt: skip
-                took = {
-                    "run_ms": self._draw(st.sampled_from(TIMES_MS)),
-                    "load_ms": self._draw(st.sampled_from(TIMES_MS)),
-                }
                 took = {"run_ms": self._choose(TIMES_MS), "load_ms": self._choose(TIMES_MS)}
                 return SucceedAttempt(**attempt, **took, result={"text": "é"}, usage=usage, versions={"v": "1"})
             case "fail":
@@ -175,7 +171,7 @@ def long_stories(draw: Any) -> list[RawMessage]:
     """Draw the log of more tasks, of which much happens to each; such a log is not made smaller when a test fails."""
     chance = random.Random(draw(st.integers(0, 2**32)))
     story = Story(chance.choice, chance.randint(2, 9))
-    for _ in range(chance.randint(20, 120)):
+    for _ in range(chance.randint(20, 90)):
         story.step()
     return story.messages[draw(st.integers(0, 2)) :]
 

@@ -14,12 +14,15 @@ from tests.unit.attempt_folds import USED, Row, fold_attempts
 from tests.unit.projection_support import START, cut, dump, fresh_database, long_stories, prune
 
 SLOW = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+OF_TICKS = ("tasks", "checkpoints")
+"""What tells how far a running task is, and how far the log was read: ticks leave no other trace."""
+SLOWER = settings(SLOW, max_examples=5)
 COUNTS = ("succeeded", "failed", "cancelled", "expired", "dead_lettered", "attempts", "run_us", *USED)
 COLUMNS = {
     "attempts": """task_id, attempt, kind, model, lane, coalesce(key_id, ''), worker_id, coalesce(revision, ''),
-        assigned_at, coalesce(ended_at, '9999-12-31 23:59:59.999999'), outcome, ended_task,
+        assigned_at, coalesce(ended_at, '9999-12-31'), outcome, ended_task,
         coalesce(failure_message, ''), wait_ms, coalesce(run_ms, -1), coalesce(images, -1), coalesce(energy_j, -1),
         last_sequence""",
     "queues": "lane, model, bucket_at, depth, running",
@@ -55,7 +58,7 @@ def test_any_beginning_of_a_log_in_any_batches_makes_the_rows_of_the_fold(data: 
         assert found == expected[name], name
 
 
-@SLOW
+@SLOWER
 @given(long_stories())
 def test_one_batch_an_event_makes_the_rows_of_one_batch_in_all(story: list[RawMessage]) -> None:
     with fresh_database() as database:
@@ -88,6 +91,23 @@ def test_pruning_before_between_or_after_makes_the_same_rows(data: st.DataObject
         assert row[4:8] == tuple(sum(one[n] for one in within) for n in range(4, 8)), "flows are added up"
         assert row[8:] == max(within, key=lambda one: one[2])[8:], "the depth is that at the end"
         assert row[3] == (600 if until <= _cut(now) else 10)
+
+
+@SLOWER
+@given(long_stories(), st.integers(0, 48))
+def test_a_pruned_file_is_one_that_was_made_anew_from_a_log_without_its_old_ticks(
+    story: list[RawMessage], hours: int
+) -> None:
+    now = START + timedelta(hours=hours)
+    gone_ns = (now - timedelta(hours=2)).timestamp() * 1e9
+    left = [one for one in story if one.time_ns >= gone_ns or not one.subject.endswith(".progressed")]
+    rows: list[dict[str, list[Row]]] = []
+    for log in (story, left):
+        with fresh_database() as database:
+            write(database, "TASKS", log)
+            prune(database, now, keep_ticks=timedelta(hours=2))
+            rows.append({name: found for name, found in dump(database).items() if name not in OF_TICKS})
+    assert rows[0] == rows[1]
 
 
 def _without_ticks(database: Database) -> dict[str, list[Row]]:

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from bitinglip.errors import QueryRefused, QueryTimeout
 from bitinglip.events.batch import BatchOpened
-from bitinglip.events.task import TaskSubmitted
+from bitinglip.events.task import TaskAssigned, TaskSubmitted
 from bitinglip.ids import encode_ulid
 from bitinglip.projections import sandbox as module
 from bitinglip.projections.opening import open_database
@@ -39,6 +40,9 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
     ]
     told: list[tuple[Any, str]] = [(task, task.task_id) for task in tasks]
     told += [(batch, batch.batch_id) for batch in batches]
+    for task_id in (encode_ulid(2), encode_ulid(4)):
+        assigned = TaskAssigned.model_validate(TaskAssigned.example | {"task_id": task_id, "attempt": 1})
+        told.append((assigned, task_id))
     write(database, "TASKS", [message(event, at, about=about) for at, (event, about) in enumerate(told, 1)])
     (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
     pool = CursorPool(database, "sandbox", module.THREADS)
@@ -57,18 +61,20 @@ OWN = [
     ('select count(*) from "Tasks"', [[2]]),
     ("select count(*) from /* main. */ tasks -- where true", [[2]]),
     ("select distinct key_id from tasks t", [[OURS]]),
-    ("select count(*) from events", [[3]]),
+    ("select count(*) from events", [[4]]),
     ("select count(*) from batches", [[1]]),
     ("select count(*) from models", [[0]]),
+    ("select count(*) from attempts", [[1]]),
+    ("select count(*) from usage", [[0]]),
     ("with mine as (select * from tasks) select count(*) from mine", [[2]]),
     ("with a as (with b as (from tasks) from b) select count(*) from a", [[2]]),
-    ("select (select count(*) from tasks), (select count(*) from events)", [[2, 3]]),
+    ("select (select count(*) from tasks), (select count(*) from events)", [[2, 4]]),
     ("select count(*) from tasks a join tasks b on true", [[4]]),
     ("select count(*) from tasks where task_id in (select about from events)", [[2]]),
     ("select count(*) from (select 1), lateral (select * from tasks)", [[2]]),
     ("select count(*) from tasks tablesample 100%", [[2]]),
     ("select a from tasks t(a) order by a limit 1", [[encode_ulid(1)]]),
-    ("from (pivot tasks on state in ('queued') using count(*) group by kind)", [["text-generation", 2]]),
+    ("from (pivot tasks on state in ('queued', 'running') using count(*) group by kind)", [["text-generation", 1, 1]]),
     ("select column_name, count from (summarize tasks) limit 1", [["task_id", 2]]),
     ("with recursive t(n) as (select 1 union all select n + 1 from t where n < (select count(*) from tasks)) "
      "select max(n) from t", [[2]]),
@@ -84,6 +90,23 @@ async def test_a_key_sees_its_own(sandbox: Sandbox, sql: str, expected: list[lis
     assert await rows(sandbox, sql) == expected
 
 
+async def test_what_is_asked_for_every_day_is_not_too_much(sandbox: Sandbox) -> None:
+    vector = ",".join(f"{n / 7}" for n in range(768))
+    assert await rows(
+        sandbox, f"select list_cosine_similarity([{vector}], [{vector}]) > 0.9 and count(*) = 2 from tasks"
+    )
+    steps = """with a as (select task_id, coalesce(wait_ms, run_ms, 0) + coalesce(run_ms, 0) as ms, state from tasks),
+        b as (select *, case when ms < 10 then 'fast' when ms < 100 then 'good' when ms < 999 then 'slow' end as kind
+            from a),
+        c as (select kind, state, count(*) as n, avg(ms) as mean, max(ms) as most from b group by all),
+        d as (select *, mean / most as ratio, n / sum(n) over () as share from c)
+        select count(*) from d where ratio is null or (share > 0 and ratio < 1 and mean > 0 and most > mean)"""
+    assert len(await rows(sandbox, steps)) == 1
+    joined = "select count(*) from tasks t0 " + " ".join(f"join tasks t{n} using (task_id)" for n in range(1, 20))
+    assert await rows(sandbox, joined) == [[2]]
+    assert await rows(sandbox, " union all ".join(["select count(*) from tasks"] * 40)) == [[2]] * 40
+
+
 async def test_subqueries_may_be_nested(sandbox: Sandbox) -> None:
     sql = "select count(*) from " + "(select * from " * 20 + "tasks" + ")" * 20
     assert await rows(sandbox, sql) == [[2]]
@@ -92,7 +115,7 @@ async def test_subqueries_may_be_nested(sandbox: Sandbox) -> None:
 async def test_a_key_is_text_and_nothing_else(sandbox: Sandbox) -> None:
     assert await rows(sandbox, "select count(*), any_value(key_id) from tasks", Scope(THEIRS)) == [[1, THEIRS]]
     assert await rows(sandbox, "select count(*) from tasks", Scope("x' or true or '")) == [[0]]
-    assert await rows(sandbox, "select count(*) from tasks where state = $s", params={"s": "queued"}) == [[2]]
+    assert await rows(sandbox, "select count(*) from tasks where state = $s", params={"s": "queued"}) == [[1]]
     assert await rows(sandbox, "select ? || count(*) from tasks", params=["n"]) == [["n2"]]
     assert await rows(sandbox, "select count(*) from tasks", EVERYTHING) == [[4]]
 
@@ -103,6 +126,9 @@ OTHERS = [
     "select * from temp.tasks",
     "select main.tasks.key_id from main.tasks",
     "select * from workers",
+    "select * from saved_queries",
+    "select * from latency",
+    "select * from errors",
     "select * from nodes",
     "select * from checkpoints",
     "select * from projection_versions",
@@ -167,6 +193,26 @@ async def test_a_plan_is_for_those_who_see_everything(sandbox: Sandbox) -> None:
         await sandbox.ask(Question("select 1; select 2", explain="plan"), Bounds(10, 10))
 
 
+async def test_the_archive_is_seen_through_its_view_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    duckdb.sql("select 1 as a").write_parquet(str(folder / "a.parquet"))
+    database = open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"archive_path": folder}))
+    pool = CursorPool(database, "sandbox", 1)
+    sandbox = Sandbox(pool.run)
+    file = f"'{folder}/a.parquet'"
+    assert database.rows(f"select a from {file}") == [(1,)]
+    for scope in (EVERYTHING, MINE):
+        assert (await sandbox.run("select count(*) from events", [], 10, 10, scope)).rows == [[0]]
+        direct = [f"from {file}", f"describe {file}", f"summarize {file}", f"from read_parquet({file})"]
+        direct += [f'from "{folder}/a.parquet"', f"from glob('{folder}/*')", f"select * from tasks, {file}"]
+        for sql in direct:
+            with pytest.raises(QueryRefused):
+                await sandbox.run(sql, [], 10, 10, scope)
+    await pool.close()
+    database.close()
+
+
 def nested(piece: str, times: int, inner: str, end: str) -> str:
     return "select " + piece * times + inner + end * times
 
@@ -187,6 +233,16 @@ WAYS_OUT = {
     "named subqueries that double": "with a0 as (select 1 x), "
     + ", ".join(f"a{n} as not materialized (select a.x from a{n - 1} a, a{n - 1} b)" for n in range(1, 40))
     + " select count(*) from a39",
+    "an expression that doubles, by names": "select 'x' || count(*) a, " + ", ".join(
+        f"a{n} || a{n} a{n + 1}".replace("a0", "a") for n in range(30)
+    ),
+    "an expression that doubles, by subqueries": "select * from "
+    + "(select a || a as a from " * 24 + "(select state as a from tasks)" + ")" * 24 + " where a = 'x'",
+    "an expression that doubles, by named ones": "with a0 as (select state x, state y from tasks), "
+    + ", ".join(f"a{n} as (select x || y x, y || x y from a{n - 1})" for n in range(1, 24))
+    + " select * from a23 where x = 'x'",
+    "many joins": "select count(*) from tasks t0 "
+    + " ".join(f"join tasks t{n} on t{n}.task_id = t{n - 1}.task_id" for n in range(1, 250)),
     "many named subqueries": "with "
     + ", ".join(f"a{n} as (from a{n - 1})" if n else "a0 as (select 1)" for n in range(2_500))
     + " from a2499",
@@ -199,6 +255,8 @@ WAYS_OUT = {
     "deep JSON, compared": DOUBLED + "json_contains(j, j) from u",
     "deep JSON, drawn": DOUBLED + "json_pretty(j) from u",
     "deep JSON, walked": DOUBLED + "(select count(*) from json_tree(j)) from u",
+    "JSON, merged": "select json_merge_patch(j, j) from (select json_group_object(i, i) j from range(100000) r(i))",
+    "maps, put together": "select map_concat(m, m) from (select map(list(i), list(i)) m from range(100000) r(i))",
     "texts, compared": DOUBLED + "levenshtein(j, j) from u",
     "grouping sets": "select count(*) from (select " + ", ".join(f"{n} a{n}" for n in range(30)) + ") group by cube("
     + ", ".join(f"a{n}" for n in range(30)) + ")",

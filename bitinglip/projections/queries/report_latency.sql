@@ -6,7 +6,7 @@ with told as (
         phase,
         date_trunc($step, hour_at)::timestamp as bucket_at,
         bucket,
-        any_value(middle_ms) as middle_ms,
+        if(bucket = 0, 0, pow(2, (bucket - 0.5) / 4) / 1e3) as middle_ms,
         sum(attempts) as attempts,
         sum(total_us) as total_us
     from latency

@@ -3,8 +3,8 @@
 A file says in its head from which streams it is made: `-- streams: TASKS WORKERS`. Its blocks:
 
 - `table` makes its tables and indexes, and comments on every table and column.
-- `key`, if there is one, adds keys to them: at once, or, to a file that is filled in bulk, when it is full, since an index
-  costs more than the rows. So no other block may rely on it (an `on conflict` does).
+- `key`, if there is one, adds keys to them: at once, or, to a file that is filled in bulk, when it is full, since an
+  index costs more than the rows. So no other block may rely on it (an `on conflict` does).
 - Every other block applies a staged batch (`batch`, see `batch.sql`), in the order of the file, in the transaction that
   moves the checkpoint. A line `-- when: task.queued batch.*` under a block's name: only if the batch has an event of
   such a type (`*` stands for anything; `retry` for a task that asks for another one again); planning a statement costs

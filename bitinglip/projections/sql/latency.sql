@@ -16,7 +16,8 @@ create table self.latency (
     phase varchar not null,
     bucket integer not null,
     attempts bigint not null,
-    total_us bigint not null
+    total_us bigint not null,
+    middle_ms double not null
 );
 
 comment on table self.latency is 'How long attempts that succeeded waited, loaded and ran: histograms; one row per model, kind, lane, hour, phase and bucket.';
@@ -28,12 +29,12 @@ comment on column self.latency.phase is 'wait: from ready to assigned; load: unt
 comment on column self.latency.bucket is 'Bucket b: above 2^((b-1)/4) and up to 2^(b/4) microseconds; 0: up to one.';
 comment on column self.latency.attempts is 'Attempts in the bucket.';
 comment on column self.latency.total_us is 'Their times together, in microseconds.';
+comment on column self.latency.middle_ms is 'Middle of the bucket, in milliseconds: off by 9.1 % at most.';
 
 create view self.latency_quantiles as
 with counted as (
     select
         *,
-        if(bucket = 0, 0, pow(2, (bucket - 0.5) / 4) / 1e3) as middle_ms,
         sum(attempts) over (partition by hour_at, model, kind, lane, phase order by bucket) as up_to,
         sum(attempts) over (partition by hour_at, model, kind, lane, phase) as whole
     from self.latency
@@ -76,7 +77,8 @@ using (
         phase,
         if(us <= 1, 0, ceil(4 * log2(us)))::integer as bucket,
         count(*) as attempts,
-        sum(us)::bigint as total_us
+        sum(us)::bigint as total_us,
+        if(bucket = 0, 0, pow(2, (bucket - 0.5) / 4) / 1e3) as middle_ms
     from (
         select
             date_trunc('hour', ended_at) as hour_at, model, kind, lane,

@@ -121,3 +121,50 @@ join (
 ) as told on told.oid = columns.table_oid
 where columns.schema_name = 'main' and columns.database_name = current_database() and not columns.internal
 order by told.name, columns.column_index;
+
+-- name: archived
+create table if not exists archived (
+    stream varchar primary key,
+    up_to ubigint not null
+);
+
+comment on table archived is 'Up to where events are read from the archive; one row per stream.';
+comment on column archived.stream is 'Name of the stream.';
+comment on column archived.up_to is 'Sequence of the last event that is read from the archive.';
+
+create schema if not exists cold;
+
+-- name: cold
+create or replace view cold.events as
+select
+    stream, sequence, recorded_at, time, id, type, version, source, about, causation,
+    case
+        when type = 'corrupt' then json_object('base64', base64(payload))
+        else json_extract(decode(payload), '$.data')
+    end as data
+from read_parquet($files, hive_partitioning = false, union_by_name = false);
+
+-- name: cold_none
+create or replace view cold.events as
+select
+    null::varchar as stream, null::ubigint as sequence, null::timestamp as recorded_at, null::timestamp as time,
+    null::varchar as id, null::varchar as type, null::usmallint as version, null::varchar as source,
+    null::varchar as about, null::varchar as causation, null::json as data
+where false;
+
+-- name: joined
+(
+    select hot.*
+    from self.events as hot left join main.archived as bound on bound.stream = hot.stream
+    where hot.sequence > coalesce(bound.up_to, 0) or hot.type in ($ticks)
+    union all by name
+    select kept.*
+    from cold.events as kept join main.archived as bound on bound.stream = kept.stream
+    where kept.sequence <= bound.up_to
+)
+
+-- name: drop_archived
+delete from self.events where stream = $stream and sequence <= $up_to and type not in (select unnest($ticks::varchar[]));
+
+-- name: set_archived
+insert or replace into archived values ($stream, $up_to);

@@ -386,6 +386,26 @@ class TestOnACluster:
         assert (await bitinglip("schedule", "show", schedule_id, "--url", url)).status == 2
         assert (await bitinglip(*create, "--cron", "never")).status == 2
 
+    async def test_the_archive_is_copied_and_checked(self, url: str, tmp_path: Path) -> None:
+        await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", url)
+        archived = await bitinglip("events", "archive", "--now", "--stream", "tasks", "--json", "--url", url)
+        assert (archived.status, archived.json["streams"][0]["stream"]) == (0, "TASKS")
+        shown = await bitinglip("events", "archive", "--url", url)
+        assert [line.split("\t")[0] for line in shown.out.splitlines()[-4:]] == [
+            "TASKS",
+            "WORKERS",
+            "MODELS",
+            "SCHEDULES",
+        ]
+        copy = ("events", "archive", "--output", str(tmp_path / "copy"), "--url", url)
+        copied = await bitinglip(*copy, "--json")
+        files = json.loads((tmp_path / "copy" / "index.json").read_text())["files"]
+        assert copied.json["files"] == len(files)
+        for file in files:
+            (tmp_path / "copy" / file["file"]).write_bytes(b"damaged")
+        assert (await bitinglip(*copy)).status == 0
+        assert all((tmp_path / "copy" / file["file"]).stat().st_size == file["size_bytes"] for file in files)
+
     async def test_a_batch_from_its_file_to_its_completion(self, url: str, tmp_path: Path) -> None:
         lines = '{"params": {"message": "a"}}\n\n{"params": {"message": "b"}}\n'
         (tmp_path / "tasks").write_text(lines)
@@ -596,6 +616,22 @@ class TestOnACluster:
         assert refused.status == 2
         schema = await bitinglip("query", "--schema", "--url", url)
         assert any(line.startswith("tasks\tstate\t") for line in schema.out.splitlines())
+
+    async def test_projections_are_listed_made_anew_and_copied(self, url: str) -> None:
+        await bitinglip("task", "submit", "echo", "-p", "message=hi", "--url", url)
+        listed = (await bitinglip("projections", "list", "--json", "--url", url)).lines
+        assert {"tasks", "events"} <= {each["projection"] for each in listed}
+        table = await bitinglip("projections", "list", "--url", url)
+        assert "serving" in table.out
+        assert "TASKS" in table.out
+        one = await bitinglip("projections", "rebuild", "batches", "--json", "--url", url)
+        assert {each["projection"] for each in one.lines} == {"batches"}
+        unknown = await bitinglip("projections", "rebuild", "nothing", "--url", url)
+        assert (unknown.status, "projections" in unknown.err) == (2, True)
+        every = await bitinglip("projections", "rebuild", "--url", url)
+        assert every.out.startswith("made anew in ")
+        made = await bitinglip("projections", "snapshot", "--json", "--url", url)
+        assert made.json["file"].startswith("snapshot-")
 
     async def test_nodes_and_workers_are_shown_and_commanded(self, url: str, eventually: Callable[..., Any]) -> None:
         node = (await eventually(lambda: nodes(url)))[0]

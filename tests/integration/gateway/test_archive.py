@@ -147,6 +147,25 @@ async def test_a_task_that_failed_long_ago_can_be_retried(log: EventLog, client:
     check_problem(await client.delete(f"/v1/tasks/{retried['task_id']}"), 409, "illegal_transition")
 
 
+async def test_a_private_task_that_ended_long_ago_can_be_forgotten(log: EventLog, client: httpx.AsyncClient) -> None:
+    player, task_id = Player(log), await submitted(client, ECHO | {"private": True})
+    await player.assign(task_id)
+    await player.fail(task_id)
+    await ended(client, player, 1)
+    await archived(client)
+    assert await log.messages(TASKS) == 0
+    for _ in range(2):
+        forgotten = await client.post(f"/v1/tasks/{task_id}/forget")
+        assert (forgotten.status_code, forgotten.json()["forgotten"]) == (200, True), forgotten.text
+    told = (await client.get(f"/v1/tasks/{task_id}/events", params={"format": "json"})).json()
+    assert [event["type"] for event in told] == ["task.submitted", "task.assigned", "task.failed", "task.forgotten"]
+    after = await client.post("/v1/tasks", json=ECHO | {"depends_on": [task_id], "on_failure": "run"})
+    await player.run(await _ready(log, after.json()["task_id"]))
+    await ended(client, player, 1)
+    await archived(client)
+    assert await log.messages(TASKS) == 0
+
+
 async def test_a_task_can_wait_for_one_that_ended_long_ago(log: EventLog, client: httpx.AsyncClient) -> None:
     player = Player(log)
     (before, _) = await ended(client, player, 2)
@@ -297,6 +316,65 @@ async def test_the_index_and_the_files(log: EventLog, client: httpx.AsyncClient,
     check_problem(await client.get("/v1/log/archive/TASKS/none.parquet"), 404, "archive_file_not_found")
     check_problem(await client.get("/v1/log/archive/TASKS/..%2F..%2Fprojections.duckdb"), 404, "archive_file_not_found")
     ledger = await log.read_latest(LEDGER, subjects.LEDGER)
-    assert {recorded.type for recorded in ledger} == {"ledger.archived", "ledger.trimmed"}
+    assert {"ledger.archived", "ledger.trimmed"} <= {recorded.type for recorded in ledger}
     metrics = (await client.get("/metrics")).text
     assert 'bitinglip_archive_behind_events{stream="TASKS"} 1.0' in metrics
+
+
+EVENTS = "select * from events where stream = 'TASKS' order by sequence"
+
+
+async def asked(client: httpx.AsyncClient, sql: str) -> Any:
+    answer = await client.post("/v1/query", json={"sql": sql})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["rows"]
+
+
+async def test_events_are_one_table_over_what_is_here_and_what_left(
+    log: EventLog, client: httpx.AsyncClient, nats_url: str, tmp_path: Path
+) -> None:
+    player = Player(log)
+    await log.connection.js.publish(f"bl.task.{log.ids()}.queued.normal.echo", b"\xff no event")
+    await player.assign(running_one := await submitted(client))
+    await player.progress(running_one, 1)
+    made = await ended(client, player, 11)
+    await archived(client)
+    await player.succeed(running_one)
+    await ended(client, player, 1)
+    before = await asked(client, EVENTS)
+    assert [row[0] for row in await asked(client, "select count(*) from events where type = 'corrupt'")] == [1]
+    assert len(before) == 1 + 3 * 11 + 4 + 3
+    async with a_gateway(nats_url, tmp_path / "second", SMALL.model_copy(update={"hot_tasks": 1000})) as other:
+        await other.get(f"/v1/tasks/{made[-1]}")
+        await eventually(lambda: _is(lambda: _count(other), len(before) - 1))  # a tick is no lasting event
+        whole = await asked(other, EVENTS)
+        assert whole == [row for row in before if row[5] != "task.progressed"]
+    home = "select table_name from duckdb_tables() where table_name = 'archived'"
+    assert await asked(client, home) == [["archived"]]
+    assert await asked(client, "select up_to from archived where stream = 'TASKS'") == [[37]]
+    await client.post("/v1/projections/rebuild")
+    assert await asked(client, EVENTS) == whole
+
+
+async def _count(client: httpx.AsyncClient) -> int:
+    return (await asked(client, "select count(*) from events where stream = 'TASKS'"))[0][0]
+
+
+async def test_a_stranger_reads_no_other_file(log: EventLog, client: httpx.AsyncClient, tmp_path: Path) -> None:
+    await ended(client, Player(log), 12)
+    await archived(client)
+    (secret := tmp_path / "secret.csv").write_text("a\n1\n")
+    inside = tmp_path / "first" / "archive"
+    for source in (
+        f"'{secret}'",
+        f"read_csv('{secret}')",
+        f"'{inside}/../../secret.csv'",
+        "glob('/*')",
+        f"read_parquet('{inside}/*/*/*.parquet')",
+        f"'{tmp_path}/first/projections.duckdb'",
+        "'/etc/passwd'",
+    ):
+        answer = await client.post("/v1/query", json={"sql": f"select * from {source}"})
+        check_problem(answer, 422, "query_refused")
+    answer = await client.post("/v1/query", json={"sql": f"copy tasks to '{inside}/x.csv'"})
+    check_problem(answer, 422, "query_refused")

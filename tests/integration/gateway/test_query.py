@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import orjson
 import pytest
+from pydantic import SecretStr
 
 from bitinglip.projections import sandbox
 from bitinglip.projections.arrow import pa
@@ -107,7 +108,12 @@ async def test_parameters_have_types(client: httpx.AsyncClient) -> None:
     assert answer["rows"] == [["2026-02-01", "2026-01-31T11:00:00Z", True, 4, True, 0]]
     wrong = await ask(client, "select $day", params={"day": {"type": "date", "value": "yesterday"}})
     assert (wrong.status_code, wrong.json()["field"]) == (422, "params.day")
-    for body in ({"params": {"a": {"type": "sql", "value": 1}}}, {"params": [[[1]]]}, {"format": "xml"}):
+    bodies: list[dict[str, Any]] = [
+        {"params": {"a": {"type": "sql", "value": 1}}},
+        {"params": [[[1]]]},
+        {"format": "xml"},
+    ]
+    for body in bodies:
         assert (await ask(client, "select 1", **body)).json()["code"] == "invalid_input"
     assert (await client.post("/v1/query?format=xml", json={"sql": "select 1"})).json()["field"] == "format"
 
@@ -179,7 +185,7 @@ async def test_only_some_wait(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_gateway_with_a_key_lets_nobody_else_ask(settings: Settings) -> None:
-    guarded = settings.model_copy(update={"gateway": Gateway(port=0, api_key="k" * 32)})
+    guarded = settings.model_copy(update={"gateway": Gateway(port=0, api_key=SecretStr("k" * 32))})
     async with running(guarded) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
         assert (await ask(client, "select 1")).status_code == 401
         assert (await ask(client, "select 1", {"Authorization": "Bearer " + "k" * 32})).json()["rows"] == [[1]]

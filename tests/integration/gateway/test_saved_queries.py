@@ -49,7 +49,9 @@ async def test_a_query_is_saved_shown_run_and_deleted(client: httpx.AsyncClient,
     assert (gone.status_code, gone.json()["code"]) == (404, "query_not_found")
     told = [event.event for event in await log.read_latest(LEDGER, "bl.query.slow.*")]
     assert [type(event) for event in told] == [QuerySaved, QueryDeleted]
-    rows = await client.post("/v1/query", json={"sql": "select type from events where stream = 'LEDGER' order by all"})
+    rows = await client.post(
+        "/v1/query", json={"sql": "select type from events where type like 'query.%' order by all"}
+    )
     assert rows.json()["rows"] == [["query.deleted"], ["query.saved"], ["query.saved"]]
 
 
@@ -102,6 +104,7 @@ async def test_the_command_line_asks(url: str, words: list[str]) -> None:
     code, out, _ = await cli(url, *words, "select state from tasks", "--explain")
     assert (code, "tasks" in out) == (0, True)
     assert "Total Time" in (await cli(url, *words, "select 1", "--analyze"))[1]
+    assert (await cli(url, *words, "select ? as n", "-p", "list"))[1] == "n\nlist\n"
     code, _, err = await cli(url, *words, "select save")
     assert (code, "refused" in err) == (2, True)
 

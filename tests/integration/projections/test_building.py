@@ -14,7 +14,7 @@ from bitinglip.errors import ProjectionBuilding, ProjectionNotFound
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.events.subjects import encode_token
-from bitinglip.events.task import TaskSubmitted
+from bitinglip.events.task import TaskAssigned, TaskProgressed, TaskSubmitted
 from bitinglip.ids import TaskId
 from bitinglip.projections import sql
 from bitinglip.projections.readmodel import ReadModel, VersionState
@@ -216,3 +216,25 @@ async def test_look_ups_go_on_while_it_is_made(log: EventLog, path: Path) -> Non
             assert looked
         found = await ask(readmodel, "select count(*), count(distinct task_id), max(last_sequence) from tasks")
         assert found == [[sequence, sequence, sequence]]
+
+
+async def test_ticks_leave_a_live_read_model(log: EventLog, path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"keep_ticks_s": 0.001})
+    task_id, sequence = await submit(log)
+    ticked = TaskProgressed.model_validate(TaskProgressed.example | {"task_id": task_id})
+    assigned = TaskAssigned.model_validate(TaskAssigned.example | {"task_id": task_id})
+    sequence = await log.append(log.task_append(assigned, sequence))
+    sequence = await log.append(log.task_append(ticked, sequence))
+    readmodel = await ReadModel.open(settings, path, log)
+    try:
+        await readmodel.wait(TASKS, sequence)
+        await readmodel.wait_ready()
+        await readmodel.prune()
+        assert await ask(readmodel, "select type from events order by sequence") == [
+            ["task.submitted"], ["task.assigned"]
+        ]  # fmt: skip
+        row = await readmodel.queries.task(task_id)
+        assert row is not None
+        assert row.progress_step == TaskProgressed.example["step"]
+    finally:
+        await readmodel.close()
