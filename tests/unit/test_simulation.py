@@ -27,8 +27,8 @@ MODELS = {
 }
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(ARRIVALS, max_size=40), st.lists(st.sampled_from([16 * GIB, 24 * GIB]), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=25)
+@given(st.lists(ARRIVALS, max_size=20), st.lists(st.sampled_from([16 * GIB, 24 * GIB]), min_size=1, max_size=4))
 def test_every_task_that_fits_runs_to_its_end(arrivals: list[Arrival], cards: list[int]) -> None:
     told = answer(Question(arrivals=arrivals, models=MODELS, cards=cards, policies=list(POLICIES)))
     fitting = [each for each in arrivals if each.model != "huge"]
@@ -72,3 +72,10 @@ def test_it_is_a_process_that_answers_a_question_or_says_what_is_wrong() -> None
     for change, said in (({"cards": []}, b"cards"), ({"policies": ["luck"]}, b"luck"), ({"x": 1}, b"x")):
         refused = _asked(question | change)
         assert (refused.returncode, said in refused.stderr) == (2, True)
+
+
+def test_a_task_that_the_card_which_heard_of_it_leaves_is_run_by_the_one_that_holds_its_model() -> None:
+    told = [("small", 413.0, 51.1), ("large", 0.0, 24.9), ("large", 0.0, 0.0), ("small", 806.1, 40.2)]
+    arrivals = [Arrival(at_s=at_s, lane="normal", model=model, run_s=run_s) for model, at_s, run_s in told]
+    result = answer(Question(arrivals=arrivals, models=MODELS, cards=[24 * GIB] * 2))["results"]["ours"]
+    assert (result["unserved"], result["makespan_s"]) == (0, 846.3)

@@ -70,8 +70,11 @@ class Simulation:
             self._now = now
             if isinstance(what, Task):
                 self._next_arrival(self._coming)
+                self._moved = now
                 self._tasks.append(what)
                 self._wake(self._scheduler.arrived(what, now), now)
+                if self._to_the_end:
+                    self._wake_holder(what, now)
             elif isinstance(what, Card):
                 self._loaded(what, now) if kind == "loaded" else self._freed(what, now)
             else:
@@ -89,8 +92,15 @@ class Simulation:
         stuck = self._to_the_end and not self._running and self._now - self._moved > STUCK_S
         return self._all_came and (self._ended == len(self._tasks) or stuck)
 
+    def _wake_holder(self, task: Task, now: float) -> None:
+        """Have a card that holds its model run a task which the one that heard of it has left."""
+        idle = (card for card in self._world.cards if not card.busy and task.reference in card.held)
+        if math.isnan(task.started):
+            self._wake(next(idle, None), now)
+
     def _look(self, now: float) -> None:
-        for card in self._scheduler.look(now):
+        wanted = self._scheduler.look(now)
+        for card in self._world.cards if self._to_the_end else wanted:  # an idle worker looks again, ordered or not
             self._wake(card, now)
         again = now + (self._scheduler.look_s or 0)
         if self._to_the_end and self._ended == len(self._tasks) and self._events:

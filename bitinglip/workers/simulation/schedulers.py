@@ -111,6 +111,8 @@ class Ours:
 
     world: World
     rated: bool = False
+    rested: bool = False
+    """A card that waits has found nothing, and decides as one that is idle, as workers do; the benchmark's does not."""
     look_s: float | None = LOOK_S
     decisions: int = 0
     decision_s: float = 0.0
@@ -163,7 +165,7 @@ class Ours:
             task = self._first(card, step.routes, step.empty if isinstance(step, Pull) else ())
             if task is not None:
                 return with_load(self.world, card, task)
-            if not isinstance(step, Pull):
+            if not isinstance(step, Pull) and (idle or not self.rested):
                 self._stand(card, [route.reference for route in step.routes])
                 return None
             idle = True

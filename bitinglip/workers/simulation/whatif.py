@@ -13,7 +13,10 @@ from bitinglip.workers.simulation.schedulers import Fifo, Ours, Scheduler
 from bitinglip.workers.simulation.world import Card, Task, World
 from bitinglip.workers.view import ModelView
 
-POLICIES: dict[str, Callable[[World], Scheduler]] = {"ours": Ours, "fifo": Fifo}
+POLICIES: dict[str, Callable[[World], Scheduler]] = {
+    "ours": lambda world: Ours(world, rested=True),
+    "fifo": Fifo,
+}
 USABLE = 0.9
 """Part of a card's memory that models may take."""
 
