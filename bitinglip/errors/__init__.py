@@ -38,6 +38,7 @@ from bitinglip.errors.model import (
     NoNodeOnline,
     NothingBefore,
 )
+from bitinglip.errors.past import MomentBeforeLog, MomentToCome, NotAMoment, PastTimeout, PastTooLarge
 from bitinglip.errors.rejected import (
     ArtifactExpired,
     ArtifactNotFound,
@@ -156,6 +157,8 @@ __all__ = [
     "ModelNotFetched",
     "ModelNotFound",
     "ModelNotOnHub",
+    "MomentBeforeLog",
+    "MomentToCome",
     "NoHolder",
     "NoNodeOnline",
     "NoRoom",
@@ -163,9 +166,12 @@ __all__ = [
     "NodeNotFound",
     "NodeSilent",
     "NodeTaken",
+    "NotAMoment",
     "NothingBefore",
     "NothingToLoad",
     "OnlyPickles",
+    "PastTimeout",
+    "PastTooLarge",
     "PayloadTooLarge",
     "ProjectionBehind",
     "ProjectionFileBusy",

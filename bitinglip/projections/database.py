@@ -89,6 +89,13 @@ class Database:
         found = self._connection.extract_statements(statement)
         return len(found) == 1 and found[0].type == duckdb.StatementType.SELECT
 
+    @property
+    def home(self) -> str:
+        """The schema of what is served, with the file's own name: temporary tables of the same names are not meant."""
+        [(name,)] = self.rows("select current_database()")
+        quoted = str(name).replace('"', '""')
+        return f'"{quoted}".{sql.HOME}'
+
     @contextmanager
     def read_only(self) -> Generator[None]:
         """Refuse all writes to the file inside, and undo the rest."""
@@ -118,15 +125,22 @@ class Database:
         self._connection.register("incoming", incoming)
         try:
             with self.transaction():
-                self._run(sql.blocks("batch")["stage"], {"stream": stream})
-                found: list[tuple[str, bool]] = self._run(sql.blocks("batch")["types"]).fetchall()
-                retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
-                types = frozenset(kind for kind, _ in found) | retries
-                self._run(sql.applied(stream, types))
+                self._run(sql.applied(stream, self.stage(stream)))
                 self._run(sql.blocks("system")["advance"], {"stream": stream, "sequence": sequence})
         finally:
             with suppress(duckdb.Error):
                 self._connection.unregister("incoming")
+
+    def stage(self, stream: str) -> frozenset[str]:
+        """Make `batch` of what is in `incoming`, and return the types of its events."""
+        self._run(sql.blocks("batch")["stage"], {"stream": stream})
+        found: list[tuple[str, bool]] = self._run(sql.blocks("batch")["types"]).fetchall()
+        retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
+        return frozenset(kind for kind, _ in found) | retries
+
+    def run(self, statements: str) -> None:
+        """Run statements that are run again and again, and so parsed only once."""
+        self._run(statements)
 
     def _run(self, statements: str, params: Params = ()) -> duckdb.DuckDBPyConnection:
         """Run statements that are run again and again, and so parsed only once; the last one has the answer."""

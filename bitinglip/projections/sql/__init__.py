@@ -41,6 +41,8 @@ _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _SELF = re.compile(r"\bself\.")
 HOME = "main"
 """Schema of the tables that are served."""
+SCRATCH = "temp.main"
+"""Schema of a cursor's own temporary tables."""
 
 
 @cache
@@ -55,7 +57,17 @@ def applied(stream: str, types: frozenset[str | None], schema: str = HOME) -> st
 
     What is no event has none.
     """
-    return "\n".join(blocks(name, schema)[step] for name in PROJECTIONS[stream] for step in _steps(name, types))
+    return "\n".join(steps(name, types, schema) for name in PROJECTIONS[stream])
+
+
+def steps(name: str, types: frozenset[str | None], schema: str = HOME) -> str:
+    """Return the SQL that applies a staged batch, of events of these types, to one projection."""
+    return "\n".join(blocks(name, schema)[step] for step in _steps(name, types))
+
+
+def scratch(name: str) -> str:
+    """Return the SQL that makes a projection's table anew, empty, as a temporary one in `SCRATCH`."""
+    return blocks(name, SCRATCH)["table"].partition(";")[0].replace("create table", "create or replace temp table", 1)
 
 
 def _steps(name: str, types: frozenset[str | None]) -> tuple[str, ...]:
