@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
-from bitinglip.projections import sandbox
+from bitinglip.projections import sandbox, timetravel
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, create_bulk, discard, open_database
 from bitinglip.projections.projector import STREAMS, Projector
@@ -30,12 +30,14 @@ class Generation:
         self.database = database
         self.readers = CursorPool(database, "query", THREADS)
         self.strangers = CursorPool(database, "sandbox", sandbox.THREADS)
+        self.travellers = CursorPool(database, "past", timetravel.THREADS)
 
     async def close(self) -> None:
         """Stop the writing, let running queries end, and close the file."""
         await self.projector.stop()
         await self.readers.close()
         await self.strangers.close()
+        await self.travellers.close()
         await asyncio.to_thread(self.database.close)
 
 

@@ -28,6 +28,7 @@ from bitinglip.projections.rows import BatchRow, ModelUsageRow, NodeRow, TaskRow
 TICKS = sorted(cls.type for cls in REGISTRY.values() if not cls.lasting)
 HEARD_S = 3_600.0
 """Heartbeats older than this, at the moment, are not read: all that still counts of them is in later ones."""
+FOR_EVER_S = 1e9
 CHUNK = 20_000
 """Tasks that are made anew at a time."""
 MOST = 200_000
@@ -97,13 +98,11 @@ class Past:
         return [replace(row, retried_as=retried[row.task_id]) for row in rows]
 
     def _changed(self, where: str, params: Mapping[str, Any], page: str = "from tasks") -> list[tuple[str, int]]:
-        """Return id and first sequence of tasks that were submitted by then and have changed since, the newest first."""
+        """Return id and first sequence of the tasks of that time that have changed since, the newest first."""
         last = self.moment.of(TASKS)
         changed = f"from {self._home}.tasks where submitted_sequence <= {last} and last_sequence > {last}"
-        return self._select(f"""
-            with tasks as ({changed})
-            select task_id, submitted_sequence from ({page}) {where} order by submitted_sequence desc
-        """, params)  # fmt: skip
+        found = f"select task_id, submitted_sequence from ({page}) {where} order by submitted_sequence desc"  # noqa: S608
+        return self._select(f"with tasks as ({changed}) {found}", params)
 
     def _make_tasks(self, chosen: Seq[tuple[str, int]], *, anew: bool = True) -> None:
         if anew:
@@ -156,7 +155,8 @@ class Past:
             PastTooLarge: see `counts`.
         """
         self._make("batches", TASKS, {"last": self.moment.of(TASKS)})
-        return [_batch(values) for values in self._of_all("batches", {"batch_id": None, "limit": limit, "cursor": None})]
+        params = {"batch_id": None, "limit": limit, "cursor": None}
+        return [_batch(values) for values in self._of_all("batches", params)]
 
     def _of_all(self, name: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         if not self._whole:
@@ -217,25 +217,26 @@ class Past:
     def _apply(self, stream: str, name: str) -> None:
         """Stage the events of what is chosen, and apply them to the temporary table of a projection."""
         self._execute("payloads")
-        since = self.moment.at.replace(tzinfo=None) - timedelta(seconds=HEARD_S)
+        kept_s = HEARD_S if stream == WORKERS else FOR_EVER_S
+        since = self.moment.at.replace(tzinfo=None) - timedelta(seconds=kept_s)
         params = {"stream": stream, "last": self.moment.of(stream), "ticks": TICKS, "ticks_since": since}
-        self._execute("incoming", params if stream != TASKS else params | {"ticks_since": datetime.min})
+        self._execute("incoming", params)
         self._look()
         types = self._cursor.stage(stream)
         self._look()
         self._cursor.run(sql.steps(name, types, sql.SCRATCH))
 
-    def _ask(self, name: str, params: Mapping[str, Any], *, columns: str = "*", lowest: int = 0) -> list[tuple[Any, ...]]:
+    def _ask(self, name: str, params: Mapping[str, Any], columns: str = "*", lowest: int = 0) -> list[tuple[Any, ...]]:
         """Ask a named question of the state at the moment; of tasks, of those that were submitted from `lowest` on."""
         asked = queries.text(name).rstrip().removesuffix(";")
         tables = ", ".join(self._table(each, lowest) for each in _tables_of(asked))
-        return self._select(f"with {tables} select {columns} from ({asked})", params)
+        return self._select(f"with {tables} select {columns} from ({asked})", params)  # noqa: S608  (ours)
 
     def _table(self, name: str, lowest: int) -> str:
         last = self.moment.of(WORKERS if name in {"workers", "nodes"} else TASKS)
         low = f" and submitted_sequence >= {lowest}" if name == "tasks" and lowest else ""
-        settled = f"select * from {self._home}.{name} where last_sequence <= {last}{low}"
-        return f"{name} as ({settled} union all by name select * from {sql.SCRATCH}.{name})"
+        settled = f"select * from {self._home}.{name} where last_sequence <= {last}{low}"  # noqa: S608
+        return f"{name} as ({settled} union all by name select * from {sql.SCRATCH}.{name})"  # noqa: S608
 
     def _execute(self, block: str, params: Mapping[str, Any] | None = None) -> None:
         self._look()

@@ -21,6 +21,7 @@ from bitinglip.projections.query import Queries, TaskFilter
 from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
 from bitinglip.projections.sandbox import Sandbox, Table
+from bitinglip.projections.timetravel import TimeTravel
 from bitinglip.settings import Projections
 
 __all__ = [
@@ -64,6 +65,7 @@ class ReadModel:
         """What it reads of TASKS, for whoever follows a task."""
         self.queries = Queries(self._read)
         self.sandbox = Sandbox(self._run_stranger)
+        self.past = TimeTravel(self._travel, self.wait, log, settings.query_timeout_s)
         self._settings = settings
         self._log = log
         self._checkpoints = checkpoints
@@ -160,3 +162,7 @@ class ReadModel:
     async def _run_stranger(self, work: Callable[[Database], Table]) -> Table:
         await self._serving.wait()
         return await self._current.strangers.run(work)
+
+    async def _travel(self, work: Callable[[Database], _T]) -> _T:
+        await self._serving.wait()
+        return await self._current.travellers.run(work)

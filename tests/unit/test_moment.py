@@ -14,7 +14,7 @@ from bitinglip.projections.moment import SECONDS, UNITS, Moment, parse
 
 NOW = datetime(2026, 2, 1, 12, tzinfo=UTC)
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=OFFSETS)
+TIMES = st.datetimes(datetime.min.replace(year=1970), datetime.max.replace(year=2100), timezones=OFFSETS)  # noqa: DTZ901
 
 
 @given(TIMES, st.sampled_from(["T", " ", "t"]))

@@ -41,10 +41,9 @@ from self.events
 group by stream;
 
 -- name: time_of
-select
-    (select arg_max(recorded_at, sequence) from self.events where stream = 'TASKS' and sequence <= $sequence),
-    (select max(recorded_at) from self.events where stream = 'TASKS'),
-    (select min(recorded_at) from self.events);
+select arg_max(recorded_at, sequence) filter (sequence <= $sequence), min(recorded_at)
+from self.events
+where stream = 'TASKS';
 
 -- name: oldest_tick
 select min(recorded_at) from self.events where stream = $stream and type in $ticks;

@@ -1,0 +1,156 @@
+"""Going to a moment: which events of each stream it has, and asking for the state then, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Event
+from typing import Any, TypeVar
+
+from bitinglip.errors import MomentBeforeLog, MomentToCome, PastTimeout
+from bitinglip.events.log import EventLog
+from bitinglip.events.streams import TASKS
+from bitinglip.projections import sql
+from bitinglip.projections.database import Database, Interrupted
+from bitinglip.projections.moment import Moment, parse
+from bitinglip.projections.past import Past, travelled
+from bitinglip.projections.projector import STREAMS, last_event
+
+THREADS = 2
+LOOK_S = 0.05
+"""Seconds between two tries to stop what took too long."""
+_T = TypeVar("_T")
+Run = Callable[[Callable[[Database], Any]], Awaitable[Any]]
+"""Does some work on a thread that is kept for the past, with its cursor."""
+Wait = Callable[[str, int], Awaitable[None]]
+"""Waits until an event of a stream is applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What the read model has of a stream, up to a time and in all."""
+
+    until: int | None
+    last: int
+    begins: datetime
+
+
+class TimeTravel:
+    """The past of one gateway's read model."""
+
+    def __init__(self, run: Run, wait: Wait, log: EventLog, timeout_s: float) -> None:
+        self._run = run
+        self._wait = wait
+        self._log = log
+        self._timeout_s = timeout_s
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    async def moment(self, text: str) -> Moment:
+        """Return the moment that is meant; all that was stored by then is applied when this returns.
+
+        Raises:
+            NotAMoment, MomentToCome, MomentBeforeLog: it is none, or none of this log's.
+            ProjectionBehind: the read model has not come so far in time.
+            NoServer: the log cannot be asked.
+        """
+        now = self._log.clock()
+        asked = parse(text, now)
+        at = await self._time_of(asked, text) if isinstance(asked, int) else asked
+        if at > now:
+            raise MomentToCome(asked=text, last=_written(now))
+        reached = await self._reached(at)
+        if any(self._may_lack(reached.get(stream)) for stream in STREAMS):
+            await self._catch_up(reached)
+            reached = await self._reached(at)
+        if all(each.until is None for each in reached.values()):
+            begins = min((each.begins for each in reached.values()), default=None)
+            raise MomentBeforeLog(asked=text, begins=_written(begins) if begins else "it is empty")
+        sequences = {stream: each.until or 0 for stream, each in reached.items()}
+        return Moment(at, sequences | ({TASKS: asked} if isinstance(asked, int) else {}))
+
+    async def ask(self, moment: Moment, question: Callable[[Past], _T]) -> _T:
+        """Return the answer to a question about the state at a moment.
+
+        Raises:
+            PastTimeout: it took longer than a query may run, waiting for a free thread included.
+            PastTooLarge: see `Past.counts`.
+        """
+        journey = _Journey(moment, question)
+        running = asyncio.ensure_future(self._run(journey.run))
+        try:
+            await asyncio.wait([running], timeout=self._timeout_s)
+        finally:
+            if not running.done():
+                stopping = asyncio.create_task(journey.stop(running), name="end of a journey")
+                self._stopping.add(stopping)
+                stopping.add_done_callback(self._stopping.discard)
+        if not running.done():
+            raise PastTimeout(limit_s=self._timeout_s)
+        return running.result()
+
+    async def _time_of(self, sequence: int, text: str) -> datetime:
+        """Return when the last event up to a sequence of TASKS was stored."""
+        if sequence > (last := await last_event(self._log, TASKS)):
+            raise MomentToCome(asked=text, last=f"event {last} of {TASKS}")
+        await self._wait(TASKS, sequence)
+        [(at, begins)] = await self._run(lambda cursor: cursor.rows(_block(cursor, "time_of"), {"sequence": sequence}))
+        if at is None:
+            raise MomentBeforeLog(asked=text, begins=f"its first event is of {_written(begins.replace(tzinfo=UTC))}")
+        return at.replace(tzinfo=UTC)
+
+    async def _reached(self, at: datetime) -> dict[str, _Reach]:
+        params = {"at": at.replace(tzinfo=None)}
+        found = await self._run(lambda cursor: cursor.rows(_block(cursor, "sequences"), params))
+        return {stream: _Reach(until, last, begins.replace(tzinfo=UTC)) for stream, until, last, begins in found}
+
+    def _may_lack(self, reached: _Reach | None) -> bool:
+        """Tell whether there may be more of a stream by then: nothing that is later has been applied."""
+        return reached is None or reached.until == reached.last
+
+    async def _catch_up(self, reached: dict[str, _Reach]) -> None:
+        for stream in STREAMS:
+            if self._may_lack(reached.get(stream)):
+                await self._wait(stream, await last_event(self._log, stream))
+
+
+class _Journey:
+    """One question on its way through a thread."""
+
+    def __init__(self, moment: Moment, question: Callable[[Past], Any]) -> None:
+        self._moment = moment
+        self._question = question
+        self._halt = Event()
+        self._cursor: Database | None = None
+
+    def run(self, cursor: Database) -> Any:
+        """Answer it on this cursor; the caller's thread blocks."""
+        self._cursor = cursor
+        try:
+            with travelled(cursor, self._moment, self._look) as past:
+                return self._question(past)
+        finally:
+            self._cursor = None
+
+    async def stop(self, running: asyncio.Future[Any]) -> None:
+        """Stop it wherever it is; again and again, because DuckDB forgets an interruption between two statements."""
+        self._halt.set()
+        while not running.done():
+            if (cursor := self._cursor) is not None:
+                cursor.interrupt()
+            await asyncio.wait([running], timeout=LOOK_S)
+        if not running.cancelled():
+            running.exception()  # who asked has been answered
+
+    def _look(self) -> None:
+        if self._halt.is_set():
+            raise Interrupted("stopped")
+
+
+def _block(cursor: Database, name: str) -> str:
+    return sql.blocks("past", cursor.home)[name]
+
+
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
