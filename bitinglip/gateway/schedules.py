@@ -56,34 +56,34 @@ async def create(request: Request) -> Response:
     resolved = await media.resolve(gateway.log, command)
     asked = asked.model_copy(update={"task": asked.task | {"params": resolved.params}})
     schedule = await gateway.scheduler.create(asked, gateway.key_id)
-    return json(_shown(schedule), 201, {"Location": f"/v1/schedules/{schedule.id}"})
+    return json(shown(schedule), 201, {"Location": f"/v1/schedules/{schedule.id}"})
 
 
 async def list_schedules(request: Request) -> Response:
     """Answer `GET /v1/schedules`: the oldest first."""
     requests.only(request)
     found = await gateway_of(request).scheduler.list()
-    return json({"schedules": [_shown(schedule) for schedule in found]})
+    return json({"schedules": [shown(schedule) for schedule in found]})
 
 
 async def get_schedule(request: Request) -> Response:
     """Answer `GET /v1/schedules/{schedule_id}`."""
     requests.only(request)
-    return json(_shown(await gateway_of(request).scheduler.read(_id(request))))
+    return json(shown(await gateway_of(request).scheduler.read(_id(request))))
 
 
 async def pause(request: Request) -> Response:
     """Answer `POST /v1/schedules/{schedule_id}/pause`."""
     requests.only(request)
     gateway = gateway_of(request)
-    return json(_shown(await gateway.scheduler.pause(_id(request), gateway.key_id)))
+    return json(shown(await gateway.scheduler.pause(_id(request), gateway.key_id)))
 
 
 async def resume(request: Request) -> Response:
     """Answer `POST /v1/schedules/{schedule_id}/resume`."""
     requests.only(request)
     gateway = gateway_of(request)
-    return json(_shown(await gateway.scheduler.resume(_id(request), gateway.key_id)))
+    return json(shown(await gateway.scheduler.resume(_id(request), gateway.key_id)))
 
 
 async def delete(request: Request) -> Response:
@@ -104,7 +104,8 @@ def _id(request: Request) -> str:
     return schedule_id
 
 
-def _shown(schedule: Schedule) -> dict[str, Any]:
+def shown(schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule as it is answered."""
     last = schedule.last
     created = schedule.created.model_dump(exclude={"key_id", "schedule_id"})
     return {

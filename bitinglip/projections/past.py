@@ -128,7 +128,7 @@ class Past:
         Raises:
             PastTooLarge: see `counts`.
         """
-        return [tuple(row) for row in self._of_all("queues")]  # pyright: ignore[reportReturnType]
+        return [tuple(row) for row in self._of_all("queues_then")]  # pyright: ignore[reportReturnType]
 
     def ended_since(self, since: datetime) -> dict[tuple[str, str], int]:
         """Return how many tasks a worker brought to their end since a time, by lane and model.

@@ -19,6 +19,7 @@ from bitinglip.projections.past import Past, travelled
 from bitinglip.projections.projector import STREAMS, last_event
 
 THREADS = 2
+END = datetime(9999, 1, 1, tzinfo=UTC)
 LOOK_S = 0.05
 """Seconds between two tries to stop what took too long."""
 _T = TypeVar("_T")
@@ -60,10 +61,11 @@ class TimeTravel:
         at = await self._time_of(asked, text) if isinstance(asked, int) else asked
         if at > now:
             raise MomentToCome(asked=text, last=_written(now))
-        reached = await self._reached(at)
+        until = at if at < now else END  # what is stored by now may bear a time that is a little later
+        reached = await self._reached(until)
         if any(self._may_lack(reached.get(stream)) for stream in STREAMS):
             await self._catch_up(reached)
-            reached = await self._reached(at)
+            reached = await self._reached(until)
         if all(each.until is None for each in reached.values()):
             begins = min((each.begins for each in reached.values()), default=None)
             raise MomentBeforeLog(asked=text, begins=_written(begins) if begins else "it is empty")

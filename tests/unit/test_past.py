@@ -17,6 +17,7 @@ from bitinglip.events.batch import BatchClosed, BatchCompleted, BatchExtended, B
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.events.task import TaskQueued, TaskSubmitted, TaskSucceeded
+from bitinglip.gateway import pastviews
 from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.projections import past, queries, sql
 from bitinglip.projections.database import Database
@@ -321,3 +322,28 @@ def test_a_late_queued_is_passed_over_as_it_was() -> None:
             row = state.task(ID)
     assert row is not None
     assert (row.state, row.queued_at) == ("queued", START + timedelta(milliseconds=1))
+
+
+def test_who_was_silent_by_then_is_gone_unless_nothing_is_known() -> None:
+    told: list[Event] = [
+        workers.WorkerStarted.model_validate(workers.WorkerStarted.example),
+        nodes.NodeStarted.model_validate(nodes.NodeStarted.example),
+        workers.WorkerHeartbeat.model_validate(workers.WorkerHeartbeat.example),
+        nodes.NodeHeartbeat.model_validate(nodes.NodeHeartbeat.example),
+    ]
+    abouts = ("rig-1-0", "rig-1", "rig-1-0", "rig-1")
+    log = [message(e, n, about=about) for n, (e, about) in enumerate(zip(told, abouts, strict=True), 1)]
+    later = [message(e, n + 1_000_000, about=about) for n, (e, about) in enumerate(zip(told, abouts, strict=True))]
+    silence = timedelta(seconds=60)
+    with fresh_database() as database:
+        write(database, "WORKERS", [*log, *later[2:]])
+        for seconds, states in ((30, ("started", "online")), (90, ("gone", "offline"))):
+            moment = Moment(START + timedelta(seconds=seconds), {"WORKERS": 4})
+            with travelled(database, moment) as state:
+                [worker], [node] = pastviews.workers(state, silence), pastviews.nodes(state, silence)
+            assert (worker["state"], node["state"], worker["running"]) == (*states, 1)
+        database.execute("delete from events where type like '%.heartbeat' and sequence < 100")
+        with travelled(database, Moment(START + timedelta(seconds=90), {"WORKERS": 4})) as state:
+            [worker], [node] = pastviews.workers(state, silence), pastviews.nodes(state, silence)
+    assert (worker["state"], worker["seen_at"], worker["running"], worker["pid"]) == ("started", None, None, 4711)
+    assert (node["state"], node["seen_at"], node["memory_used_bytes"]) == ("online", None, None)
