@@ -35,6 +35,7 @@ from bitinglip.gateway import (
     schedules,
     streams,
     tasks,
+    timeline,
     uploads,
     wishes,
 )
@@ -57,6 +58,7 @@ ROUTES = [
     Route("/v1/tasks/{task_id}/retry", Resource(POST=tasks.retry)),
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
+    Route("/v1/tasks/{task_id}/timeline", Resource(GET=timeline.task_timeline)),
     Route("/v1/batches", Resource(POST=batches.create, GET=batches.list_batches)),
     Route("/v1/batches/{batch_id}:close", Resource(POST=batches.close)),
     Route("/v1/batches/{batch_id}:cancel", Resource(POST=batches.cancel)),

@@ -29,6 +29,7 @@ from bitinglip.gateway.schemas import (
     object_of,
     ref,
 )
+from bitinglip.gateway.timelineoperations import TIMELINE_OPERATIONS
 from bitinglip.gateway.uploadoperations import UPLOAD_OPERATIONS
 from bitinglip.ids import ULID_PATTERN
 
@@ -326,6 +327,7 @@ OPERATIONS = (
     ),
     *MODEL_OPERATIONS,
     *UPLOAD_OPERATIONS,
+    *TIMELINE_OPERATIONS,
     Operation(
         "get", "/v1/queues", "What waits and runs, and for how long, by lane, model, API key and what is required.",
         {200: listed("queues", QUEUE)}, ON_PAST, (AS_OF,),

@@ -36,15 +36,13 @@ async def test_a_task_is_answered_as_it_was_at_each_of_its_events(client: httpx.
 
 async def test_a_time_is_a_moment_as_well(client: httpx.AsyncClient, player: Player) -> None:
     task_id = await submitted(client)
-    await player.assign(task_id)
-    running = datetime.fromisoformat((await client.get(f"/v1/tasks/{task_id}")).json()["started_at"])
-    await player.succeed(task_id)
-    ended = (await client.get(f"/v1/tasks/{task_id}")).json()
+    assigned = await player.assign(task_id)
+    ended = await player.succeed(task_id)
     found = await get(client, f"/v1/tasks/{task_id}", "now")
-    assert (found["state"], found["as_of"]["sequence"]) == ("succeeded", ended["last_sequence"])
-    between = running + (datetime.fromisoformat(ended["finished_at"]) - running) / 2
-    found = await get(client, f"/v1/tasks/{task_id}", between.isoformat())
-    assert (found["state"], found["finished_at"]) == ("running", None)
+    assert (found["state"], found["as_of"]["sequence"]) == ("succeeded", ended)
+    stored_at = (await get(client, f"/v1/tasks/{task_id}", assigned))["as_of"]["time"]
+    found = await get(client, f"/v1/tasks/{task_id}", stored_at)
+    assert (found["state"], found["as_of"]) == ("running", {"time": stored_at, "sequence": assigned})
 
 
 async def test_what_was_just_written_is_waited_for(client: httpx.AsyncClient, player: Player) -> None:

@@ -1,0 +1,53 @@
+"""The routes about timelines, as the OpenAPI document tells them."""
+
+from __future__ import annotations
+
+from bitinglip import errors
+from bitinglip.gateway.schemas import (
+    AS_OF,
+    KIND,
+    LANE,
+    MOMENT,
+    ON_PAST,
+    OPTIONAL,
+    STATE,
+    TEXT,
+    TIME,
+    WHOLE,
+    Operation,
+    Schema,
+    array_of,
+    in_path,
+    object_of,
+)
+from bitinglip.ids import ULID_PATTERN
+
+NUMBER: Schema = {"type": "number"}
+OPTIONAL_WHOLE: Schema = {"type": ["integer", "null"]}
+OPTIONAL_NUMBER: Schema = {"type": ["number", "null"]}
+OPTIONAL_TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
+SPAN = object_of(
+    kind={"enum": ["scheduled", "dependent", "waiting", "loading", "running", "pause"]},
+    attempt=WHOLE, start=TIME, end=OPTIONAL_TIME, ms=NUMBER, reason=OPTIONAL, outcome=OPTIONAL, problem=OPTIONAL,
+    worker_id=OPTIONAL, node_id=OPTIONAL, device=OPTIONAL, revision=OPTIONAL, batch_size=OPTIONAL_WHOLE,
+    run_ms=OPTIONAL_NUMBER,
+)  # fmt: skip
+TICK = object_of(at=TIME, attempt=WHOLE, step=WHOLE, total=OPTIONAL_WHOLE, unit=TEXT)
+FETCH = object_of(node_id=TEXT, revision=TEXT, start=TIME, end=OPTIONAL_TIME, outcome=OPTIONAL, bytes=WHOLE)
+END = object_of(
+    state=STATE, at=TIME, attempt=OPTIONAL_WHOLE, by=OPTIONAL, reason=OPTIONAL, failure={"type": ["object", "null"]}
+)
+TASK_TIMELINE = object_of(
+    task_id=TEXT, kind=KIND, model=TEXT, lane=LANE, state=STATE, submitted_at=TIME, ended_at=OPTIONAL_TIME, ms=NUMBER,
+    spans=array_of(SPAN), ticks=object_of(count=WHOLE, sample=array_of(TICK)), fetches=array_of(FETCH),
+    cancel_requested_at=OPTIONAL_TIME, end={"oneOf": [END, {"type": "null"}]}, as_of=MOMENT,
+)  # fmt: skip
+TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
+
+TIMELINE_OPERATIONS = (
+    Operation(
+        "get", "/v1/tasks/{task_id}/timeline", "A task's life in spans: waits, loads, attempts, pauses, and its end.",
+        {200: TASK_TIMELINE}, (errors.TaskNotFound, *ON_PAST), (TASK_ID, AS_OF),
+        notes="`ticks.sample` has at most 200 of the signs of progress; they leave the log after a time.",
+    ),
+)  # fmt: skip
