@@ -96,9 +96,8 @@ def _ticks(told: dict[str, Any], whole: float, bar: int) -> Text | None:
     places = {max(0, min(int(_ms(begin, tick["at"]) / whole * bar), bar - 1)) for tick in sample}
     marks = "".join(TICK if place in places else " " for place in range(bar))
     reached = f"{last['step']}/{last['total']}" if last["total"] else str(last["step"])
-    return Text(
-        f"{'progress':<{LABEL}}{'':{GAP}}{marks}{'':{GAP}}{told['ticks']['count']:>{TOOK}}  {reached} {last['unit']}"
-    )
+    count = f"{told['ticks']['count']:>{TOOK}}"
+    return Text(f"{'progress':<{LABEL}}{'':{GAP}}{marks}{'':{GAP}}{count}{'':{GAP}}{reached} {last['unit']}")
 
 
 def _label(span: dict[str, Any]) -> str:
@@ -111,7 +110,8 @@ def _said(span: dict[str, Any]) -> str:
     parts += [f"in a batch of {span['batch_size']}"] if (span["batch_size"] or 1) > 1 else []
     parts += [span["reason"].replace("_", " ")] if span["reason"] else []
     parts += [": ".join(filter(None, (span["outcome"], span["problem"])))] if span["outcome"] else []
-    parts += ["goes on"] if span["end"] is None else []
+    parts += [f"until {span['due_at'][:19].replace('T', ' ')}"] if span["due_at"] and span["end"] is None else []
+    parts += ["goes on"] if span["end"] is None and not span["due_at"] else []
     return ", ".join(part.replace("\n", " ") for part in parts if part)
 
 

@@ -23,6 +23,7 @@ from bitinglip.gateway import (
     cluster,
     events,
     health,
+    history,
     listing,
     modelevents,
     modelfit,
@@ -79,6 +80,7 @@ ROUTES = [
         Route(f"/v1/workers/{{worker_id}}/{name}", Resource(POST=nodes.tell_worker(name)))
         for name in ("start", "stop", "restart", "drain", "undrain")
     ),
+    Route("/v1/timeline", Resource(GET=history.timeline)),
     Route("/v1/cluster", Resource(GET=cluster.cluster)),
     Route("/v1/nodes", Resource(GET=nodes.nodes)),
     Route("/v1/nodes/{node_id}", Resource(GET=nodes.node)),

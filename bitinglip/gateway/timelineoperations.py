@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitinglip import errors
+from bitinglip.gateway.history import COUNTS, LEVELS
 from bitinglip.gateway.schemas import (
     AS_OF,
     KIND,
@@ -18,6 +19,7 @@ from bitinglip.gateway.schemas import (
     Schema,
     array_of,
     in_path,
+    in_query,
     object_of,
 )
 from bitinglip.ids import ULID_PATTERN
@@ -28,7 +30,8 @@ OPTIONAL_NUMBER: Schema = {"type": ["number", "null"]}
 OPTIONAL_TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
 SPAN = object_of(
     kind={"enum": ["scheduled", "dependent", "waiting", "loading", "running", "pause"]},
-    attempt=WHOLE, start=TIME, end=OPTIONAL_TIME, ms=NUMBER, reason=OPTIONAL, outcome=OPTIONAL, problem=OPTIONAL,
+    attempt=WHOLE, start=TIME, end=OPTIONAL_TIME, ms=NUMBER, reason=OPTIONAL, due_at=OPTIONAL_TIME,
+    outcome=OPTIONAL, problem=OPTIONAL,
     worker_id=OPTIONAL, node_id=OPTIONAL, device=OPTIONAL, revision=OPTIONAL, batch_size=OPTIONAL_WHOLE,
     run_ms=OPTIONAL_NUMBER,
 )  # fmt: skip
@@ -44,7 +47,22 @@ TASK_TIMELINE = object_of(
 )  # fmt: skip
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
 
+BUCKET = object_of(
+    start=TIME, end=TIME, **dict.fromkeys((*COUNTS, *LEVELS), WHOLE)
+)  # fmt: skip
+
 TIMELINE_OPERATIONS = (
+    Operation(
+        "get", "/v1/timeline", "What came, began and ended in the cluster, and what there was, in buckets of time.",
+        {200: object_of(**{"from": TIME, "to": TIME, "bucket_s": NUMBER, "buckets": array_of(BUCKET)})},
+        (errors.InvalidInput, errors.NotAMoment),
+        (
+            in_query("from", "Where it begins: a time, or a distance as `2 h ago`; an hour before its end if not given."),
+            in_query("to", "Where it ends; now if not given."),
+            in_query("buckets", "How many; 60 if not given.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+        ),
+        notes="`waiting`, `running` and `workers` are at a bucket's end, the others are counts of what happened in it.",
+    ),
     Operation(
         "get", "/v1/tasks/{task_id}/timeline", "A task's life in spans: waits, loads, attempts, pauses, and its end.",
         {200: TASK_TIMELINE}, (errors.TaskNotFound, *ON_PAST), (TASK_ID, AS_OF),

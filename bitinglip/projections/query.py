@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -169,6 +169,23 @@ class Queries:
             return []
         found = await self._rows("batches_over")
         return [(batch_id, last, tasks, orjson.loads(counts)) for batch_id, last, tasks, counts in found]
+
+    async def timeline(
+        self,
+        begin: datetime,
+        until: datetime,
+        width: timedelta,
+        buckets: int,
+        alive_since: datetime,
+        silence: timedelta,
+    ) -> list[tuple[int, str, int]]:
+        """Return what happened by bucket (from 1) and kind, as `queries/timeline.sql` says.
+
+        `alive_since`: since when a worker must have been seen to live; `silence`: how long one lives unseen.
+        """
+        params: dict[str, Any] = {"begin": _naive(begin), "until": _naive(until), "buckets": buckets}
+        params |= {"width_us": width // timedelta(microseconds=1), "silence_s": silence.total_seconds()}
+        return await self._rows("timeline", params | {"alive_since": _naive(alive_since)})
 
     async def models(self) -> list[ModelRow]:
         """Return all models that were described, or that a worker ever registered, by name."""

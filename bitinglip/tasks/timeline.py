@@ -27,8 +27,8 @@ Kind = Literal["scheduled", "dependent", "waiting", "loading", "running", "pause
 """What a task does in a span.
 
 `scheduled`: it waits for its time; `dependent`: for other tasks; `waiting`: ready, for a worker; `loading`: its worker
-loads the model; `running`: an attempt runs, or, where nothing tells the two apart, loads its model and runs; `pause`: it
-waits for the time of the next attempt.
+loads the model; `running`: an attempt runs, or, where nothing tells the two apart, loads its model and runs; `pause`:
+it waits for the time of the next attempt.
 """
 TICKS_MOST = 200
 
@@ -47,6 +47,8 @@ class Span:
     """How long it took, or has taken so far, in milliseconds."""
     reason: str | None = None
     """What it began with: as `queued_reason` of a task."""
+    due_at: datetime | None = None
+    """When what it waits for was to come: the time of a task's start, or of its next attempt."""
     outcome: str | None = None
     """How an attempt ended: `succeeded`, `cancelled`, or the kind of its failure."""
     problem: str | None = None
@@ -126,7 +128,7 @@ def _begin(recorded: Recorded) -> Life | None:
     if not isinstance(event, TaskSubmitted):
         return None
     kind: Kind = "dependent" if event.depends_on else "scheduled" if event.run_at is not None else "waiting"
-    return Life(event, at, (Span(kind=kind, attempt=1, start=at),))
+    return Life(event, at, (Span(kind=kind, attempt=1, start=at, due_at=event.run_at),))
 
 
 def _evolve(life: Life, recorded: Recorded) -> Life:
@@ -143,7 +145,8 @@ def _evolve(life: Life, recorded: Recorded) -> Life:
             return replace(life, ticks=(*life.ticks, tick))
         case TaskFailed(retry_at=datetime()):
             failed = _closed(life, at, event.failure.kind, event.failure, event.run_ms)
-            return replace(failed, spans=(*failed.spans, Span(kind="pause", attempt=event.attempt + 1, start=at)))
+            pause = Span(kind="pause", attempt=event.attempt + 1, start=failed.last.end or at, due_at=event.retry_at)
+            return replace(failed, spans=(*failed.spans, pause))
         case TaskSucceeded():
             ended = _closed(life, at, "succeeded", None, event.run_ms)
             ended = replace(ended, spans=(*ended.spans[:-1], *_parts(ended.last, event)))
