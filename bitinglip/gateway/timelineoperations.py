@@ -57,8 +57,8 @@ TIMELINE_OPERATIONS = (
         {200: object_of(**{"from": TIME, "to": TIME, "bucket_s": NUMBER, "buckets": array_of(BUCKET)})},
         (errors.InvalidInput, errors.NotAMoment),
         (
-            in_query("from", "Where it begins: a time, or a distance as `2 h ago`; an hour before its end if not given."),
-            in_query("to", "Where it ends; now if not given."),
+            in_query("from", "Its begin: a time, or a distance as `2 h ago`; an hour before its end if not given."),
+            in_query("to", "Its end; now if not given."),
             in_query("buckets", "How many; 60 if not given.", {"type": "integer", "minimum": 1, "maximum": 1000}),
         ),
         notes="`waiting`, `running` and `workers` are at a bucket's end, the others are counts of what happened in it.",
