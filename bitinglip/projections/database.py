@@ -10,6 +10,7 @@ import logging
 from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Database:
         found = self._connection.extract_statements(statement)
         return len(found) == 1 and found[0].type == duckdb.StatementType.SELECT
 
-    @property
+    @cached_property
     def home(self) -> str:
         """The schema of what is served, with the file's own name: temporary tables of the same names are not meant."""
         [(name,)] = self.rows("select current_database()")

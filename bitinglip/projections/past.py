@@ -35,6 +35,8 @@ MOST = 200_000
 """Most that are made anew for one answer."""
 WINDOW = 200
 """Tasks that a page makes anew at first; while it is not full, eight times as many as before."""
+UNNEEDED = {"tasks": ("retried", "update")}
+"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries."""
 _task, _batch, _usage = reader(TaskRow), reader(BatchRow), reader(ModelUsageRow)
 _worker, _node = reader(WorkerRow), reader(NodeRow)
 
@@ -49,6 +51,7 @@ class Past:
         self._sql = sql.blocks("past", cursor.home)
         self._home = cursor.home
         self._whole = False
+        self._histories: dict[str, list[Recorded]] = {}
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
@@ -198,10 +201,15 @@ class Past:
 
     def history(self, stream: str, about: str | None = None) -> list[Recorded]:
         """Return the events of a stream up to then, in their order: all, or those about one thing."""
+        if about is None and stream in self._histories:
+            return self._histories[stream]
         self._execute("payloads")
         params = {"stream": stream, "last": self.moment.of(stream), "about": about}
         rows = self._rows("history", params)
-        return [decode(RawMessage(sequence, at, "", payload.encode()), stream) for sequence, at, payload in rows]
+        found = [decode(RawMessage(sequence, at, "", payload.encode()), stream) for sequence, at, payload in rows]
+        if about is None:
+            self._histories[stream] = found
+        return found
 
     # --- making and asking --------------------------------------------------------------------------------------------
 
@@ -224,7 +232,7 @@ class Past:
         self._look()
         types = self._cursor.stage(stream)
         self._look()
-        self._cursor.run(sql.steps(name, types, sql.SCRATCH))
+        self._cursor.run(sql.steps(name, types, sql.SCRATCH, UNNEEDED.get(name, ())))
 
     def _ask(self, name: str, params: Mapping[str, Any], columns: str = "*", lowest: int = 0) -> list[tuple[Any, ...]]:
         """Ask a named question of the state at the moment; of tasks, of those that were submitted from `lowest` on."""

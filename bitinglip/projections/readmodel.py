@@ -65,7 +65,7 @@ class ReadModel:
         """What it reads of TASKS, for whoever follows a task."""
         self.queries = Queries(self._read)
         self.sandbox = Sandbox(self._run_stranger)
-        self.past = TimeTravel(self._travel, self.wait, log, settings.query_timeout_s)
+        self.past = TimeTravel(self._travel, self.wait, self.applied, log, settings.query_timeout_s)
         self._settings = settings
         self._log = log
         self._checkpoints = checkpoints

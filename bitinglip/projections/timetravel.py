@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from bitinglip.projections.projector import STREAMS, last_event
 
 THREADS = 2
 END = datetime(9999, 1, 1, tzinfo=UTC)
+SKEW = timedelta(seconds=5)
+"""By how much the servers' clocks may differ from each other's and from ours."""
 LOOK_S = 0.05
 """Seconds between two tries to stop what took too long."""
 _T = TypeVar("_T")
@@ -41,12 +43,15 @@ class _Reach:
 class TimeTravel:
     """The past of one gateway's read model."""
 
-    def __init__(self, run: Run, wait: Wait, log: EventLog, timeout_s: float) -> None:
+    def __init__(self, run: Run, wait: Wait, applied: Callable[[str], int], log: EventLog, timeout_s: float) -> None:
         self._run = run
         self._wait = wait
+        self._applied = applied
         self._log = log
         self._timeout_s = timeout_s
         self._stopping: set[asyncio.Task[None]] = set()
+        self._whole_until = datetime.min.replace(tzinfo=UTC)
+        """Up to when all that was stored has been seen to be applied."""
 
     async def moment(self, text: str) -> Moment:
         """Return the moment that is meant; all that was stored by then is applied when this returns.
@@ -63,8 +68,9 @@ class TimeTravel:
             raise MomentToCome(asked=text, last=_written(now))
         until = at if at < now else END  # what is stored by now may bear a time that is a little later
         reached = await self._reached(until)
-        if any(self._may_lack(reached.get(stream)) for stream in STREAMS):
+        if at > self._whole_until and any(self._may_lack(reached.get(stream)) for stream in STREAMS):
             await self._catch_up(reached)
+            self._whole_until = max(self._whole_until, now - SKEW)
             reached = await self._reached(until)
         if all(each.until is None for each in reached.values()):
             begins = min((each.begins for each in reached.values()), default=None)
@@ -94,9 +100,10 @@ class TimeTravel:
 
     async def _time_of(self, sequence: int, text: str) -> datetime:
         """Return when the last event up to a sequence of TASKS was stored."""
-        if sequence > (last := await last_event(self._log, TASKS)):
-            raise MomentToCome(asked=text, last=f"event {last} of {TASKS}")
-        await self._wait(TASKS, sequence)
+        if sequence > self._applied(TASKS):
+            if sequence > (last := await last_event(self._log, TASKS)):
+                raise MomentToCome(asked=text, last=f"event {last} of {TASKS}")
+            await self._wait(TASKS, sequence)
         [(at, begins)] = await self._run(lambda cursor: cursor.rows(_block(cursor, "time_of"), {"sequence": sequence}))
         if at is None:
             raise MomentBeforeLog(asked=text, begins=f"its first event is of {_written(begins.replace(tzinfo=UTC))}")

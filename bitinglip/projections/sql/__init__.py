@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from importlib import resources
 
@@ -60,9 +60,9 @@ def applied(stream: str, types: frozenset[str | None], schema: str = HOME) -> st
     return "\n".join(steps(name, types, schema) for name in PROJECTIONS[stream])
 
 
-def steps(name: str, types: frozenset[str | None], schema: str = HOME) -> str:
-    """Return the SQL that applies a staged batch, of events of these types, to one projection."""
-    return "\n".join(blocks(name, schema)[step] for step in _steps(name, types))
+def steps(name: str, types: frozenset[str | None], schema: str = HOME, without: Collection[str] = ()) -> str:
+    """Return the SQL that applies a staged batch, of events of these types, to one projection; blocks may be left out."""
+    return "\n".join(blocks(name, schema)[step] for step in _steps(name, types) if step not in without)
 
 
 def scratch(name: str) -> str:
