@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvloop
 
-from benchmarks.histories import history
+from benchmarks.histories import START, history
 from benchmarks.rebuild import publish as publish_history
 from benchmarks.support import Figure, gateway, nats_server, publish, quantile, scratch
 from bitinglip.events.log import EventLog
@@ -42,25 +43,28 @@ async def measure(tasks: int = 100_000) -> list[Figure]:
 async def _ask(nats_url: str, folder: Path, events: int) -> list[Figure]:
     moments = [events * (number + 1) // (ROUNDS + 2) for number in range(ROUNDS)]
     ids = _in_flight(events, moments)
-    async with gateway(nats_url, folder, BITINGLIP_PROJECTIONS_READ_WAIT_S=CATCH_UP_S) as (_, ready):
-        async with httpx.AsyncClient(base_url=ready["url"], timeout=CATCH_UP_S, trust_env=False) as client:
-            await _get(client, "/v1/tasks", as_of=events)
-            at = [{"as_of": moment} for moment in moments]
-            task_paths = [f"/v1/tasks/{task_id}" for task_id in ids]
-            lists: list[dict[str, Any]] = [{"as_of": moment, "state": "running", "limit": 50} for moment in moments]
-            begins = ["1 h ago"] * ROUNDS
-            ranges = [{"from": begin, "buckets": BUCKETS} for begin in begins]
-            return [
-                _figure("one task at a moment, one that was running", await _times(client, task_paths, at), 50),
-                _figure("the same about now", await _times(client, task_paths, [{}] * ROUNDS), 50),
-                _figure("a page of 50 tasks at a moment", await _times(client, ["/v1/tasks"] * ROUNDS, at), 100),
-                _figure("a page of those that were running", await _times(client, ["/v1/tasks"] * ROUNDS, lists), 200),
-                _figure("a page of tasks about now", await _times(client, ["/v1/tasks"] * ROUNDS, [{}] * ROUNDS), 50),
-                _figure("the whole cluster at a moment", await _times(client, ["/v1/cluster"] * ROUNDS, at), 300),
-                _figure(
-                    "a timeline of 60 buckets over all", await _times(client, ["/v1/timeline"] * ROUNDS, ranges), 50
-                ),
-            ]
+    at = [{"as_of": moment} for moment in moments]
+    running: list[dict[str, Any]] = [each | {"state": "running", "limit": 50} for each in at]
+    ranges: list[dict[str, Any]] = [{"from": START.isoformat(), "buckets": BUCKETS}] * ROUNDS
+    now: list[dict[str, Any]] = [{}] * ROUNDS
+    tasks = [f"/v1/tasks/{task_id}" for task_id in ids]
+    pages, clusters, timelines = (["/v1/tasks"] * ROUNDS, ["/v1/cluster"] * ROUNDS, ["/v1/timeline"] * ROUNDS)
+    questions: list[tuple[str, list[str], list[dict[str, Any]], float]] = [
+        ("one task at a moment at which it ran", tasks, at, 50),
+        ("the same task about now", tasks, now, 50),
+        ("a page of 50 tasks at a moment", pages, at, 100),
+        ("a page of those that ran then", pages, running, 200),
+        ("a page of tasks about now", pages, now, 50),
+        ("the whole cluster at a moment", clusters, at, 300),
+        ("a timeline of 60 buckets over the whole log", timelines, ranges, 50),
+    ]
+    async with AsyncExitStack() as stack:
+        ours = gateway(nats_url, folder, BITINGLIP_PROJECTIONS_READ_WAIT_S=CATCH_UP_S)
+        _, ready = await stack.enter_async_context(ours)
+        client = httpx.AsyncClient(base_url=ready["url"], timeout=CATCH_UP_S, trust_env=False)
+        await stack.enter_async_context(client)
+        await _get(client, "/v1/tasks", as_of=events)
+        return [_figure(asked, await _times(client, paths, params), bound) for asked, paths, params, bound in questions]
 
 
 def _in_flight(events: int, moments: Sequence[int]) -> list[str]:

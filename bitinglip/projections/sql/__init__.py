@@ -61,7 +61,7 @@ def applied(stream: str, types: frozenset[str | None], schema: str = HOME) -> st
 
 
 def steps(name: str, types: frozenset[str | None], schema: str = HOME, without: Collection[str] = ()) -> str:
-    """Return the SQL that applies a staged batch, of events of these types, to one projection; blocks may be left out."""
+    """Return the SQL that applies a staged batch, of events of these types, to one projection, some blocks left out."""
     return "\n".join(blocks(name, schema)[step] for step in _steps(name, types) if step not in without)
 
 
