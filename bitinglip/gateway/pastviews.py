@@ -18,7 +18,7 @@ from bitinglip.gateway import liveness, modelviews, schedules
 from bitinglip.gateway.estimates import RATE_S, wait_s
 from bitinglip.gateway.knownmodels import KnownModels
 from bitinglip.projections.moment import Moment
-from bitinglip.projections.past import Past
+from bitinglip.projections.past import Past, QueueThen
 from bitinglip.settings import Settings
 from bitinglip.tasks.schedules import Schedule, fold_schedule
 
@@ -77,11 +77,11 @@ def queues(past: Past) -> list[View]:
         PastTooLarge: too many tasks were on their way.
     """
     paused = _paused(past.history(MODELS))
-    found = {(lane, model): rest for lane, model, *rest in past.queues()}
+    found = {(each.lane, each.model): each for each in past.queues()}
     ended = past.ended_since(past.moment.at - timedelta(seconds=RATE_S))
     shown: list[View] = []
     for lane, model in sorted({*found, *paused}):
-        waiting, running, since = found.get((lane, model), (0, 0, None))
+        _, _, waiting, running, since = found.get((lane, model)) or QueueThen(lane, model, 0, 0, None)
         rate = ended.get((lane, model), 0) / RATE_S
         stopped = (lane, model) in paused
         shown.append({

@@ -47,14 +47,13 @@ TASK_TIMELINE = object_of(
 )  # fmt: skip
 TASK_ID = in_path("task_id", "The task's id, a ULID.", ULID_PATTERN)
 
-BUCKET = object_of(
-    start=TIME, end=TIME, **dict.fromkeys((*COUNTS, *LEVELS), WHOLE)
-)  # fmt: skip
+BUCKET = object_of((), start=TIME, end=TIME, **dict.fromkeys((*COUNTS, *LEVELS), WHOLE))
+HISTORY: dict[str, Schema] = {"from": TIME, "to": TIME, "bucket_s": NUMBER, "buckets": array_of(BUCKET)}
 
 TIMELINE_OPERATIONS = (
     Operation(
         "get", "/v1/timeline", "What came, began and ended in the cluster, and what there was, in buckets of time.",
-        {200: object_of(**{"from": TIME, "to": TIME, "bucket_s": NUMBER, "buckets": array_of(BUCKET)})},
+        {200: object_of((), **HISTORY)},
         (errors.InvalidInput, errors.NotAMoment),
         (
             in_query("from", "Its begin: a time, or a distance as `2 h ago`; an hour before its end if not given."),

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitinglip.errors import PastTooLarge
 from bitinglip.events.envelope import RawMessage, Recorded, decode
@@ -39,6 +39,17 @@ UNNEEDED = {"tasks": ("retried", "update")}
 """Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries."""
 _task, _batch, _usage = reader(TaskRow), reader(BatchRow), reader(ModelUsageRow)
 _worker, _node = reader(WorkerRow), reader(NodeRow)
+
+
+class QueueThen(NamedTuple):
+    """What waited and ran for a model in a lane."""
+
+    lane: str
+    model: str
+    waiting: int
+    running: int
+    since: datetime | None
+    """Since when the oldest waited (UTC, without a zone)."""
 
 
 class Past:
@@ -125,13 +136,13 @@ class Past:
         """
         return dict(self._of_all("counts"))
 
-    def queues(self) -> list[tuple[str, str, int, int, datetime | None]]:
-        """Return lane, model, how many tasks waited and ran, and since when the oldest waited.
+    def queues(self) -> list[QueueThen]:
+        """Return what waited and ran.
 
         Raises:
             PastTooLarge: see `counts`.
         """
-        return [tuple(row) for row in self._of_all("queues_then")]  # pyright: ignore[reportReturnType]
+        return [QueueThen(*row) for row in self._of_all("queues_then")]
 
     def ended_since(self, since: datetime) -> dict[tuple[str, str], int]:
         """Return how many tasks a worker brought to their end since a time, by lane and model.
