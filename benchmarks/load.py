@@ -80,8 +80,9 @@ class Follower:
 class Poster:
     """A client with one keep-alive connection: posts, waits for the answer, and again."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, headers: Sequence[str] = ()) -> None:
         self._address = host, port
+        self._headers = headers
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: bytes) -> bytes:
@@ -94,7 +95,7 @@ class Poster:
             await self.close()
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
-        writer.write(post(*self._address, path, body))
+        writer.write(post(*self._address, path, body, self._headers))
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         if not head.startswith(b"http/1.1 2"):
             raise RefusedError(head.decode(errors="replace"))

@@ -2,7 +2,11 @@
 
     python -m benchmarks.rebuild --events 1000000
 
-(a) the DuckDB half: batches from memory; (b) end to end: from a private nats-server through `EventLog.tail`.
+duckdb: the DuckDB half, batches from memory; whole: end to end, from a private nats-server through `EventLog.tail`;
+plain: what one would write first, beside it: each event parsed in Python, and an INSERT for it.
+
+`cpu_us` is processor time an event, in microseconds, of this process and of nats-server: it tells more than seconds where
+others use the machine.
 """
 
 from __future__ import annotations
@@ -16,22 +20,27 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import orjson
+import psutil
 import uvloop
 
 from benchmarks.histories import history
 from bitinglip.cli.natsserver import PrivateServer, find
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.log import EventLog
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.writer import write
 from bitinglip.settings import Nats, Projections
 
 SETTINGS = Projections()
+WHAT = ("duckdb", "plain", "whole")
 
 
 def batches(messages: Iterable[RawMessage], size: int) -> Iterator[list[RawMessage]]:
@@ -59,6 +68,42 @@ def duckdb_half(events: int, folder: Path) -> dict[str, Any]:
     }
 
 
+PLAIN_EVENTS = 20_000
+PLAIN_COMMIT = 1_000
+"""Events in one transaction of the plain approach: with one each it would be slower still."""
+
+
+def plain(events: int, folder: Path) -> dict[str, Any]:
+    """Insert events one by one, into the table of events alone: no tasks, no batches."""
+    messages = list(history(min(events, PLAIN_EVENTS)))
+    database = duckdb.connect(folder / "plain.duckdb")
+    database.execute(
+        "create table events (stream varchar, sequence ubigint, recorded_at timestamp, time timestamp, id varchar, "
+        "type varchar, version integer, source varchar, about varchar, causation varchar, data json)"
+    )
+    insert = database.extract_statements("insert into events values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")[0]
+    started = time.perf_counter()
+    for number, message in enumerate(messages):
+        if number % PLAIN_COMMIT == 0:
+            database.commit() if number else None
+            database.begin()
+        database.execute(insert, _plain_row(message))
+    database.commit()
+    database.close()
+    seconds = time.perf_counter() - started
+    return {"measured": len(messages), "seconds": round(seconds, 2), "events_per_s": round(len(messages) / seconds)}
+
+
+def _plain_row(message: RawMessage) -> list[Any]:
+    document = orjson.loads(message.payload)
+    recorded_at = datetime.fromtimestamp(message.time_ns / 1e9, UTC).replace(tzinfo=None)
+    time = datetime.fromisoformat(document["time"]).replace(tzinfo=None)
+    version = int(document["dataschema"].rpartition(":")[2])
+    named = (document["id"], document["type"], version, document["source"], document["subject"])
+    data = orjson.dumps(document["data"]).decode()
+    return ["TASKS", message.sequence, recorded_at, time, *named, document.get("causationid"), data]
+
+
 async def publish(log: EventLog, events: int) -> None:
     """Publish without acks, and let the server keep up: it drops what it has no room for."""
     for number, message in enumerate(history(events), 1):
@@ -78,9 +123,11 @@ async def end_to_end(events: int, folder: Path) -> dict[str, Any]:
         await readmodel.wait_ready()
         caught_up = time.perf_counter() - started
         before = await readmodel.queries.counts()
-        started = time.perf_counter()
+        server_process = psutil.Process(server.pid)
+        started, worked, served = time.perf_counter(), time.process_time(), _cpu_s(server_process)
         await readmodel.rebuild()
         rebuilt = time.perf_counter() - started
+        cpu_us = {"own": time.process_time() - worked, "server": _cpu_s(server_process) - served}
         assert await readmodel.queries.counts() == before
         await readmodel.close()
         await log.close()
@@ -88,15 +135,25 @@ async def end_to_end(events: int, folder: Path) -> dict[str, Any]:
         "seconds": round(rebuilt, 2),
         "events_per_s": round(events / rebuilt),
         "first_catch_up_per_s": round(events / caught_up),
+        "cpu_us": {name: round(seconds / events * 1e6, 2) for name, seconds in cpu_us.items()},
         "tasks": sum(before.values()),
     }
 
 
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 def run(what: str, events: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        figures = (
-            duckdb_half(events, Path(folder)) if what == "duckdb" else uvloop.run(end_to_end(events, Path(folder)))
-        )
+        match what:
+            case "duckdb":
+                figures = duckdb_half(events, Path(folder))
+            case "plain":
+                figures = plain(events, Path(folder))
+            case _:
+                figures = uvloop.run(end_to_end(events, Path(folder)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"what": what, "events": events, **figures, "peak_rss_mb": round(peak)}
 
@@ -104,10 +161,10 @@ def run(what: str, events: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--only", choices=["duckdb", "whole"])
+    parser.add_argument("--only", choices=WHAT)
     arguments = parser.parse_args()
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    for what in [arguments.only] if arguments.only else ["duckdb", "whole"]:
+    for what in [arguments.only] if arguments.only else WHAT:
         print(json.dumps(run(what, arguments.events) | machine), flush=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -21,6 +22,7 @@ CONFIG_FILE_VARIABLE = "BITINGLIP_CONFIG"
 
 Origin = Literal["flag", "environment", "file", "default"]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Network = IPv4Network | IPv6Network
 
 
 class _Section(BaseModel):
@@ -89,6 +91,11 @@ class Tasks(_Section):
         default=(),
         description="Retry policies of kinds, `KIND=ATTEMPTS/BASE_MS/MAX_MS` each, for tasks that bring none.",
     )
+    private: bool = Field(
+        default=False,
+        description="Keep parameters and results of tasks that do not say `private` themselves out of the log: "
+        "encrypted, each task with a key of its own (docs/privacy.md).",
+    )
     followed_most: int = Field(
         default=10_000,
         ge=0,
@@ -104,6 +111,16 @@ class Gateway(_Section):
     url: str = Field(default="http://127.0.0.1:8420", description="Gateway that the command line speaks to.")
     api_key: SecretStr | None = Field(
         default=None, min_length=16, description="Key that callers send as a bearer token."
+    )
+    record_address: Literal["off", "prefix", "full"] = Field(
+        default="prefix",
+        description="What events say of the address that asked for them: nothing; its network (/24, or /48 of IPv6), "
+        "which names no person; or all of it. The log keeps it for good.",
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        default=(),
+        description="Proxies in front of the gateway, as addresses or networks (`10.0.0.0/8`): who asks through one of "
+        "them is known by `X-Forwarded-For`, which is not looked at otherwise.",
     )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is JSON.")
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Largest artifact that can be uploaded.")
@@ -308,8 +325,11 @@ class Projections(_Section):
     """The DuckDB read models of a gateway."""
 
     path: Path | None = Field(default=None, description="The DuckDB file; none: `<data_dir>/projections.duckdb`.")
+    archive_path: Path | None = Field(
+        default=None, description="Folder of the gateway's copies of the archive; none: `<data_dir>/archive`."
+    )
     flush_ms: float = Field(
-        default=40.0,
+        default=25.0,
         ge=0,
         description="Milliseconds that a projector gathers a batch after a quiet time, else until it is worth a "
         "transaction, for at most 250; one that a reader waits for is written at once.",
@@ -317,12 +337,69 @@ class Projections(_Section):
     batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
     memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")
     threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
+    keep_ticks_s: float = Field(
+        default=172_800.0,
+        gt=0,
+        description="Seconds that progress, heartbeats and other ticks stay among the read model's events; they leave "
+        "the log after `log.tick_ttl_s`.",
+    )
+    snapshot_events: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Events after which a gateway stores a copy of its read model for those that start; 0: never.",
+    )
     read_wait_s: float = Field(default=5.0, ge=0, description="Longest wait of a read for its own writes, in seconds.")
     query_timeout_s: float = Field(
         default=30.0, gt=0, description="Longest run of a query that a caller sends, in seconds."
     )
     query_max_rows: int = Field(
         default=10_000, ge=1, description="Most rows in the answer to a query that a caller sends."
+    )
+    query_export_max_rows: int = Field(
+        default=1_000_000, ge=1, description="Most rows in such an answer as Arrow or CSV, which are sent as they come."
+    )
+    query_export_max_bytes: int = Field(
+        default=2**30, ge=2**20, description="Most bytes of such an answer, as DuckDB holds them."
+    )
+
+
+class Audit(_Section):
+    """Signed heads of the log."""
+
+    enabled: bool = Field(default=True, description="Whether a gateway signs the log (docs/audit.md).")
+    every_events: int = Field(
+        default=800, ge=1, le=800, description="Events of a stream after which its head is signed, within 10 s."
+    )
+    every_s: float = Field(
+        default=300.0, gt=0, description="Seconds after which a stream's head is signed, if there is anything new."
+    )
+    key_file: Path | None = Field(
+        default=None,
+        description="File of the Ed25519 key that signs, made if it is not there; none: `<data_dir>/audit.key`.",
+    )
+
+
+class Archive(_Section):
+    """Old events: when they go into the archive, and when what is archived leaves the server."""
+
+    every_s: float = Field(
+        default=60.0, ge=0, description="Seconds between two looks of a gateway for what is to be archived; 0: none."
+    )
+    settled_s: float = Field(default=10.0, ge=0, description="Age in seconds from which an event is archived.")
+    part_events: int = Field(
+        default=100_000,
+        ge=1,
+        description="Most events in a file of the archive; a file ends with its day (UTC) as well.",
+    )
+    hot_age_s: float = Field(
+        default=7 * 86_400.0,
+        ge=0,
+        description="Seconds after which tasks that are over leave the server, once archived.",
+    )
+    hot_tasks: int = Field(
+        default=100_000,
+        ge=0,
+        description="Tasks that are over and stay on the server; each takes it about 3 KB of memory.",
     )
 
 
@@ -340,6 +417,8 @@ class Settings(_Section):
     node: Node = Node.model_construct()
     models: Models = Models.model_construct()
     projections: Projections = Projections.model_construct()
+    audit: Audit = Audit.model_construct()
+    archive: Archive = Archive.model_construct()
 
     @property
     def models_dir(self) -> Path:
@@ -350,6 +429,16 @@ class Settings(_Section):
     def uploads_dir(self) -> Path:
         """Where a gateway has the models that are uploaded to it, until nodes have them."""
         return self.data_dir / "uploads"
+
+    @property
+    def audit_key_path(self) -> Path:
+        """The key that a gateway on this machine signs the log with."""
+        return self.audit.key_file or self.data_dir / "audit.key"
+
+    @property
+    def archive_path(self) -> Path:
+        """Where a gateway keeps its copies of the archive."""
+        return self.projections.archive_path or self.data_dir / "archive"
 
     @property
     def projections_path(self) -> Path:

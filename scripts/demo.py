@@ -36,6 +36,8 @@ QUERY = (
     "sum(input_tokens) AS tokens_in, sum(output_tokens) AS tokens_out FROM tasks GROUP BY ALL ORDER BY kind"
 )
 STOP_S = 60.0
+SIGNED_S = 60.0
+"""Patience with the notary: it signs every second here, what is two seconds old."""
 
 
 def main() -> int:
@@ -65,14 +67,14 @@ def run(models: Path) -> int:
     try:
         with hub(models / STORY_MODEL) as endpoint, cluster(models, data_dir, endpoint) as up:
             say(f"the cluster is up: gateway {up['url']}, log {up['nats_url']}, models {', '.join(up['models'])}")
-            right = show(Client(Settings(), up["url"]), up["url"])
+            right = show(Client(Settings(), up["url"]), up["url"], up["nats_url"])
     finally:
         shutil.rmtree(data_dir, ignore_errors=True)
     say("everything is stopped." if right else "something was not as it should be.")
     return 0 if right else 1
 
 
-def show(gateway: Client, url: str) -> bool:
+def show(gateway: Client, url: str, nats_url: str) -> bool:
     """Submit tasks of all kinds, show them, and ask the log about them."""
     say("\n1. Text, streamed as it is generated (SSE):")
     story = list(STORY)[3]
@@ -93,7 +95,13 @@ def show(gateway: Client, url: str) -> bool:
     timeline(gateway, first)
     say(f'\n7. DuckDB, over all of it: bitinglip query "{QUERY}"')
     subprocess.run([*bitinglip("query", QUERY, "--url", url)], check=True)
-    return right
+    say("\n8. The past: that task's life as a timeline, and the cluster as it was when the task began to run:")
+    shown("task", "timeline", first, "--url", url)
+    shown("cluster", "status", "--as-of", str(begun(gateway, first)), "--url", url)
+    say("\n9. A report of all of it:")
+    shown("report", "usage", "--url", url)
+    say("\n10. The audit: is the log what was signed? And a copy of the archive in which one byte was changed?")
+    return audited(gateway, url, nats_url, first) and right
 
 
 def stream_text(gateway: Client, params: dict[str, Any], begin: str) -> tuple[str, str]:
@@ -218,6 +226,51 @@ def timeline(gateway: Client, task_id: str) -> None:
         say(f"   {event.id:>5}  +{after_ms:8.1f} ms  {event.type:<16} {orjson.dumps(data).decode()}")
 
 
+def begun(gateway: Client, task_id: str) -> int:
+    """Return the sequence of the event with which a task began to run."""
+    events = gateway.events(f"/v1/tasks/{task_id}/events")
+    return next(int(event.id or 0) for event in events if event.type == "task.assigned")
+
+
+def audited(gateway: Client, url: str, nats_url: str, task_id: str) -> bool:
+    """Verify the log and a copy of its archive, as a person would; returns whether a changed byte was found."""
+    deadline = time.monotonic() + SIGNED_S
+    while gateway.get(f"/v1/tasks/{task_id}/proof")["uncovered"]:
+        if time.monotonic() > deadline:
+            say(f"   nothing was signed within {SIGNED_S:g} s")
+            return False
+        time.sleep(0.2)
+    copy = OUTPUT / "archive"
+    shutil.rmtree(copy, ignore_errors=True)
+    right = shown("audit", "verify", "--nats-url", nats_url) == 0
+    shown("events", "archive", "--now", "--url", url)
+    shown("events", "archive", "--output", str(copy), "--url", url)
+    right = shown("audit", "verify", "--archive", str(copy), "--nats-url", nats_url) == 0 and right
+    say(f"   one byte is changed: {flip_a_byte(copy)}")
+    return shown("audit", "verify", "--archive", str(copy), "--nats-url", nats_url) == 1 and right
+
+
+def flip_a_byte(archive: Path) -> str:
+    """Change one byte of one event in a copy of an archive; says where."""
+    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    path = min(archive.glob("TASKS/**/*.parquet"))
+    table: Any = parquet.read_table(path)
+    row, column = table.num_rows // 2, table.schema.get_field_index("payload")
+    payloads: list[bytes] = table.column(column).to_pylist()
+    before = payloads[row]
+    payloads[row] = before[:-2] + bytes([before[-2] ^ 1]) + before[-1:]
+    parquet.write_table(table.set_column(column, table.schema.field(column), [payloads]), path, compression="zstd")
+    return f"TASKS:{table.column('sequence')[row].as_py()} in {path}"
+
+
+def shown(*words: str) -> int:
+    """Run a command as a person would, and say which; returns its exit code."""
+    shorter = " ".join(word for word in words if not word.startswith(("http://", "nats://", "--url", "--nats-url")))
+    say(f"   $ bitinglip {shorter}")
+    return subprocess.run([*bitinglip(*words)], check=False).returncode
+
+
 SHOWN = (
     "kind",
     "model",
@@ -259,7 +312,8 @@ def cluster(models: Path, data_dir: Path, endpoint: str) -> Iterator[dict[str, A
     """Run `bitinglip up` on free ports; yields what it says when it is up."""
     command = [*bitinglip("up", "--port", "0", "--data-dir", str(data_dir), "--json")]
     # In a session of its own: a Ctrl-C is ours to hear, and then it is asked to stop.
-    ours = {"BITINGLIP_MODELS_ENDPOINT": endpoint, "BITINGLIP_MODELS_HUB_CACHE": str(data_dir / "hub")}
+    ours = {"BITINGLIP_AUDIT_EVERY_S": "1"}
+    ours |= {"BITINGLIP_MODELS_ENDPOINT": endpoint, "BITINGLIP_MODELS_HUB_CACHE": str(data_dir / "hub")}
     env = environment(models) | ours | {"HF_TOKEN": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, start_new_session=True)
     try:

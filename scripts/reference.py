@@ -12,21 +12,27 @@ import orjson
 
 from bitinglip import errors
 from bitinglip.errors import BitingLipError, Defect, Denied, Rejected, Unavailable
-from bitinglip.events import batch, ledger, model, node, schedule, task, worker
+from bitinglip.events.asyncapi import document
+from bitinglip.events.catalogue import MODULES
 from bitinglip.events.registry import REGISTRY, Event
 from bitinglip.settings import environment_name, iter_fields
+from scripts import projections_page
 
 FOLDER = Path("docs/reference")
 HEAD = "<!-- Written by `make docs`; change the code, not this page. -->\n\n"
-STREAMS = {task: "TASKS", batch: "TASKS", worker: "WORKERS", node: "WORKERS", model: "MODELS", schedule: "SCHEDULES"}
-STREAMS[ledger] = "LEDGER"
 
 
 def main() -> int:
     """Write the pages, or with --check return 1 if one is stale."""
     check = "--check" in sys.argv[1:]
     stale: list[str] = []
-    for name, text in (("events.md", events()), ("settings.md", settings()), ("errors.md", error_pages())):
+    for name, text in (
+        ("events.md", events()),
+        ("settings.md", settings()),
+        ("errors.md", error_pages()),
+        ("asyncapi.json", asyncapi()),
+        ("projections.md", HEAD + projections_page.page()),
+    ):
         path = FOLDER / name
         if not path.is_file() or path.read_text("utf-8") != text:
             stale.append(str(path))
@@ -42,10 +48,15 @@ def main() -> int:
 def events() -> str:
     """Return the page of the event types."""
     parts = [HEAD + "# Events\n\nEach is the `data` of a CloudEvent (docs/events.md says how they travel).\n"]
-    for module, stream in STREAMS.items():
+    for module, stream in MODULES.items():
         parts.append(f"\n## Stream {stream}\n")
         parts += [_event(cls) for cls in REGISTRY.values() if cls.__module__ == module.__name__]
     return "".join(parts)
+
+
+def asyncapi() -> str:
+    """Return the AsyncAPI document."""
+    return orjson.dumps(document(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
 
 
 def settings() -> str:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scheduling.plots import bars
-from benchmarks.scheduling.schedulers import Fifo, Ours, Scheduler, Static
-from benchmarks.scheduling.simulate import Outcome, Simulation
-from benchmarks.scheduling.world import LANES, Scenario, World, make
+from benchmarks.scheduling.schedulers import Static
+from benchmarks.scheduling.world import LANES, Scenario, arrivals, make
 from benchmarks.support import machine
+from bitinglip.workers.simulation.loop import Outcome, Simulation
+from bitinglip.workers.simulation.schedulers import Fifo, Ours, Scheduler
+from bitinglip.workers.simulation.world import World
 
 FOLDER = Path(__file__).parents[2] / "docs" / "scheduling"
 SCENARIOS = (
@@ -44,7 +46,7 @@ def main() -> None:
         for name, scheduler in SCHEDULERS.items():
             started, world = time.monotonic(), make(scenario)
             deciding = scheduler(world)
-            results[scenario.name][name] = Simulation(name, world, deciding).run()
+            results[scenario.name][name] = Simulation(name, world, deciding, arrivals(scenario, world)).run()
             if isinstance(deciding, Ours):
                 times[scenario.name] = _times(deciding)
             sys.stdout.write(f"{scenario.name}, {name}: {time.monotonic() - started:.1f} s\n")

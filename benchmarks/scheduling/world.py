@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from bitinglip.workers.simulation.world import Card, Task, World
 from bitinglip.workers.view import GIB, ModelView
 
 CARD_GIB = (8, 8, 8, 12, 16, 24, 24, 48)
@@ -34,45 +34,6 @@ class Scenario:
     seed: int = 1
 
 
-@dataclass(slots=True)
-class Task:
-    """One task, and what became of it."""
-
-    at: float
-    lane: str
-    key: str
-    reference: str
-    run_s: float
-    started: float = math.nan
-
-
-@dataclass(slots=True)
-class Card:
-    """A card as it really is."""
-
-    name: str
-    budget: int
-    held: dict[str, float] = field(default_factory=dict[str, float])
-    """Model -> when it was loaded; the least recently used one first."""
-    loading: str | None = None
-    busy: bool = False
-    worked_at: float = 0.0
-    busy_s: float = 0.0
-    loads: int = 0
-
-
-@dataclass(slots=True)
-class World:
-    """A scenario, made."""
-
-    scenario: Scenario
-    cards: list[Card]
-    models: dict[str, ModelView]
-    task_s: dict[str, float]
-    """Model -> mean seconds of a task."""
-    weights: list[float]
-
-
 def make(scenario: Scenario) -> World:
     """Return the world of a scenario; the same for the same scenario."""
     rng = random.Random(scenario.seed)
@@ -86,12 +47,11 @@ def make(scenario: Scenario) -> World:
         models[f"m{n:04}"] = ModelView(f"m{n:04}", int(need * GIB), load_s)
         task_s[f"m{n:04}"] = scenario.mean_task_s * 2 ** rng.uniform(-1.5, 1.0)
     weights = [1 / (n + 1) ** scenario.zipf for n in range(scenario.models)]
-    return World(scenario, cards, models, task_s, weights)
+    return World(cards, models, task_s, tuple(KEYS), scenario.horizon_s, scenario.seed, weights)
 
 
-def arrivals(world: World) -> Iterator[Task]:
+def arrivals(scenario: Scenario, world: World) -> Iterator[Task]:
     """Yield the tasks in the order of their arrival."""
-    scenario = world.scenario
     rng = random.Random(scenario.seed + 1)
     names = list(world.models)
     mean_s = sum(world.task_s[name] * weight for name, weight in zip(names, world.weights, strict=True))

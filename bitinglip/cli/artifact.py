@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,18 @@ def upload(gateway: Client, file: Path, media_type: str | None = None) -> dict[s
     try:
         with file.open("rb") as body:
             return gateway.upload("/v1/artifacts", body, media_type or guessed_type(file))
+    except OSError as error:
+        raise InvalidInput(field=str(file), problem=error.strerror or str(error)) from error
+
+
+def data_url(file: Path) -> str:
+    """Return a file as a data: URL.
+
+    Raises:
+        InvalidInput: the file cannot be read.
+    """
+    try:
+        return f"data:{guessed_type(file)};base64,{base64.b64encode(file.read_bytes()).decode()}"
     except OSError as error:
         raise InvalidInput(field=str(file), problem=error.strerror or str(error)) from error
 

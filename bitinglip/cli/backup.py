@@ -22,13 +22,24 @@ from bitinglip.settings import Settings
 Folder = Annotated[Path, typer.Argument(help="Folder of the backup.")]
 
 
-def backup(folder: Folder, data_dir: DataDir = None, nats_url: NatsUrl = None, as_json: Json = False) -> None:
+def backup(
+    folder: Folder,
+    keys: Annotated[bool, typer.Option("--keys", help="With the keys of private tasks.")] = False,
+    data_dir: DataDir = None,
+    nats_url: NatsUrl = None,
+    as_json: Json = False,
+) -> None:
     """Write the whole log, artifacts and queues included, into a new folder.
 
-    It is that of the server that the settings name, or else of the store of `bitinglip up`, which must not run then.
+    Without --keys, private tasks cannot be read from it; with it, also those that are forgotten later can be. It is the
+    log of the server that the settings name, or else of the store of `bitinglip up`, which must not run then.
     """
     settings = settings_of(data_dir=data_dir, nats__url=nats_url)
-    _tell(asyncio.run(_with_server(settings, lambda connection: back_up(connection, folder))), folder, as_json=as_json)
+
+    def work(connection: Connection) -> Awaitable[Manifest]:
+        return back_up(connection, folder, keys=keys)
+
+    _tell(asyncio.run(_with_server(settings, work)), folder, as_json=as_json)
 
 
 def restore(folder: Folder, data_dir: DataDir = None, nats_url: NatsUrl = None, as_json: Json = False) -> None:

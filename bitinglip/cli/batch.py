@@ -27,6 +27,9 @@ PART_BYTES = 3_500_000
 File = Annotated[str, typer.Argument(help="File with a task as JSON on each line; - is the standard input.")]
 Kind = Annotated[str | None, typer.Option(help="Kind of the tasks that give none.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model of the tasks that give none.")]
+Private = Annotated[
+    bool | None, typer.Option("--private/--not-private", help="For tasks that do not say: keep them out of the log.")
+]
 Key = Annotated[str | None, typer.Option("--idempotency-key", help="A repeat with it puts nothing in twice.")]
 
 
@@ -44,6 +47,7 @@ def create(
     name: Annotated[str | None, typer.Option(help="A name of your own for it.")] = None,
     kind: Kind = None,
     model: Model = None,
+    private: Private = None,
     metadata: Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE; may be repeated.")] = None,
     stay_open: Annotated[bool, typer.Option("--open", help="Leave it open: `batch add` follows, then close.")] = False,
     key: Key = None,
@@ -54,7 +58,7 @@ def create(
 
     All of them are taken, or none; of a file that is too large for one request, all of each part.
     """
-    gateway, parts = client(url), list(_parts(file, _defaults(kind, model)))
+    gateway, parts = client(url), list(_parts(file, _defaults(kind, model, private)))
     body: dict[str, Any] = {"name": name, "metadata": metadata_of(metadata)}
     if len(parts) > 1:
         made = gateway.request("POST", "/v1/batches", body=body | {"open": True}, headers=_headers(key))
@@ -73,12 +77,13 @@ def add(
     file: File,
     kind: Kind = None,
     model: Model = None,
+    private: Private = None,
     key: Key = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Add the tasks of a file to a batch that is open."""
-    parts = list(_parts(file, _defaults(kind, model)))
+    parts = list(_parts(file, _defaults(kind, model, private)))
     if not parts:
         raise InvalidInput(field=file, problem="has no task")
     _say(_add(client(url), batch_id, file, parts, key), as_json)
@@ -165,8 +170,9 @@ def _headers(key: str | None) -> dict[str, str] | None:
     return {"Idempotency-Key": key} if key else None
 
 
-def _defaults(kind: str | None, model: str | None) -> dict[str, Any]:
-    return {field: value for field, value in (("kind", kind), ("model", model)) if value is not None}
+def _defaults(kind: str | None, model: str | None, private: bool | None) -> dict[str, Any]:
+    given = {"kind": kind, "model": model, "private": private}
+    return {field: value for field, value in given.items() if value is not None}
 
 
 def _parts(file: str, defaults: dict[str, Any]) -> Iterator[Part]:

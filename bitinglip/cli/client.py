@@ -149,6 +149,39 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
+    def media_type(self, path: str) -> str:
+        """Return the media type of what is there.
+
+        Raises:
+            ProblemAnswer: the gateway refused.
+            GatewayUnreachable: nothing answers.
+        """
+        try:
+            answer = self._http.head(path)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _problem(answer.status_code, answer.content)
+        return answer.headers.get("content-type", "application/octet-stream")
+
+    def export(self, path: str, body: Any, target: BinaryIO) -> bool:
+        """POST a question, and write the answer into a file as it comes; returns whether rows are missing.
+
+        Raises:
+            ProblemAnswer: the gateway refused.
+            GatewayUnreachable: nothing answers, or the answer broke off.
+        """
+        headers = {"Content-Type": "application/json"}
+        try:
+            with self._http.stream("POST", path, content=orjson.dumps(body), headers=headers) as answer:
+                if answer.is_error:
+                    raise _problem(answer.status_code, answer.read())
+                for chunk in answer.iter_bytes():
+                    target.write(chunk)
+                return answer.headers.get("x-truncated") == "true"
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
     def events(
         self, path: str, params: dict[str, Any] | None = None, *, ended: Callable[[ServerEvent], bool] = lambda _: False
     ) -> Iterator[ServerEvent]:

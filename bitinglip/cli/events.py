@@ -24,6 +24,8 @@ class Stream(StrEnum):
     tasks = "tasks"
     workers = "workers"
     models = "models"
+    schedules = "schedules"
+    ledger = "ledger"
 
 
 StreamOption = Annotated[Stream, typer.Option(help="Which facts.")]
@@ -46,7 +48,7 @@ def tail(
         if as_json:
             render.json(event.data)
         else:
-            render.line(_one_line(event))
+            render.line(one_line(event))
 
 
 @app.command()
@@ -79,7 +81,8 @@ def _params(stream: Stream, types: list[str] | None, task: str | None, after: in
     }
 
 
-def _one_line(event: ServerEvent) -> str:
+def one_line(event: ServerEvent) -> str:
+    """Return an event as one line: its sequence, the clock as it was, its type, what it is about and what it says."""
     document = event.data
     details = {name: value for name, value in document["data"].items() if name not in {"task_id", "worker_id"}}
     shown = " ".join(f"{name}={render.cell(value)}" for name, value in details.items() if value not in (None, {}, ""))

@@ -10,18 +10,24 @@ import typer
 
 from bitinglip import __version__
 from bitinglip.cli import (
+    archive,
     artifact,
+    audit,
     backup,
     batch,
     cluster,
     config,
     doctor,
+    eventreplay,
     events,
+    eventschema,
     machines,
     model,
+    projections,
     query,
     queue,
     render,
+    report,
     schedule,
     task,
     timeline,
@@ -52,10 +58,16 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(artifact.app, name="artifact")
+events.app.command()(archive.archive)
 events.app.command()(backup.backup)
 events.app.command()(backup.restore)
+events.app.command()(eventschema.schema)
+events.app.command()(eventreplay.replay)
 app.add_typer(events.app, name="events")
-app.command()(query.query)
+app.add_typer(audit.app, name="audit")
+app.add_typer(projections.app, name="projections")
+app.add_typer(query.app, name="query")
+app.add_typer(report.app, name="report")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

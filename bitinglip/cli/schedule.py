@@ -48,12 +48,16 @@ def create(
         Overlap, typer.Option(help="Skip a time while the task before still runs, or not.")
     ] = Overlap.skip,
     catch_up: Annotated[CatchUp, typer.Option(help="After missed times: one task at once, or none.")] = CatchUp.once,
+    private: Annotated[
+        bool | None, typer.Option("--private/--not-private", help="Keep what is asked and answered out of the log.")
+    ] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Make a schedule, and print its id."""
     task: dict[str, Any] = {"kind": kind, "model": model, "lane": lane.value}
     task |= {"params": object_of(params_json) | parameters_of(param), "metadata": metadata_of(metadata)}
+    task |= {"private": private} if private is not None else {}
     body: dict[str, Any] = {"task": task, "overlap": overlap.value, "catch_up": catch_up.value, "time_zone": time_zone}
     given = {"cron": cron, "every_s": every, "name": name}
     body |= {field: value for field, value in given.items() if value is not None}

@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from bitinglip.cli import bulk, render
-from bitinglip.cli.artifact import upload
+from bitinglip.cli.artifact import data_url, upload
 from bitinglip.cli.client import Client
 from bitinglip.cli.kinds import show as show_kinds
 from bitinglip.cli.options import AsOf, Json, Url, client
@@ -66,6 +66,9 @@ def submit(
     expires_at: Annotated[str | None, typer.Option(help="Not started by this time, the task expires.")] = None,
     after: Annotated[list[str] | None, typer.Option(help="Wait for this task to succeed; may be repeated.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Attempts in all.")] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--not-private", help="Keep what is asked and answered out of the log.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the files of the result.")] = None,
     watch_: Annotated[bool, typer.Option("--watch", help="Show the task while it runs, then its result.")] = False,
@@ -76,7 +79,8 @@ def submit(
     gateway = client(url)
     params = object_of(params_json) | parameters_of(param) | _inputs(prompt, input_, text)
     media = {"image": image, "audio": audio}
-    params |= {name: _media(gateway, given) for name, given in media.items() if given is not None}
+    private_ = private is True
+    params |= {name: _media(gateway, given, private_) for name, given in media.items() if given is not None}
     body: dict[str, Any] = {"kind": kind, "model": model, "params": params, "lane": lane.value}
     body |= {"metadata": metadata_of(metadata)} if metadata else {}
     body |= {"requires": _requires(requires)} if requires else {}
@@ -85,6 +89,7 @@ def submit(
     body |= {name: given for name, given in times.items() if given is not None}
     body |= {"depends_on": after} if after else {}
     body |= {"retry": {"max_attempts": max_attempts}} if max_attempts is not None else {}
+    body |= {"private": private} if private is not None else {}
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     accepted = gateway.request("POST", "/v1/tasks", body=body, headers=headers)
     if wait or watch_ or out is not None:
@@ -183,6 +188,25 @@ def cancel(
 
 
 @app.command()
+def forget(
+    task_ids: TaskIds = None,
+    before: Annotated[str | None, typer.Option(help="All that ended before this time.")] = None,
+    key: Annotated[str | None, typer.Option(help="All that this API key asked for.")] = None,
+    dry_run: DryRun = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Destroy the keys of private tasks that have ended: nobody reads what they were asked and answered any more."""
+    gateway = client(url)
+    if before or key:
+        chosen = {name: given for name, given in {"before": before, "key": key}.items() if given is not None}
+        raise typer.Exit(bulk.run(gateway, "/v1/tasks:forget", chosen | {"dry_run": dry_run}, as_json=as_json))
+    for task_id in _named(task_ids, "--before or --key"):
+        answer = gateway.request("POST", f"/v1/tasks/{quoted(task_id)}/forget")
+        render.json(answer) if as_json else render.line(f"{task_id} forgotten")
+
+
+@app.command()
 def retry(
     task_ids: TaskIds = None,
     all_dead: Annotated[
@@ -234,10 +258,12 @@ def quoted(task_id: str) -> str:
     return quote(task_id, safe="")
 
 
-def _media(gateway: Client, given: str) -> str:
-    """Return a media parameter: a file is uploaded, the other forms stay as they are."""
+def _media(gateway: Client, given: str, private: bool) -> str:
+    """Return a media parameter: a file is uploaded (but that of a private task is sent along with it)."""
     if given.startswith(("artifact:", "task:", "data:")):
         return given
+    if private:
+        return data_url(Path(given.removeprefix("@")))
     return f"artifact:{upload(gateway, Path(given.removeprefix('@')))['sha256']}"
 
 

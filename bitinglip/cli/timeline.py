@@ -56,6 +56,7 @@ def drawn(told: dict[str, Any], width: int) -> Iterator[Text]:
     for row in rows:
         yield _line(row, whole, bar, width)
     if (marks := _ticks(told, whole, bar)) is not None:
+        marks.truncate(width, overflow="ellipsis")
         yield marks
     if (end := told["end"]) is not None:
         yield Text(f"ended: {_ended(end)}")

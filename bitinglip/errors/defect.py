@@ -46,6 +46,16 @@ class CorruptEvent(Defect):
 
 
 @dataclass(eq=False, kw_only=True)
+class LedgerDamaged(Defect):
+    """A signed head in the log is not what a notary writes."""
+
+    code = "ledger_damaged"
+    template = "The signed heads of the log are damaged: {problem}"
+    remedy = "Run `bitinglip audit verify`: it names the first thing that is wrong."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class AppendRefused(Defect):
     """The server refused an append for a reason that should not occur."""
 
@@ -75,3 +85,14 @@ class EngineDied(Defect):
     template = "The engine process died: {problem}"
     remedy = "The worker replaces it by itself; the attempt is retried."
     problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class SealBroken(Defect):
+    """Sealed bytes do not open with their owner's key: they were changed, or are another's."""
+
+    code = "seal_broken"
+    template = "The {role} of {owner} cannot be opened: the bytes are not those that were sealed."
+    remedy = "They were changed on the way or in the store; if nobody did that, report it."
+    owner: str
+    role: str

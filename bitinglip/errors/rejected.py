@@ -58,6 +58,27 @@ class BackupUnusable(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class KeyUnusable(Rejected):
+    """A file has no key that signs the log, or that shows who signed."""
+
+    code, status = "key_unusable", 422
+    template = "The key {path} cannot be used: {problem}."
+    remedy = "Name a PEM file with an Ed25519 key: `bitinglip audit key` prints a gateway's public one."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProofUnusable(Rejected):
+    """A file is no proof, or has no kept heads."""
+
+    code, status = "proof_unusable", 422
+    template = "The file cannot be used: {problem}."
+    remedy = "Name what `bitinglip audit proof`, or `bitinglip audit export`, has written."
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
 class LogExists(Rejected):
     """A log is to be restored where there is one, or a part of one."""
 
@@ -136,6 +157,16 @@ class TaskNotFound(Rejected):
     template = "There is no task {task_id}."
     remedy = "Look at the id; `bitinglip task list` lists the tasks."
     task_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownEventType(Rejected):
+    """No event type has this name."""
+
+    code, status = "unknown_event_type", 404
+    template = "There is no event type {name!r}."
+    remedy = "`bitinglip events schema` prints all of them."
+    name: str
 
 
 @dataclass(eq=False, kw_only=True)
@@ -230,6 +261,16 @@ class ArtifactNotFound(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ArchiveFileNotFound(Rejected):
+    """The index of the archive has no such file."""
+
+    code, status = "archive_file_not_found", 404
+    template = "The archive has no file {file}."
+    remedy = "`GET /v1/log/archive` lists the files."
+    file: str
+
+
+@dataclass(eq=False, kw_only=True)
 class ArtifactExpired(Rejected):
     """An artifact of this digest was stored, and its lifetime is over."""
 
@@ -249,6 +290,37 @@ class IllegalTransition(Rejected):
     task_id: str
     state: str
     action: str
+
+
+@dataclass(eq=False, kw_only=True)
+class TaskIsForgotten(Rejected):
+    """What a private task was asked and answered cannot be read any more: its key was destroyed."""
+
+    code, status = "task_forgotten", 410
+    template = "Task {task_id} was forgotten: what it was asked and what it answered cannot be read any more."
+    remedy = "Nothing brings it back; ask for the task anew. Its metadata is at `bitinglip task get ID`."
+    task_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class TaskNotPrivate(Rejected):
+    """A task that is not private is to be forgotten: it is in the log in clear, which never changes."""
+
+    code, status = "task_not_private", 409
+    template = "Task {task_id} is not private: what it was asked is in the log, which is never changed."
+    remedy = "Ask for tasks that are to be forgotten one day with `private`, or set `tasks.private`."
+    task_id: str
+
+
+@dataclass(eq=False, kw_only=True)
+class NoResult(Rejected):
+    """The result of a task is asked for, and it has none."""
+
+    code, status = "no_result", 409
+    template = "Task {task_id} is {state}: it has no result."
+    remedy = "Wait for its end (`GET /v1/tasks/ID/events`); a task that has not succeeded has none."
+    task_id: str
+    state: str
 
 
 @dataclass(eq=False, kw_only=True)
@@ -323,6 +395,37 @@ class ProjectionFileBusy(Rejected):
     remedy = "Stop the other gateway, or give each its own file (`projections.path`)."
     path: str
     problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionFileForeign(Rejected):
+    """The read model's file is a database of something else."""
+
+    code, status = "projection_file_foreign", 409
+    template = "The file {path} is a database of something else; it is left as it is."
+    remedy = "Name another file for the read model (`projections.path`), or move that one away."
+    path: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionFileRefused(Rejected):
+    """The machine does not let us read or write the read model's file."""
+
+    code, status = "projection_file_refused", 409
+    template = "The read model's file {path} cannot be used: {problem}"
+    remedy = "Make room there, or let the gateway's user read and write it, or name another file (`projections.path`)."
+    path: str
+    problem: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ProjectionNotFound(Rejected):
+    """There is no such projection."""
+
+    code, status = "projection_not_found", 404
+    template = "There is no projection {name!r}."
+    remedy = "Look at the list: `GET /v1/projections`."
+    name: str
 
 
 @dataclass(eq=False, kw_only=True)

@@ -50,6 +50,30 @@ class ProjectionBehind(Unavailable):
 
 
 @dataclass(eq=False, kw_only=True)
+class ProjectionBuilding(Unavailable):
+    """A table that the answer needs is being made for the first time."""
+
+    code = "projection_building"
+    template = "The projection {projection} is being made from the log; it is at {applied} of {last} events."
+    remedy = "Wait until it is made: `GET /v1/projections` tells how far it is."
+    projection: str
+    applied: int
+    last: int
+    retry_after_s: int = 5
+
+
+@dataclass(eq=False, kw_only=True)
+class ReadModelBroken(Unavailable):
+    """The read model's file is damaged, or its database has stopped; it is opened or made anew."""
+
+    code = "read_model_broken"
+    template = "The read model is out of order: {problem}"
+    remedy = "It mends itself: its file is opened again, or made anew from the log; see the gateway's log."
+    problem: str
+    retry_after_s: int = 5
+
+
+@dataclass(eq=False, kw_only=True)
 class GatewayUnreachable(Unavailable):
     """The CLI found no gateway."""
 
@@ -84,3 +108,26 @@ class DeviceLost(Unavailable):
     )
     device: str
     reason: str
+
+
+@dataclass(eq=False, kw_only=True)
+class ArchiveDamaged(Unavailable):
+    """A file of the archive is not what the index says."""
+
+    code = "archive_damaged"
+    template = "The archive's file {file} cannot be used: {problem}."
+    remedy = "Bring it back from a backup (`bitinglip events archive --output` writes copies, with digests)."
+    file: str
+    problem: str
+    retry_after_s: int = 60
+
+
+@dataclass(eq=False, kw_only=True)
+class QueriesBusy(Unavailable):
+    """Other queries take all the threads that there are for them."""
+
+    code = "queries_busy"
+    template = "{most} queries run or wait already."
+    remedy = "Send it again in a moment; what is running ends within `projections.query_timeout_s`."
+    most: int
+    retry_after_s: int = 2

@@ -2,6 +2,9 @@
 
 Beside the bytes, which have a lifetime, an index remembers each digest that was ever stored: so an artifact that has
 expired can be told from one that never was.
+
+What belongs to a private task is sealed: its digest is that of the sealed bytes, the object says whose it is and what
+of it, and whoever reads it here gets it opened, as long as there is its owner's key.
 """
 
 # nats-py leaves much of itself untyped.
@@ -13,10 +16,11 @@ import asyncio
 import hashlib
 import io
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakSet
 
@@ -26,12 +30,16 @@ from nats.js.errors import BadBucketError, BucketNotFoundError, KeyNotFoundError
 from nats.js.kv import KeyValue
 from nats.js.object_store import ObjectStore
 
-from bitinglip.errors import ArtifactExpired, ArtifactNotFound, NoServer
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, NoServer, SealBroken
+from bitinglip.events import sealing
 from bitinglip.events.connection import Connection
+from bitinglip.events.keys import read_key
 from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX
 from bitinglip.events.task import ArtifactRef
 
 MEDIA_TYPE_HEADER = "Content-Type"
+OWNER_HEADER = "Bitinglip-Owner"
+ROLE_HEADER = "Bitinglip-Role"
 UNKNOWN_TYPE = "application/octet-stream"
 DUPLICATES_S = 120.0
 """The server's own window for message ids, which must not be longer than a lifetime."""
@@ -52,6 +60,25 @@ async def put(connection: Connection, body: bytes, media_type: str) -> ArtifactR
     """
     reference = ArtifactRef(sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body), media_type=media_type)
     await _store(connection, reference, io.BytesIO(body))
+    return reference
+
+
+async def put_sealed(
+    connection: Connection, key: bytes, owner: str, role: str, body: bytes, media_type: str
+) -> ArtifactRef:
+    """Store bytes sealed for their owner; the reference is to what is stored. The same bytes twice are two artifacts.
+
+    Raises:
+        NoServer: the server did not take them.
+    """
+    sealed = await asyncio.to_thread(sealing.seal, key, owner, role, body)
+    reference = ArtifactRef(
+        sha256=hashlib.sha256(sealed).hexdigest(),
+        size_bytes=len(sealed),
+        media_type=media_type,
+        encrypted=sealing.CIPHER,
+    )
+    await _store(connection, reference, io.BytesIO(sealed), {OWNER_HEADER: owner, ROLE_HEADER: role})
     return reference
 
 
@@ -76,22 +103,30 @@ async def get(connection: Connection, digest: str) -> tuple[bytes, str]:
     Raises:
         ArtifactNotFound: there is none of this digest.
         ArtifactExpired: there was one.
+        TaskIsForgotten: it was sealed for a task whose key was destroyed.
+        SealBroken: it does not open.
         NoServer: the server did not answer.
     """
     body = io.BytesIO()
-    reference = await _fetch(connection, digest, body)
-    return body.getvalue(), reference.media_type
+    reference, owner = await _fetch(connection, digest, body)
+    if owner is None:
+        return body.getvalue(), reference.media_type
+    return await _opened(connection, owner, digest, body.getvalue()), reference.media_type
 
 
 async def get_file(connection: Connection, digest: str, path: Path) -> ArtifactRef:
     """Write an artifact's bytes into a file.
 
     Raises:
-        ArtifactNotFound, ArtifactExpired, NoServer: as for `get`.
+        ArtifactNotFound, ArtifactExpired, TaskIsForgotten, SealBroken, NoServer: as for `get`.
         OSError: the file cannot be written.
     """
     with path.open("wb") as file:
-        return await _fetch(connection, digest, file)
+        reference, owner = await _fetch(connection, digest, file)
+    if owner is not None:
+        sealed = await asyncio.to_thread(path.read_bytes)
+        await asyncio.to_thread(path.write_bytes, await _opened(connection, owner, digest, sealed))
+    return reference
 
 
 async def find(connection: Connection, digest: str) -> ArtifactRef:
@@ -104,7 +139,44 @@ async def find(connection: Connection, digest: str) -> ArtifactRef:
         return _reference(await _info(connection, digest))
 
 
-async def _fetch(connection: Connection, digest: str, target: Any) -> ArtifactRef:
+async def drop(connection: Connection, digest: str) -> bool:
+    """Remove an artifact's bytes; returns whether it was there.
+
+    Raises:
+        NoServer: the server did not answer.
+    """
+    with _errors_named("dropping an artifact"):
+        try:
+            await (await _bucket(connection)).delete(digest)
+        except _NONE:
+            return False
+    return True
+
+
+async def sealed_for(connection: Connection, owners: Collection[str]) -> list[str]:
+    """Return the digests of all artifacts that are sealed for these owners; it looks at every artifact that there is.
+
+    Raises:
+        NoServer: the server did not answer.
+    """
+    with _errors_named("listing the artifacts"):
+        try:
+            found = await (await _bucket(connection)).list(ignore_deletes=True)
+        except _NONE:
+            return []
+    return [info.name for info in found if (info.headers or {}).get(OWNER_HEADER) in owners]
+
+
+async def _opened(connection: Connection, whose: tuple[str, str], digest: str, sealed: bytes) -> bytes:
+    owner, role = whose
+    key = await read_key(connection, owner)
+    if (await asyncio.to_thread(hashlib.sha256, sealed)).hexdigest() != digest:
+        raise SealBroken(owner=owner, role=role)
+    return await asyncio.to_thread(sealing.unseal, key, owner, role, sealed)
+
+
+async def _fetch(connection: Connection, digest: str, target: Any) -> tuple[ArtifactRef, tuple[str, str] | None]:
+    """Write an artifact's bytes as they are stored; returns whose they are and what of it, if they are sealed."""
     with _errors_named("reading an artifact"):
         info = await _info(connection, digest)
         store = await _bucket(connection)
@@ -113,7 +185,9 @@ async def _fetch(connection: Connection, digest: str, target: Any) -> ArtifactRe
                 await store.get(digest, writeinto=target)
         except _NONE as error:
             raise ArtifactExpired(digest=digest) from error
-    return _reference(info)
+    headers = info.headers or {}
+    whose = (headers[OWNER_HEADER], headers[ROLE_HEADER]) if OWNER_HEADER in headers else None
+    return _reference(info), whose
 
 
 async def _info(connection: Connection, digest: str) -> ObjectInfo:
@@ -135,13 +209,15 @@ async def _was_stored(connection: Connection, digest: str) -> bool:
     return True
 
 
-async def _store(connection: Connection, reference: ArtifactRef, body: Any) -> None:
+async def _store(
+    connection: Connection, reference: ArtifactRef, body: Any, whose: Mapping[str, str] = MappingProxyType({})
+) -> None:
     digest = reference.sha256
     with _errors_named("storing an artifact"):
         store = await _bucket(connection)
-        if await _lasts(connection, store, digest):
+        if not whose and await _lasts(connection, store, digest):
             return
-        meta = ObjectMeta(name=digest, headers={MEDIA_TYPE_HEADER: reference.media_type})
+        meta = ObjectMeta(name=digest, headers={MEDIA_TYPE_HEADER: reference.media_type, **whose})
         await store.put(digest, body, meta=meta)
         await (await _index(connection)).put(digest, str(reference.size_bytes).encode())
 
@@ -158,8 +234,13 @@ async def _lasts(connection: Connection, store: ObjectStore, digest: str) -> boo
 
 
 def _reference(info: ObjectInfo) -> ArtifactRef:
-    media_type = (info.headers or {}).get(MEDIA_TYPE_HEADER, UNKNOWN_TYPE)
-    return ArtifactRef(sha256=info.name, size_bytes=info.size or 0, media_type=media_type)
+    headers = info.headers or {}
+    return ArtifactRef(
+        sha256=info.name,
+        size_bytes=info.size or 0,
+        media_type=headers.get(MEDIA_TYPE_HEADER, UNKNOWN_TYPE),
+        encrypted=sealing.CIPHER if OWNER_HEADER in headers else None,
+    )
 
 
 @contextmanager

@@ -25,12 +25,26 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bitinglip.errors import BackupUnusable, LogExists, NoServer
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import ask
-from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS
+from bitinglip.events.streams import (
+    ARCHIVE_BUCKET,
+    ARTIFACTS_BUCKET,
+    ARTIFACTS_INDEX,
+    KEYS_STREAM,
+    LEDGER,
+    MODELS,
+    QUEUE,
+    SCHEDULES,
+    TASKS,
+    WORKERS,
+)
 
-BUCKETS = (f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARTIFACTS_BUCKET}")
+BUCKETS = (f"KV_{ARTIFACTS_INDEX}", f"OBJ_{ARTIFACTS_BUCKET}", f"OBJ_{ARCHIVE_BUCKET}")
+ALL_BUCKETS = (KEYS_STREAM, *BUCKETS)
 SAVED = (QUEUE, LEDGER, TASKS, SCHEDULES, WORKERS, MODELS, *BUCKETS)
-"""In this order: what is named by a stream that is saved before is then in those that are saved after it."""
-RESTORED = (TASKS, SCHEDULES, WORKERS, MODELS, LEDGER, *BUCKETS, QUEUE)
+"""Without the keys of private tasks, unless they are asked for.
+
+In this order: what is named by a stream that is saved before is then in those that are saved after it."""
+RESTORED = (TASKS, SCHEDULES, WORKERS, MODELS, LEDGER, *ALL_BUCKETS, QUEUE)
 """Who finds QUEUE finds all of them."""
 MANIFEST = "backup.json"
 FORMAT = 1
@@ -72,8 +86,11 @@ class Manifest(BaseModel):
     streams: list[SavedStream]
 
 
-async def back_up(connection: Connection, folder: Path) -> Manifest:
+async def back_up(connection: Connection, folder: Path, *, keys: bool = False) -> Manifest:
     """Write the log into an empty folder. What is written into the log meanwhile may or may not be in it.
+
+    With `keys` those of private tasks are in it: without them nobody reads those tasks from it, and with them also a
+    task that is forgotten later can be.
 
     Raises:
         BackupUnusable: the folder is not empty.
@@ -85,7 +102,8 @@ async def back_up(connection: Connection, folder: Path) -> Manifest:
     if TASKS not in there:
         raise NoServer(problem="there is no log on this server")
     queued = await _queued(connection)
-    saved = [await _save(connection, name, folder) for name in SAVED if name in there]
+    wanted = (*SAVED, KEYS_STREAM) if keys else SAVED
+    saved = [await _save(connection, name, folder) for name in wanted if name in there]
     manifest = Manifest(format=FORMAT, queued=queued, streams=saved)
     (folder / MANIFEST).write_bytes(orjson.dumps(manifest.model_dump(), option=orjson.OPT_INDENT_2))
     return manifest
@@ -100,7 +118,7 @@ async def restore(connection: Connection, folder: Path, replicas: int) -> Manife
         NoServer: the server does not answer, or refuses.
     """
     manifest = await asyncio.to_thread(read_manifest, folder)
-    if taken := sorted(set(SAVED) & await _streams(connection)):
+    if taken := sorted(set(RESTORED) & await _streams(connection)):
         raise LogExists(streams=", ".join(taken))
     streams = {stream.name: stream for stream in manifest.streams}
     for name in RESTORED:

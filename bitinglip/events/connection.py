@@ -14,7 +14,7 @@ import logging
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from nats.aio.msg import Msg
@@ -26,6 +26,9 @@ from bitinglip.errors import NoServer, ServerTooOld
 from bitinglip.events.client import DirectClient, DirectHandler, Handler
 from bitinglip.events.streams import check_server
 from bitinglip.settings import Nats
+
+if TYPE_CHECKING:
+    from bitinglip.events.cold import Cold
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Connection:
         self.client = client
         self.js = client.jetstream()
         self.settings = settings
+        self.cold: Cold | None = None
+        """Who reads for this process what has left the server."""
         self._inbox = client.new_inbox()
         self._answers: dict[str, Callable[[Msg], None]] = {}
         self._next = 0

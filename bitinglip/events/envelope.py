@@ -1,7 +1,8 @@
 """CloudEvents 1.0 (https://cloudevents.io, structured JSON mode) around our events, both ways.
 
 `dataschema` bears the type's version, `correlationid` the task (or worker, or model) that an event is about, and
-`causationid` the event or request that led to it.
+`causationid` the event or request that led to it. `actorkey`, `actoraddress` and `requestid` say who asked, if somebody
+did.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import orjson
 from pydantic import ValidationError
 
 from bitinglip.errors import CorruptEvent
+from bitinglip.events.actor import Actor, attributes, of_envelope
 from bitinglip.events.registry import REGISTRY, SCHEMA_PREFIX, Event, upcast
 from bitinglip.ids import EventId, Sequence
 
@@ -57,13 +59,15 @@ class Messages(Seq[RawMessage]):
             made.add(sequence, time_ns, subject.encode(), payload)
         return made
 
-    def add(self, sequence: int, time_ns: int, subject: bytes, payload: bytes) -> None:
-        """Add one message at the end."""
+    def add(self, sequence: int, time_ns: int, subject: bytes, payload: bytes) -> int:
+        """Add one message at the end, and return the bytes of all payloads."""
         self.sequences.append(sequence)
         self.times_ns.append(time_ns)
         self.subjects.append(subject)
         self.payload += payload
-        self.offsets.append(len(self.payload))
+        size_bytes = len(self.payload)
+        self.offsets.append(size_bytes)
+        return size_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -109,9 +113,20 @@ class Recorded:
     """When its writer says that it happened (UTC)."""
     causation: str | None
     event: Event
+    actor: Actor | None = None
+    """Who made the request that led to it; none if no request did."""
 
 
-def encode(event: Event, *, id: str, source: str, time: datetime, about: str, causation: str | None = None) -> bytes:
+def encode(
+    event: Event,
+    *,
+    id: str,
+    source: str,
+    time: datetime,
+    about: str,
+    causation: str | None = None,
+    actor: Actor | None = None,
+) -> bytes:
     """Encode an event as CloudEvents JSON. `about` is what it is about: a task, a worker, a node, a model."""
     document = {
         "specversion": "1.0",
@@ -127,6 +142,8 @@ def encode(event: Event, *, id: str, source: str, time: datetime, about: str, ca
     }
     if causation is not None:
         document["causationid"] = causation
+    if actor is not None:
+        document |= attributes(actor)
     return orjson.dumps(document, default=_jsonable, option=orjson.OPT_UTC_Z)
 
 
@@ -149,6 +166,7 @@ def decode(message: RawMessage, stream: str) -> Recorded:
             time=datetime.fromisoformat(document["time"]),
             causation=document.get("causationid"),
             event=_decode_event(document),
+            actor=of_envelope(document),
         )
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         where = f"{stream}:{message.sequence} ({message.subject})"

@@ -39,20 +39,22 @@ class LedgerArchived(LedgerEvent):
     size_bytes: int
     sha256: str
     """Digest of the file."""
+    last_time_ns: int | None = None
+    """When the server stored its last event, in nanoseconds since 1970."""
 
 
 @event
 class LedgerTrimmed(LedgerEvent):
-    """What is archived of a stream and needed no more has left the server, up to a sequence."""
+    """What is archived of a stream and needed no more leaves the server, up to a sequence; said before it does."""
 
     type = "ledger.trimmed"
     example = {"stream": "TASKS", "up_to_sequence": 4711, "removed": 3990}
 
     stream: str
     up_to_sequence: int
-    """What is up to here and still in the stream belongs to tasks that have not ended."""
+    """What is up to here and stays in the stream belongs to batches, or to tasks that something still needs."""
     removed: int
-    """How many messages left this time."""
+    """How many messages leave this time."""
 
 
 @event
@@ -86,6 +88,19 @@ class LedgerSigned(LedgerEvent):
     """Which key signed: the first 16 hexadecimal digits of the SHA-256 of the public key."""
     signature: str
     """Ed25519 signature of the head, in Base64."""
+
+
+@event
+class LedgerKeyAdded(LedgerEvent):
+    """A gateway signs with this key from now on."""
+
+    type = "ledger.key_added"
+    example = {"key_id": "0" * 16, "public_key": "A" * 43 + "="}
+
+    key_id: str
+    """The first 16 hexadecimal digits of the SHA-256 of the public key."""
+    public_key: str
+    """The Ed25519 key itself, 32 bytes in Base64."""
 
 
 @event

@@ -14,11 +14,11 @@ from nats.aio.subscription import Subscription
 
 from bitinglip.errors import NoServer
 from bitinglip.events import subjects
+from bitinglip.events.cold import task_messages
 from bitinglip.events.connection import Connection
-from bitinglip.events.direct import get_after, raw_from_bytes
+from bitinglip.events.direct import raw_from_bytes
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.feed import TaskFeed
-from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
 
 BUFFER_MOST = 10_000
@@ -97,7 +97,7 @@ class LiveEvents:
                 self._deaf = False
             self._gap = False
             self._arrived.clear()
-            return await get_after(self._connection, TASKS, subjects.task_events(self._task_id), after)
+            return await task_messages(self._connection, self._task_id, after)
         except NoServer:
             self._gap = True
             await asyncio.sleep(RETRY_S)

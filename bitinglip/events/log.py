@@ -18,25 +18,26 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
-from bitinglip.events import subjects
+from bitinglip.events import actor, subjects
 from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, system_clock
+from bitinglip.events.cold import task_messages
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
-from bitinglip.events.envelope import Messages, Recorded, decode, encode
+from bitinglip.events.envelope import Messages, RawMessage, Recorded, decode, encode
 from bitinglip.events.ledger import LedgerEvent
 from bitinglip.events.live import LiveEvents
+from bitinglip.events.query import QueryEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
-from bitinglip.events.streams import LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
+from bitinglip.events.streams import FULL_CODES, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
 from bitinglip.events.tail import tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
 from bitinglip.settings import Nats
 
 CONFLICT_CODES = frozenset({10071, 10164})
-FULL_CODES = frozenset({10023, 10047, 10077, 10110, 10122})
 TOO_LARGE_CODES = frozenset({10054, 10055})
 
 CHUNK = 32
@@ -183,10 +184,17 @@ class EventLog:
         return self._append(event, subject, about, headers, subject, None, None)
 
     def ledger_append(self, event: LedgerEvent, about: str, expected: int) -> Append:
-        """Prepare an event about a stream (or `readmodel`), to be stored only if `expected` is the last of its kind."""
+        """Prepare an event about a stream (`readmodel`, a key), stored only if `expected` is the last of its kind."""
         subject = subjects.ledger_subject(about, event.type.removeprefix("ledger."))
         headers = {EXPECTED: str(expected)}
         return self._append(event, subject, about, headers, subject, expected, None)
+
+    def query_append(self, event: QueryEvent, expected: int) -> Append:
+        """Prepare an event of a saved query, to be stored only if `expected` is the sequence of its last one."""
+        scope = subjects.query_events(event.name)
+        subject = subjects.query_subject(event.name, event.type.removeprefix("query."))
+        headers = {EXPECTED: str(expected), EXPECTED_FILTER: scope}
+        return self._append(event, subject, event.name, headers, scope, expected, None)
 
     async def append(self, append: Append) -> Sequence:
         """Store one event; returns when the server has it.
@@ -296,7 +304,15 @@ class EventLog:
         time: datetime | None = None,
     ) -> Append:
         event_id, at = self.ids(), time or self.clock()
-        payload = encode(event, id=event_id, source=self.source, time=at, about=about, causation=causation)
+        payload = encode(
+            event,
+            id=event_id,
+            source=self.source,
+            time=at,
+            about=about,
+            causation=causation,
+            actor=actor.current(),
+        )
         return Append(subject, event_id, payload, headers, scope, expected)
 
     # --- read ---------------------------------------------------------------------------------------------------------
@@ -304,16 +320,37 @@ class EventLog:
     async def read_task(self, task_id: TaskId, after: int = 0) -> list[Recorded]:
         """Return a task's events after a sequence, in order, ticks included; none if there is no such task.
 
+        What has left the server comes from the archive, if this process reads it.
+
         Raises:
             NoServer: the server does not answer.
         """
-        messages = await get_after(self.connection, TASKS, subjects.task_events(task_id), after)
+        messages = await task_messages(self.connection, task_id, after)
         return [decode(message, TASKS) for message in messages]
 
     async def read_last(self, stream: str, subject: str) -> Recorded | None:
         """Return the last event on a subject (wildcards allowed); none if there is none."""
         message = await get_last(self.connection, stream, subject)
         return None if message is None else decode(message, stream)
+
+    async def knows_cold(self, task_id: TaskId) -> bool:
+        """Tell whether there is such a task that may have left the server, as far as this process can tell.
+
+        Raises:
+            NoServer: the server does not answer.
+            ProjectionBehind: what tells it has not come so far.
+        """
+        return self.connection.cold is not None and await self.connection.cold.knows(task_id)
+
+    async def first_after(self, stream: str, after: int, filters: Seq[str] = ()) -> list[RawMessage]:
+        """Return, for each of a stream's filters, the first message after a sequence; those without one are left out.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        chosen = filters or STREAM_FILTERS[stream]
+        found = [await get_first_after(self.connection, stream, subject, after) for subject in chosen]
+        return [message for message in found if message is not None]
 
     async def read_latest(self, stream: str, subject: str) -> list[Recorded]:
         """Return the last event on each subject that matches (wildcards allowed), at most 1,024 of them."""
@@ -334,6 +371,13 @@ class EventLog:
     async def first_sequence(self, stream: str) -> Sequence:
         """Return the sequence of the first event that a stream still holds; last + 1 when it is empty."""
         return (await self._bounds(stream))[0]
+
+    async def messages(self, stream: str) -> int:
+        """Return how many messages a stream still holds, timers and alarms among them."""
+        try:
+            return (await cancellable(self.connection.js.stream_info(stream))).state.messages
+        except (NatsError, OSError) as error:
+            raise NoServer(problem=str(error) or type(error).__name__) from error
 
     async def stream_created(self, stream: str) -> str:
         """Return when a stream was made: another answer than before means that the log was made anew."""
@@ -424,7 +468,7 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
     WORKERS: subjects.WORKERS,
     MODELS: (subjects.MODELS,),
     SCHEDULES: (subjects.SCHEDULES,),
-    LEDGER: (subjects.LEDGER,),
+    LEDGER: (subjects.LEDGER, subjects.QUERIES),
 }
 """The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
 
@@ -433,6 +477,7 @@ _STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "nod
     "schedule": SCHEDULES,
     "alarm": SCHEDULES,
     "ledger": LEDGER,
+    "query": LEDGER,
 }
 
 

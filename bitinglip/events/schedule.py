@@ -39,7 +39,9 @@ class ScheduleCreated(ScheduleEvent):
     every_s: float | None = None
     """Seconds between two firings, counted from the creation."""
     task: dict[str, Any]
-    """Body of the submission."""
+    """Body of the submission; without its parameters if they are sealed."""
+    sealed: str | None = None
+    """The parameters of a private schedule, encrypted with a key of its own, in Base64."""
     overlap: Overlap = "skip"
     """Whether it fires while the task of the time before has not ended."""
     catch_up: CatchUp = "once"

@@ -1,6 +1,7 @@
 """A NATS service (`nats micro`): commands to a running process, as requests; and asking one.
 
-A command's body and answer are JSON objects. What goes wrong comes back as the error that it is, by its code.
+A command's body and answer are JSON objects; headers say on whose behalf it is sent. What goes wrong comes back as the
+error that it is, by its code.
 """
 
 # nats-py leaves much of itself untyped.
@@ -19,6 +20,7 @@ from nats.micro.request import Request
 from nats.micro.service import Service, ServiceConfig
 
 from bitinglip.errors import BitingLipError, CommandRefused, NodeSilent, NoServer
+from bitinglip.events import actor
 from bitinglip.events.connection import Connection
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,9 @@ class CommandService:
         async def handle(request: Request) -> None:
             try:
                 body = orjson.loads(request.data or b"{}")
-                await request.respond(orjson.dumps(await command(body)))
+                with actor.acting(actor.of_headers(request.headers)):
+                    answer = await command(body)
+                await request.respond(orjson.dumps(answer))
             except BitingLipError as error:
                 await request.respond_error(str(error.status), str(error), _problem(error))
             except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
@@ -86,7 +90,9 @@ async def command(
     if not connection.connected:
         raise NoServer(problem="the connection is away")
     try:
-        answer = await connection.client.request(subject, orjson.dumps(dict(body)), timeout=timeout_s)
+        answer = await connection.client.request(
+            subject, orjson.dumps(dict(body)), timeout=timeout_s, headers=actor.to_headers(actor.current())
+        )
     except NoRespondersError as error:
         raise NodeSilent(node_id=node_id, problem="no agent of it is connected") from error
     except TimeoutError as error:

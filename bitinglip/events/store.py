@@ -10,9 +10,9 @@ from nats.js.errors import NotFoundError
 
 from bitinglip.errors import NoServer
 from bitinglip.events.connection import Connection
-from bitinglip.events.streams import ARTIFACTS_BUCKET, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS
+from bitinglip.events.streams import ARCHIVE_BUCKET, ARTIFACTS_BUCKET, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS
 
-STREAMS = (TASKS, QUEUE, WORKERS, MODELS, SCHEDULES, LEDGER, f"OBJ_{ARTIFACTS_BUCKET}")
+STREAMS = (TASKS, QUEUE, WORKERS, MODELS, SCHEDULES, LEDGER, f"OBJ_{ARTIFACTS_BUCKET}", f"OBJ_{ARCHIVE_BUCKET}")
 
 
 async def stored_bytes(connection: Connection) -> dict[str, int]:

@@ -41,12 +41,18 @@ SCHEDULES = "SCHEDULES"
 LEDGER = "LEDGER"
 ARTIFACTS_BUCKET = "artifacts"
 ARTIFACTS_INDEX = "artifact_index"
+ARCHIVE_BUCKET = "archive"
+SNAPSHOTS_BUCKET = "snapshots"
+KEYS_BUCKET = "task_keys"
+KEYS_STREAM = f"KV_{KEYS_BUCKET}"
 
 LEAST_SERVER = (2, 12)
 FIXED = ("retention", "storage")
 """What the server refuses to change on a stream that exists."""
 QUEUES_MOST = 100_000
 """Consumers of QUEUE, which are the queues; unless it is told, the server (2.15) allows a stream no more than 1,000."""
+FULL_CODES = frozenset({10023, 10047, 10077, 10110, 10122})
+"""The server's codes for: there is no room."""
 UNAVAILABLE = 503
 """The server's code for: not now. A cluster answers so while it has no leader."""
 
@@ -110,7 +116,11 @@ def declarations(settings: Nats) -> list[StreamConfig]:
             **kept,
         ),
         StreamConfig(
-            name=LEDGER, description="Facts about the log itself.", subjects=[subjects.LEDGER], deny_purge=True, **kept
+            name=LEDGER,
+            description="Facts about the log itself, and saved queries.",
+            subjects=[subjects.LEDGER, subjects.QUERIES],
+            deny_purge=True,
+            **kept,
         ),
     ]
 
@@ -139,7 +149,9 @@ async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
     for declared in declarations(settings):
         with _errors_named(f"The stream {declared.name}"):
             await _ensure_stream(js, declared)
-    for name in (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}") if settings.replicas > 1 else ():
+    buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
+    buckets += (f"OBJ_{ARCHIVE_BUCKET}", f"OBJ_{SNAPSHOTS_BUCKET}")
+    for name in buckets if settings.replicas > 1 else ():
         with _errors_named(f"The stream {name}"):
             await _ensure_replicas(js, name, settings.replicas)
 

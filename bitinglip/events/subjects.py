@@ -11,7 +11,9 @@
     bl.node.<node_id>.<event>                       stream WORKERS
     bl.model.<queue>.<event>                        stream MODELS; `queue_paused`, `queue_resumed` are of its queues
     bl.schedule.<schedule_id>.<event>               stream SCHEDULES
-    bl.ledger.<stream>.<event>                      stream LEDGER: about a stream, or `readmodel` for its snapshots
+    bl.query.<name>.<event>                         stream LEDGER: about a saved query
+    bl.ledger.<stream>.<event>                      stream LEDGER: about a stream, or `readmodel` for its snapshots,
+                                                    or the id of a key that signs
     bl.alarm.<schedule_id>.set | due                stream SCHEDULES: a scheduled message, and what becomes of it
     bl.live.task.<task_id>.<event>[...]             republished from TASKS, for live tails
     bl.live.queue.<lane>.<queue>                    not stored: a queue was opened
@@ -43,6 +45,7 @@ MODELS = "bl.model.>"
 SCHEDULES = "bl.schedule.>"
 SCHEDULES_CREATED = "bl.schedule.*.created"
 LEDGER = "bl.ledger.>"
+QUERIES = "bl.query.>"
 ALARMS = "bl.alarm.>"
 ALARMS_DUE = "bl.alarm.*.due"
 LIVE_PREFIX = "bl.live."
@@ -172,6 +175,28 @@ def batch_parts(batch_id: str, part: str = "*") -> str:
 def schedule_events(schedule_id: str) -> str:
     """Return the filter of all events of one schedule."""
     return f"bl.schedule.{schedule_id}.>"
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Tell whether a subject is one of those that a filter stands for.
+
+    >>> matches("bl.task.*.queued.>", "bl.task.01A.queued.normal.m"), matches("bl.task.>", "bl.task")
+    (True, False)
+    """
+    wanted, found = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted, found = wanted[:-1], found[: len(wanted) - 1] if len(found) >= len(wanted) else []
+    return len(wanted) == len(found) and all(each in {"*", token} for each, token in zip(wanted, found, strict=True))
+
+
+def query_subject(name: str, event: str) -> str:
+    """Return the subject of a saved query's event."""
+    return f"bl.query.{encode_token(name)}.{event}"
+
+
+def query_events(name: str) -> str:
+    """Return the filter of all events of one saved query."""
+    return f"bl.query.{encode_token(name)}.*"
 
 
 def ledger_subject(about: str, event: str) -> str:

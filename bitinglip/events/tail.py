@@ -65,7 +65,7 @@ class _Consumer:
     def __init__(self, connection: Connection, stream: str, filters: Seq[str], most: int) -> None:
         self._connection = connection
         self._stream = stream
-        self._filters = list(filters)
+        self._asked, self._prefixes = _divided(filters)
         self._most = most
         self._arriving = Messages()
         self._arrived: deque[Messages] = deque()
@@ -97,7 +97,7 @@ class _Consumer:
             deliver_subject=inbox,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=after + 1,
-            filter_subjects=self._filters,
+            filter_subjects=self._asked,
             ack_policy=AckPolicy.NONE,
             max_deliver=1,
             flow_control=True,
@@ -136,15 +136,16 @@ class _Consumer:
             return
         parts = reply.split(b".")
         base = 5 if len(parts) == 9 else 7
-        self._count += 1
-        if int(parts[base + 1]) != self._count:
+        self._count = count = self._count + 1
+        if int(parts[base + 1]) != count:
             self._break("a gap in the consumer's count")
-        elif self._broken is None:
+        elif self._broken is None and subject.startswith(self._prefixes):
             arriving = self._arriving
-            arriving.add(int(parts[base]), int(parts[base + 2]), subject, payload)
-            if len(arriving) == 1:
+            size_bytes = arriving.add(int(parts[base]), int(parts[base + 2]), subject, payload)
+            messages = len(arriving.subjects)
+            if messages == 1:
                 self._wake.set()
-            elif len(arriving) >= self._most or arriving.size_bytes >= BATCH_BYTES:
+            elif messages >= self._most or size_bytes >= BATCH_BYTES:
                 self._end_batch()
 
     def _control(self, reply: str, text: str) -> None:
@@ -174,3 +175,13 @@ class _Consumer:
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
         self._wake.set()
+
+
+def _divided(filters: Seq[str]) -> tuple[list[str], tuple[bytes, ...]]:
+    """Return the filters that the server is asked for, and the prefixes that subjects must have here.
+
+    For a consumer with several filters the server (2.15) looks through all subjects of a block for each message: 400 µs
+    instead of 3. So whole trees are asked for without one; what else lies in the stream, as timers, is dropped here.
+    """
+    trees = [each.removesuffix(">").encode() for each in filters if each.endswith(".>") and "*" not in each]
+    return ([], tuple(trees)) if len(trees) == len(filters) > 1 else (list(filters), (b"",))

@@ -38,6 +38,8 @@ class ArtifactRef(_Value):
     sha256: str
     size_bytes: int
     media_type: str
+    encrypted: Literal["aes-256-gcm"] | None = None
+    """How the bytes are encrypted, of which this is the digest and size; none: they are not."""
 
 
 class Failure(_Value):
@@ -55,6 +57,14 @@ class Usage(_Value):
 
     input_tokens: int = 0
     output_tokens: int = 0
+    images: int = 0
+    """Images that were drawn."""
+    audio_in_ms: int = 0
+    """Milliseconds of sound that were listened to."""
+    audio_out_ms: int = 0
+    """Milliseconds of sound that were made."""
+    energy_j: float | None = None
+    """Its share of what the device drew while it ran, in joules; none if the device does not tell its power."""
 
 
 class RetryPolicy(_Value):
@@ -128,6 +138,9 @@ class TaskSubmitted(TaskEvent):
     """The batch that it was asked for with; none for most."""
     alias: str | None = None
     """What the caller named, where that stood for `model`: an alias, or a branch; none for most."""
+    private: bool = False
+    """Whether parameters, results and what is told meanwhile are encrypted: `params_ref` is there, whatever their size,
+    and `request_sha256` is a digest that only the task's key leads to."""
 
 
 @event
@@ -204,6 +217,8 @@ class TaskProgressed(TaskEvent):
     """Milliseconds that may be left, by the pace so far; none while there is no pace, or no total."""
     preview: str | None = None
     """A small picture of what is being drawn, as a data: URL."""
+    sealed: str | None = None
+    """`text`, `reasoning` and `preview` of a private task, encrypted, in Base64; they are none then."""
 
 
 @event
@@ -234,6 +249,8 @@ class TaskSucceeded(TaskEvent):
     dtype: str | None = None
     """Precision of the weights, as `bfloat16`."""
     versions: dict[str, str] = {}
+    files: tuple[str, ...] = ()
+    """Digests of the artifacts that a private task's result names, which the log does not show."""
 
 
 @event
@@ -309,3 +326,14 @@ class TaskDeadLettered(TaskEvent):
     worker_id: str
     failure: Failure
     run_ms: float = 0.0
+
+
+@event
+class TaskForgotten(TaskEvent):
+    """The key of a private task, which has ended, was destroyed: what it was asked and answered can be read no more."""
+
+    type = "task.forgotten"
+    example = {"task_id": "01JZ0000000000000000000000", "by": "gateway"}
+
+    by: str | None = None
+    """API key of the one who asked for it."""

@@ -1,37 +1,53 @@
-"""Analytics: a stranger's SQL over the read model, its schema, and its rebuild from the log."""
+"""Analytics: a stranger's SQL over the read model, and its schema."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.errors import MalformedBody
-from bitinglip.gateway import requests
+from bitinglip.gateway import answers, bodies, requests, values
+from bitinglip.gateway.answers import FORMATS, Format
 from bitinglip.gateway.context import gateway_of
 from bitinglip.gateway.responses import json
-from bitinglip.tasks.commands import invalid_input
-
-Parameter = str | int | float | bool | None
+from bitinglip.projections.sandbox import Explain, Question
 
 
-class Query(BaseModel):
-    """One read-only statement: the body of `POST /v1/query`."""
+class Bounded(BaseModel):
+    """How an answer is to be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    sql: str = Field(min_length=1, max_length=100_000, description="One SELECT over the tables of `GET /v1/schema`.")
-    params: list[Parameter] | dict[str, Parameter] = Field(
-        default_factory=list[Parameter], max_length=1000, description="Values for `?` (a list) or `$name` (an object)."
-    )
     timeout_s: float | None = Field(
         None, gt=0, description="Longest run, in seconds; at most `projections.query_timeout_s`."
     )
     max_rows: int | None = Field(
-        None, ge=1, description="Most rows in the answer; at most `projections.query_max_rows`."
+        None,
+        ge=1,
+        description="Most rows in the answer; at most `projections.query_max_rows`, and in Arrow and CSV "
+        "`projections.query_export_max_rows`.",
+    )
+    explain: Literal[True, False, "plan", "analyze"] = Field(
+        False, description="Answer how it would be answered (`true`, `plan`), or was (`analyze`: it is run)."
+    )
+    format: Format | None = Field(None, description="Form of the answer; none: what `Accept` asks for, else JSON.")
+
+    @property
+    def plan(self) -> Explain | None:
+        """Which plan is to be told; none: the answer is."""
+        return "plan" if self.explain is True else self.explain or None
+
+
+class Query(Bounded):
+    """One read-only statement: the body of `POST /v1/query`."""
+
+    sql: str = Field(min_length=1, max_length=100_000, description="One SELECT over the tables of `GET /v1/schema`.")
+    params: values.Parameters = Field(
+        default_factory=list[values.Parameter],
+        max_length=1000,
+        description="Values for `?` (a list) or `$name` (an object).",
     )
 
 
@@ -47,31 +63,27 @@ class Answer(BaseModel):
 
 async def query(request: Request) -> Response:
     """Answer `POST /v1/query`."""
-    gateway = gateway_of(request)
-    requests.only(request)
-    asked = read_query(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
-    limits = gateway.settings.projections
-    timeout_s = min(asked.timeout_s or limits.query_timeout_s, limits.query_timeout_s)
-    max_rows = min(asked.max_rows or limits.query_max_rows, limits.query_max_rows)
-    started = time.perf_counter()
-    table = await gateway.readmodel.sandbox.run(asked.sql, asked.params, timeout_s, max_rows)
-    elapsed_ms = round((time.perf_counter() - started) * 1000, 3)
-    return json({"columns": table.columns, "rows": table.rows, "truncated": table.truncated, "elapsed_ms": elapsed_ms})
+    requests.only(request, ("format",))
+    asked = await bodies.read(request, Query)
+    question = Question(asked.sql, values.bound(asked.params), explain=asked.plan)
+    return await answers.answer(request, question, asked.timeout_s, asked.max_rows, chosen_format(request, asked))
 
 
-def read_query(body: bytes) -> Query:
-    """Read the body of a query.
+def chosen_format(request: Request, asked: Bounded) -> Format:
+    """Return the form in which the caller wants the answer: as the address says, else the body, else `Accept`.
 
     Raises:
-        MalformedBody: it is not JSON in UTF-8.
-        InvalidInput: a field is refused; the error names it.
+        InvalidInput: the address names none that there is.
     """
-    try:
-        return Query.model_validate_json(body)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedBody(problem=error.errors()[0]["msg"]) from error
-        raise invalid_input(error) from error
+    named = requests.one(request, "format")
+    if named is not None:
+        return cast("Format", requests.choice("format", named, named, FORMATS))
+    if asked.format is not None:
+        return asked.format
+    for form, media_type in FORMATS.items():
+        if requests.wants(request, media_type):
+            return form
+    return "json"
 
 
 async def schema(request: Request) -> Response:
@@ -84,11 +96,3 @@ async def schema(request: Request) -> Response:
         for column in table.columns
     ]
     return json({"tables": [{"table": table.name, "comment": table.comment} for table in tables], "columns": columns})
-
-
-async def rebuild(request: Request) -> Response:
-    """Answer `POST /v1/projections/rebuild`: make the read model anew, and answer when it is done."""
-    requests.only(request)
-    started = time.perf_counter()
-    await gateway_of(request).readmodel.rebuild()
-    return json({"rebuilt": True, "elapsed_ms": round((time.perf_counter() - started) * 1000, 3)})

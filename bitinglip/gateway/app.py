@@ -17,7 +17,10 @@ from bitinglip.errors import InvalidConfig
 from bitinglip.gateway import (
     aliases,
     analytics,
+    archive,
     artifacts,
+    asyncapi,
+    audit,
     batches,
     bulk,
     cluster,
@@ -32,14 +35,19 @@ from bitinglip.gateway import (
     nodes,
     openapi,
     progress,
+    projections,
     queues,
+    reports,
+    savedqueries,
     schedules,
     streams,
+    taskdata,
     tasks,
     timeline,
     uploads,
     wishes,
 )
+from bitinglip.gateway.addresses import Addresses
 from bitinglip.gateway.auth import Guard, check_bind
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.context import Gateway, open_gateway
@@ -56,10 +64,16 @@ ROUTES = [
     Route("/v1/tasks/{task_id}", Resource(GET=tasks.get_task, DELETE=tasks.cancel)),
     Route("/v1/tasks:cancel", Resource(POST=bulk.cancel)),
     Route("/v1/tasks:retry", Resource(POST=bulk.retry)),
+    Route("/v1/tasks:forget", Resource(POST=bulk.forget)),
     Route("/v1/tasks/{task_id}/retry", Resource(POST=tasks.retry)),
+    Route("/v1/tasks/{task_id}/params", Resource(GET=taskdata.get_params)),
+    Route("/v1/tasks/{task_id}/result", Resource(GET=taskdata.get_result)),
+    Route("/v1/tasks/{task_id}/forget", Resource(POST=taskdata.forget)),
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
     Route("/v1/tasks/{task_id}/timeline", Resource(GET=timeline.task_timeline)),
+    Route("/v1/tasks/{task_id}/proof", Resource(GET=audit.task_proof)),
+    Route("/v1/audit", Resource(GET=audit.list_asked)),
     Route("/v1/batches", Resource(POST=batches.create, GET=batches.list_batches)),
     Route("/v1/batches/{batch_id}:close", Resource(POST=batches.close)),
     Route("/v1/batches/{batch_id}:cancel", Resource(POST=batches.cancel)),
@@ -116,13 +130,25 @@ ROUTES = [
     Route("/v1/queues:pause", Resource(POST=queues.pause)),
     Route("/v1/queues:resume", Resource(POST=queues.resume)),
     Route("/v1/queues:purge", Resource(POST=queues.purge)),
+    Route("/v1/log/archive", Resource(GET=archive.get_archive, POST=archive.post_archive)),
+    Route("/v1/log/archive/{file:path}", Resource(GET=archive.get_file)),
     Route("/v1/query", Resource(POST=analytics.query)),
+    Route("/v1/queries", Resource(GET=savedqueries.list_queries)),
+    Route(
+        "/v1/queries/{name}",
+        Resource(GET=savedqueries.get_query, PUT=savedqueries.save, DELETE=savedqueries.delete),
+    ),
+    Route("/v1/queries/{name}/run", Resource(POST=savedqueries.run)),
+    Route("/v1/reports/{name}", Resource(GET=reports.get_report)),
     Route("/v1/schema", Resource(GET=analytics.schema)),
-    Route("/v1/projections/rebuild", Resource(POST=analytics.rebuild)),
+    Route("/v1/projections", Resource(GET=projections.list_projections)),
+    Route("/v1/projections/rebuild", Resource(POST=projections.rebuild)),
+    Route("/v1/projections/snapshot", Resource(POST=projections.snapshot)),
     Route("/healthz", Resource(GET=health.healthz)),
     Route("/readyz", Resource(GET=health.readyz)),
     Route("/metrics", Resource(GET=health.prometheus)),
     Route("/openapi.json", Resource(GET=openapi.openapi)),
+    Route("/asyncapi.json", Resource(GET=asyncapi.asyncapi)),
 ]
 
 
@@ -135,7 +161,7 @@ class App:
         self._guard = Guard(settings.gateway)
         self._metrics = Metrics()
         self._router = Router(ROUTES, redirect_slashes=False, default=no_route, lifespan=self.lifespan)
-        self._door = Door(self._router, self._guard, self._metrics)
+        self._door = Door(self._router, self._guard, self._metrics, Addresses(settings.gateway))
         self._gateway: Gateway | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

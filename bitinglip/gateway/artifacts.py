@@ -36,7 +36,8 @@ async def post_artifact(request: Request) -> Response:
             raise InvalidInput(field="body", problem="it is empty; send the bytes as they are, not as a form")
         reference = await artifacts.put_file(gateway.log.connection, path, media_type)
     location = f"/v1/artifacts/{reference.sha256}"
-    return json(reference.model_dump() | {"links": {"self": location}}, 201, {"Location": location})
+    told = reference.model_dump(exclude={"encrypted"})
+    return json(told | {"links": {"self": location}}, 201, {"Location": location})
 
 
 async def get_artifact(request: Request) -> Response:
@@ -59,6 +60,8 @@ async def get_artifact(request: Request) -> Response:
     gateway = _connected(request)
     with _scratch_file(keep=True) as path:
         reference = await artifacts.get_file(gateway.log.connection, digest, path)
+    if reference.encrypted is not None:
+        headers["Cache-Control"] = "no-store"
     return FileResponse(path, headers=headers, media_type=reference.media_type, background=BackgroundTask(path.unlink))
 
 

@@ -20,7 +20,7 @@ from bitinglip.gateway.responses import json
 from bitinglip.gateway.tasks import idempotency_key
 from bitinglip.ids import is_ulid
 from bitinglip.projections.query import TaskFilter
-from bitinglip.tasks import media
+from bitinglip.tasks import media, privacy
 from bitinglip.tasks.batches import (
     FIRST,
     TASKS_MOST,
@@ -47,7 +47,8 @@ async def create(request: Request) -> Response:
     asked = CreateBatch.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     commands = asked.commands()
     batch_id = batch_id_for(gateway.key_id, key) if key is not None else gateway.log.ids()
-    part = Part(FIRST, await _members(gateway, commands, batch_id, FIRST), asked.sha256(), key)
+    digest = await _digest(gateway, batch_id, commands, asked.sha256())
+    part = Part(FIRST, await _members(gateway, commands, batch_id, FIRST), digest, key)
     opened = BatchOpened(
         batch_id=batch_id,
         name=asked.name,
@@ -70,7 +71,8 @@ async def add(request: Request) -> Response:
     commands = await _read_commands(request, gateway.settings.gateway.max_body_bytes)
     batch = await gateway.batches.read(batch_id)
     name = part_for(batch_id, f"{gateway.key_id or ''}\0{key}") if key is not None else gateway.log.ids()
-    part = Part(name, await _members(gateway, commands, batch_id, name), digest_of(commands), key)
+    digest = await _digest(gateway, batch_id, commands, digest_of(commands))
+    part = Part(name, await _members(gateway, commands, batch_id, name), digest, key)
     batch, created = await _extend(gateway, batch, part, request)
     return json({"added": len(commands)} | _shown(gateway, batch), 202, _replayed(created))
 
@@ -209,11 +211,18 @@ async def _prepared(gateway: Gateway, command: SubmitTask, batch_id: str, part: 
     await admission.admit(gateway, command.model, command.kind)
     task_id = member_id(batch_id, part, index)
     try:
-        command = await media.resolve(gateway.log, command)
+        command = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command.private))
         event = await gateway.inbox.prepare(command, key_id=gateway.key_id, task_id=task_id)
     except InvalidInput as error:
         raise InvalidInput(field=f"tasks.{index}.{error.field}", problem=error.problem) from error
     return event.model_copy(update={"batch_id": batch_id})
+
+
+async def _digest(gateway: Gateway, batch_id: str, commands: list[SubmitTask], plain: str) -> str:
+    """Return the digest of a request; if some of it is private, one that only the batch's own key leads to."""
+    if not any(gateway.inbox.is_private(command.private) for command in commands):
+        return plain
+    return await privacy.request_digest(gateway.log.connection, batch_id, plain.encode())
 
 
 def _replayed(created: bool) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
 
 import orjson
@@ -25,9 +25,9 @@ from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
 from bitinglip.projections.query import TaskFilter
-from bitinglip.tasks.commands import CancelTask, invalid_input
+from bitinglip.tasks.commands import CancelTask, ForgetTask, invalid_input
 from bitinglip.tasks.inbox import RETRIED
-from bitinglip.tasks.state import State
+from bitinglip.tasks.state import TERMINAL, State
 
 PAGE_MOST = 10_000
 AT_ONCE = 32
@@ -45,6 +45,7 @@ class Selection(BaseModel):
     model: str | None = Field(default=None, max_length=200, description="Model reference.")
     lane: Lane | None = Field(default=None, description="Lane.")
     batch: Annotated[str, Field(max_length=26)] | None = Field(default=None, description="Batch that they are in.")
+    key: Annotated[str, Field(max_length=100)] | None = Field(default=None, description="API key that asked for them.")
     failure: FailureKind | None = Field(default=None, description="Kind of the latest failure.")
     metadata: dict[str, str] = Field(default_factory=dict, max_length=32, description="Labels that they all have.")
     after: AwareDatetime | None = Field(
@@ -89,6 +90,7 @@ class Selection(BaseModel):
             model=self.model,
             lane=self.lane,
             batch_id=self.batch,
+            key_id=self.key,
             failure=self.failure,
             metadata=self.metadata,
             after=self.after,
@@ -149,6 +151,20 @@ async def retry(request: Request) -> Response:
         return "retried" if accepted.created else "already_retried"
 
     return json(await _page(gateway, selection.filter(RETRIED, ("dead_lettered",)), selection.dry_run, again))
+
+
+async def forget(request: Request) -> Response:
+    """Answer `POST /v1/tasks:forget`: of what is found, the private tasks that have ended and are not forgotten."""
+    gateway, selection = await _asked(request)
+    command = ForgetTask(by=gateway.key_id)
+
+    async def end(task_id: TaskId) -> str:
+        task = await gateway.inbox.forget(task_id, command)
+        gateway.recent.note_task(task_id, task.sequence, task.submitted.batch_id)
+        return "forgotten"
+
+    chosen = replace(selection.filter(TERMINAL, tuple(sorted(TERMINAL))), readable=True)
+    return json(await _page(gateway, chosen, selection.dry_run, end))
 
 
 async def _asked(request: Request) -> tuple[Gateway, Selection]:

@@ -38,7 +38,7 @@ async def cluster(request: Request) -> Response:
         "queues": await queues.queues_now(gateway),
         "models": await models.models_now(gateway),
         "batches": batches,
-        "schedules": [schedules.shown(each) for each in await gateway.scheduler.list()],
+        "schedules": await schedules.shown_now(gateway),
     })  # fmt: skip
 
 

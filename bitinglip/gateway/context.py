@@ -13,17 +13,22 @@ from starlette.requests import Request
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
+from bitinglip.events.notary import Notary
+from bitinglip.events.signing import SigningKey
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
+from bitinglip.gateway.archiver import ArchiveKeeper
 from bitinglip.gateway.catalogue import Catalogue
 from bitinglip.gateway.closing import Closing
 from bitinglip.gateway.completions import Completions
+from bitinglip.gateway.keysweep import KeySweep
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
 from bitinglip.gateway.pressure import Pressure
 from bitinglip.gateway.uploaded import Uploaded, open_uploaded
 from bitinglip.ids import TaskId, Ulids
+from bitinglip.projections.archive import Archive
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.rows import TaskRow
 from bitinglip.settings import Settings
@@ -81,6 +86,7 @@ class Gateway:
     scheduler: Scheduler
     batches: Batches
     uploaded: Uploaded
+    archiver: ArchiveKeeper
     recent: Recent = field(default_factory=Recent)
 
     async def let_in(self, tasks: Seq[TaskSubmitted]) -> None:
@@ -135,8 +141,13 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         log = await EventLog.connect(settings.nats, source=f"/gateway/{Ulids()().lower()}")
         stack.push_async_callback(log.close)
-        readmodel = await ReadModel.open(settings.projections, settings.projections_path, log)
+        files = Archive(log, settings.archive_path)
+        files.sweep()
+        log.connection.cold = files
+        projections = settings.projections.model_copy(update={"archive_path": settings.archive_path})
+        readmodel = await ReadModel.open(projections, settings.projections_path, log)
         stack.push_async_callback(readmodel.close)
+        files.locate = readmodel.span_of_task
         catalogue = await Catalogue.open(log)
         stack.push_async_callback(catalogue.close)
         queues = OpenQueues(log.connection, settings.worker.lease_s, settings.gateway.queues_most)
@@ -148,6 +159,7 @@ async def open_gateway(
             policies_of_kinds(settings.tasks.retry),
             queues.ensure,
             catalogue.resolve,
+            private=settings.tasks.private,
         )
         reactor, scheduler = Reactor(log, inbox, settings.tasks.followed_most), Scheduler(log, inbox)
         for part in (reactor, scheduler, Sourcing(log.connection)):
@@ -160,8 +172,18 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
+        sweep = KeySweep(log, readmodel)
+        sweep.start()
+        stack.push_async_callback(sweep.close)
         uploaded = await open_uploaded(settings, log.connection, catalogue)
         stack.push_async_callback(uploaded.close)
+        if settings.audit.enabled:
+            notary = Notary(log, settings.audit, SigningKey.load_or_create(settings.audit_key_path))
+            notary.start()
+            stack.push_async_callback(notary.close)
+        archiver = ArchiveKeeper(log, files, readmodel, settings.archive)
+        archiver.start()
+        stack.push_async_callback(archiver.close)
         stack.callback(closing.set)
         yield Gateway(
             settings,
@@ -177,6 +199,7 @@ async def open_gateway(
             scheduler,
             batches,
             uploaded,
+            archiver,
         )
 
 

@@ -16,7 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitinglip.errors import BitingLipError, Defect, InternalError, MethodNotAllowed, RouteNotFound
+from bitinglip.events.actor import Actor, acting
 from bitinglip.gateway import problems
+from bitinglip.gateway.addresses import Addresses
 from bitinglip.gateway.auth import Guard
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.ids import Ulids
@@ -56,10 +58,11 @@ class Resource:
 class Door:
     """ASGI middleware around the routes."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, guard: Guard, metrics: Metrics, addresses: Addresses) -> None:
         self._app = app
         self._guard = guard
         self._metrics = metrics
+        self._addresses = addresses
         self._ids = Ulids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +85,9 @@ class Door:
     async def _enter(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, visit: _Visit) -> None:
         try:
             self._guard.check(scope["path"], headers)
-            await self._app(scope, receive, visit.send)
+            address = self._addresses.recorded(scope["client"], headers)
+            with acting(Actor(self._guard.key_id, address, visit.request_id)):
+                await self._app(scope, receive, visit.send)
         except Exception as error:
             report(error, visit.request_id)
             if visit.status:

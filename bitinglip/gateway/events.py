@@ -10,13 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import TaskNotFound
-from bitinglip.events import subjects
-from bitinglip.events.direct import get_after
+from bitinglip.events.cold import task_messages
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import eventstream, requests, sse, waiting
+from bitinglip.gateway import eventstream, requests, sse, unsealing, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.ids import TaskId
 from bitinglip.tasks.state import TERMINAL_TYPES, is_terminal
@@ -74,13 +73,15 @@ class Follower:
             async for batch in batches:
                 yield batch
 
-    async def terminal(self, after: int, timeout_s: float, *, heard_all: bool) -> int | None:
-        """Wait for the task's terminal event and return its sequence; none if it did not come in time."""
+    async def to_the_end(self, after: int, timeout_s: float, *, heard_all: bool) -> list[RawMessage] | None:
+        """Wait for the task's terminal event and return all events up to it; none if it did not come in time."""
+        told: list[RawMessage] = []
         try:
             async with asyncio.timeout(timeout_s), aclosing(self.batches(after, heard_all=heard_all)) as batches:
                 async for batch in batches:
+                    told += batch
                     if ends(batch[-1]):
-                        return batch[-1].sequence
+                        return told
         except TimeoutError:
             pass
         return None
@@ -94,13 +95,15 @@ async def task_events(request: Request) -> Response:
     after = requests.resume_after(request) or 0
     as_json = requests.choice("format", requests.one(request, "format"), _accepted(request), ("sse", "json")) == "json"
     if as_json:
-        return sse.json_list(message for message in await _history(gateway, task_id) if message.sequence > after)
+        history = [message for message in await _history(gateway, task_id) if message.sequence > after]
+        opener = unsealing.Opener(gateway, task_id)
+        return sse.json_list([await opener.opened(message) for message in history])
     follower = await Follower.open(gateway, task_id)
     try:
         history = await _history(gateway, task_id)
         if not any(ends(message) and message.sequence <= after for message in history):
             beside = await _beside(gateway, history)
-            batches = follower.after_history(history, after)
+            batches = unsealing.batches(gateway, task_id, follower.after_history(history, after))
             return sse.stream(gateway, batches, ends=ends, closed=follower.close, beside=beside)
     except BaseException:
         await follower.close()
@@ -120,7 +123,7 @@ async def _beside(gateway: Gateway, history: list[RawMessage]) -> AsyncGenerator
 
 
 async def _history(gateway: Gateway, task_id: TaskId) -> list[RawMessage]:
-    history = await get_after(gateway.log.connection, TASKS, subjects.task_events(task_id), 0)
+    history = await task_messages(gateway.log.connection, task_id)
     if not history:
         raise TaskNotFound(task_id=task_id)
     return history

@@ -81,7 +81,11 @@ class FleetMetrics:
             column: Gauge(f"bitinglip_{column}", meaning, ("worker_id", "node_id"), registry=registry)
             for column, meaning in DEVICE_READINGS.items()
         }
-        self._restarts = _Restarts()
+        self._restarts = CountedElsewhere(
+            "bitinglip_worker_restarts",
+            "Times that a node's agent started workers again.",
+            ("node_id", "reason"),
+        )
         registry.register(self._restarts)
 
     def forget(self) -> None:
@@ -110,18 +114,18 @@ class FleetMetrics:
                 gauge.labels(*labels).set(value)
 
 
-class _Restarts(Collector):
+class CountedElsewhere(Collector):
     """A counter that somebody else counts."""
 
-    def __init__(self) -> None:
-        self.told: Restarts = {}
+    def __init__(self, name: str, meaning: str, labels: tuple[str, ...]) -> None:
+        self.told: Mapping[tuple[str, ...], int] = {}
+        self._name = name
+        self._meaning = meaning
+        self._labels = labels
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        family = CounterMetricFamily(
-            "bitinglip_worker_restarts",
-            "Times that a node's agent started workers again.",
-            labels=("node_id", "reason"),
-        )
+        """Tell what was told last."""
+        family = CounterMetricFamily(self._name, self._meaning, labels=self._labels)
         for labels, count in self.told.items():
             family.add_metric(labels, count)
         return [family]

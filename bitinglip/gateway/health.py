@@ -44,6 +44,12 @@ async def readyz(request: Request) -> Response:
     if ratio >= gateway.settings.gateway.store_warn_ratio:
         told = f"{ratio:.0%} of {limit} bytes are taken; when it is full, no task is accepted"
         ready |= {"status": "degraded", "log": told}
+    if (told := await gateway.archiver.warning()) is not None:
+        ready |= {"status": "degraded", "archive": told}
+    if (problem := gateway.readmodel.problem) is not None:
+        ready |= {"status": "degraded", "read_model": f"it falls behind: {problem}"}
+    if corrupt := {stream: count for stream, count in gateway.readmodel.corrupt.items() if count}:
+        ready |= {"corrupt_events": ", ".join(f"{stream}: {count}" for stream, count in corrupt.items())}
     if abs(skew_s := skew_of(gateway.log.clock)) > SKEW_MOST_S:
         ready |= {"status": "degraded", "clock": told_skew(skew_s)}
     return json(ready)
@@ -65,6 +71,7 @@ async def prometheus(request: Request) -> Response:
     gateway.metrics.queue_depth.clear()
     gateway.metrics.key_depth.clear()
     gateway.metrics.lag.clear()
+    gateway.metrics.corrupt.told = {(stream,): count for stream, count in gateway.readmodel.corrupt.items()}
     with suppress(NoServer):
         await _ask_log(gateway)
     await _ask_read_model(gateway)
@@ -103,6 +110,9 @@ async def _ask_log(gateway: Gateway) -> None:
     for stream, size in taken.items():
         gateway.metrics.stream_bytes.labels(stream).set(size)
     gateway.metrics.store_ratio.set(sum(taken.values()) / limit)
+    for behind in await gateway.archiver.behind():
+        gateway.metrics.archive_behind_events.labels(behind.stream).set(behind.last - behind.archived_to)
+        gateway.metrics.archive_behind_s.labels(behind.stream).set(behind.waits_s)
     for lag in await gateway.readmodel.lag():
         gateway.metrics.lag.labels(lag.stream).set(lag.last - lag.applied)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from bitinglip.gateway.fleetmetrics import FleetMetrics
+from bitinglip.gateway.fleetmetrics import CountedElsewhere, FleetMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 FAST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -59,7 +59,23 @@ class Metrics:
         self.store_ratio = Gauge(
             "bitinglip_store_limit_ratio", "Part of the log's room that is taken; at 1 it is full.", registry=registry
         )
+        self.archive_behind_events = Gauge(
+            "bitinglip_archive_behind_events",
+            "Sequences of a stream after the last archived one.",
+            ("stream",),
+            registry=registry,
+        )
+        self.archive_behind_s = Gauge(
+            "bitinglip_archive_behind_seconds",
+            "Age of a stream's oldest event that is not archived; a day is usual.",
+            ("stream",),
+            registry=registry,
+        )
         self.connected = Gauge("bitinglip_log_connected", "Whether the event log is connected.", registry=registry)
+        self.corrupt = CountedElsewhere(
+            "bitinglip_corrupt_events", "Messages of a stream that are no events of ours.", ("stream",)
+        )
+        registry.register(self.corrupt)
         self.fleet = FleetMetrics(registry)
         self._children: dict[tuple[str, str, int], Histogram] = {}
         self._submits: dict[tuple[str, str], Counter] = {}

@@ -17,13 +17,16 @@ from bitinglip.events.node import NodeWorker
 from bitinglip.gateway import problems
 from bitinglip.gateway.aliases import SetAlias
 from bitinglip.gateway.analytics import Answer, Query
+from bitinglip.gateway.analyticsoperations import REPORT, SAVED
 from bitinglip.gateway.batches import BatchCancel
 from bitinglip.gateway.bulk import Selection
 from bitinglip.gateway.modeloperations import ALIAS, ASKED, AWAITED, FIT, HIT, MODEL, MODEL_DETAIL
 from bitinglip.gateway.models import AskCheck, AskModel, AskNodes
 from bitinglip.gateway.nodes import Labels, Prune
 from bitinglip.gateway.operations import ACCEPTED, ARTIFACT, ENDING, NODE_STATUS, OPERATIONS
+from bitinglip.gateway.projections import Rebuild
 from bitinglip.gateway.queues import QueueChange, QueuePurge
+from bitinglip.gateway.savedqueries import RunQuery, SaveQuery
 from bitinglip.gateway.schedules import ScheduleShown
 from bitinglip.gateway.schemas import (
     MOMENT,
@@ -59,10 +62,13 @@ BODIES: tuple[type[BaseModel], ...] = (
     SubmitTask,
     Query,
     Answer,
+    SaveQuery,
+    RunQuery,
     Labels,
     NodeWorker,
     QueueChange,
     QueuePurge,
+    Rebuild,
     *ABOUT_MODELS,
     *TIMES,
 )
@@ -175,6 +181,8 @@ def _schemas() -> Schema:
         "ModelFit": FIT,
         "ModelFound": HIT,
         "Alias": ALIAS,
+        "SavedQuery": SAVED,
+        "Report": REPORT,
         "Upload": UPLOAD,
         "TaskPage": object_of(
             ("tasks", "next_cursor"), tasks=array_of(ref("Task")), next_cursor=OPTIONAL, as_of=MOMENT

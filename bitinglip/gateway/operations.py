@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bitinglip import errors
+from bitinglip.gateway.analyticsoperations import ANALYTICS_OPERATIONS
+from bitinglip.gateway.auditoperations import AUDIT_OPERATIONS
 from bitinglip.gateway.listing import FAILURES
+from bitinglip.gateway.logoperations import LOG_OPERATIONS
 from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
     AS_OF,
@@ -41,6 +44,11 @@ QUEUE: Schema = object_of(
     depth=WHOLE, waiting=WHOLE, running=WHOLE,
     oldest_s={"type": ["number", "null"]}, rate_per_s={"type": "number"}, estimated_wait_s={"type": ["number", "null"]},
     paused=FLAG,
+)  # fmt: skip
+COUNTS: Schema = {"type": "object", "additionalProperties": WHOLE}
+PROJECTION = object_of(
+    projection=TEXT, version=TEXT, state={"enum": ["serving", "building"]}, current=FLAG, rows=COUNTS,
+    checkpoint=COUNTS, target=COUNTS,
 )  # fmt: skip
 PAUSES: Schema = object_of(model=TEXT, paused_lanes=array_of(LANE))
 
@@ -120,12 +128,18 @@ BATCH = object_of(
     batch_id=TEXT, state={"enum": ["open", "closed", "completed"]}, tasks=WHOLE, sequence=WHOLE,
     links=object_of(self=TEXT, tasks=TEXT),
 )  # fmt: skip
+FORGOTTEN = object_of(task_id=TEXT, state=STATE, forgotten=FLAG, links=LINKS)
+GONE = (
+    errors.TaskNotFound, errors.TaskIsForgotten, errors.ArtifactNotFound, errors.ArtifactExpired, errors.InvalidInput,
+    errors.NoServer,
+)  # fmt: skip
 ENDING = object_of(task_id=TEXT, state=STATE, cancel_requested=FLAG, links=LINKS)
 
 
 BULK = object_of(
     ("matched", "refused", "task_ids", "dry_run", "next_cursor"),
     matched=WHOLE, cancelled=WHOLE, cancel_requested=WHOLE, retried=WHOLE, already_retried=WHOLE,
+    forgotten=WHOLE,
     refused=array_of(object_of(task_id=TEXT, problem=TEXT)), task_ids=array_of(TEXT), dry_run=FLAG,
     next_cursor=OPTIONAL,
 )  # fmt: skip
@@ -169,9 +183,26 @@ OPERATIONS = (
         "post", "/v1/tasks/{task_id}/retry", "Ask for a task that ended without a result once more.",
         {202: ref("Accepted")},
         (errors.TaskNotFound, errors.IllegalTransition, errors.InvalidInput, errors.ArtifactNotFound,
-         errors.ArtifactExpired, errors.NoServer, errors.StreamFull),
+         errors.ArtifactExpired, errors.TaskIsForgotten, errors.NoServer, errors.StreamFull),
         (TASK_ID, in_query("force", "`true`: a new task, though it was retried before.", FLAG)),
         notes="A new task with the same request, and `retry_of`. Asked again it is the same new task.",
+    ),
+    Operation(
+        "get", "/v1/tasks/{task_id}/params", "Get what a task was asked, wherever it is.", {200: {"type": "object"}},
+        GONE, (TASK_ID,),
+    ),
+    Operation(
+        "get", "/v1/tasks/{task_id}/result", "Get what a task answered, wherever it is.", {200: {"type": "object"}},
+        (*GONE, errors.NoResult), (TASK_ID,),
+    ),
+    Operation(
+        "post", "/v1/tasks/{task_id}/forget", "Destroy the key of a private task that has ended.", {200: FORGOTTEN},
+        (errors.TaskNotFound, errors.IllegalTransition, errors.TaskNotPrivate, errors.InvalidInput, errors.NoServer),
+        (TASK_ID,), notes="What it was asked and answered cannot be read any more. Asked again it changes nothing.",
+    ),
+    Operation(
+        "post", "/v1/tasks:forget", "Forget all private tasks that have ended and a filter finds.", {200: BULK},
+        ON_MANY, body="Selection",
     ),
     Operation(
         "post", "/v1/tasks:cancel", "Cancel all tasks that a filter finds.", {200: BULK}, ON_MANY, body="Selection"
@@ -266,7 +297,7 @@ OPERATIONS = (
     ),
     Operation(
         "get", "/v1/artifacts/{digest}", "Fetch an artifact, or a range of it.", {200: {}, 206: {}, 304: {}},
-        (errors.ArtifactNotFound, errors.ArtifactExpired, errors.NoServer),
+        (errors.ArtifactNotFound, errors.ArtifactExpired, errors.TaskIsForgotten, errors.NoServer),
         (DIGEST, in_header("If-None-Match", "ETag of a copy at hand."), in_header("Range", "Bytes wanted (RFC 9110).")),
         media_types=("application/octet-stream",),
     ),
@@ -325,6 +356,7 @@ OPERATIONS = (
         {200: PRUNED}, (*BODY, errors.NodeNotFound, *COMMANDED), (NODE_ID,), body="Prune",
         notes="The body may be left out.",
     ),
+    *AUDIT_OPERATIONS,
     *MODEL_OPERATIONS,
     *UPLOAD_OPERATIONS,
     *TIMELINE_OPERATIONS,
@@ -344,14 +376,24 @@ OPERATIONS = (
     Operation(
         "post", "/v1/queues:purge", "Cancel all that waits for a model.", {200: BULK}, ON_MANY, body="QueuePurge"
     ),
-    Operation(
-        "post", "/v1/query", "Ask the read model in SQL.", {200: ref("Answer")},
-        (*BODY, errors.QueryRefused, errors.QueryTimeout), body="Query",
-    ),
+    *LOG_OPERATIONS,
+    *ANALYTICS_OPERATIONS,
     Operation("get", "/v1/schema", "The tables that a query can read.", {200: ref("Schema")}),
     Operation(
-        "post", "/v1/projections/rebuild", "Make the read model anew from the log.",
-        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"})}, (errors.NoServer,),
+        "get", "/v1/projections", "The read model's projections: what serves, and what is being made.",
+        {200: object_of(projections=array_of(PROJECTION))}, (errors.ReadModelBroken,),
+    ),
+    Operation(
+        "post", "/v1/projections/rebuild", "Make the read model anew from the log, or one of its projections.",
+        {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"}),
+         202: object_of(projections=array_of(PROJECTION))},
+        (*BODY, errors.ProjectionNotFound, errors.ReadModelBroken, errors.NoServer), body="Rebuild",
+        notes="The body may be left out. All are made before it answers; one is made in the background.",
+    ),
+    Operation(
+        "post", "/v1/projections/snapshot", "Store a copy of the read model, for gateways that start.",
+        {201: object_of(file=TEXT, checkpoints=COUNTS, size_bytes=WHOLE, sha256=TEXT)},
+        (errors.ProjectionBuilding, errors.Conflict, errors.ReadModelBroken, errors.NoServer),
     ),
     Operation("get", "/healthz", "Whether the process lives.", {200: object_of(status=TEXT)}, open=True),
     Operation(
@@ -360,4 +402,5 @@ OPERATIONS = (
     ),
     Operation("get", "/metrics", "Metrics for Prometheus.", {200: {}}, media_types=("text/plain",)),
     Operation("get", "/openapi.json", "This document.", {200: {"type": "object"}}),
+    Operation("get", "/asyncapi.json", "The events, as AsyncAPI 3.0.", {200: {"type": "object"}}),
 )  # fmt: skip

@@ -109,7 +109,8 @@ def schedules_then(past: Past) -> list[View]:
     """Return the schedules that there were, the oldest first, each with the time that was its next one."""
     found = [fold_schedule(history) for history in _by_schedule(past.history(SCHEDULES)).values()]
     living = [each for each in found if each is not None and each.state != "deleted"]
-    return [schedules.shown(_passed(each, past.moment)) for each in sorted(living, key=lambda each: each.id)]
+    passed = [_passed(each, past.moment) for each in sorted(living, key=lambda each: each.id)]
+    return [schedules.shown(each, each.created.task) for each in passed]
 
 
 def cluster(past: Past, silence: Silence) -> View:

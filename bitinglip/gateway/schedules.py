@@ -12,7 +12,7 @@ from starlette.responses import Response
 from bitinglip.errors import InvalidInput
 from bitinglip.events.schedule import CatchUp, Outcome, Overlap
 from bitinglip.gateway import admission, requests
-from bitinglip.gateway.context import gateway_of
+from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.ids import is_ulid
 from bitinglip.tasks import media
@@ -53,37 +53,39 @@ async def create(request: Request) -> Response:
     asked = CreateSchedule.from_json(body)
     command = asked.command()
     await admission.admit(gateway, command.model, command.kind)
-    resolved = await media.resolve(gateway.log, command)
+    resolved = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command.private))
     asked = asked.model_copy(update={"task": asked.task | {"params": resolved.params}})
     schedule = await gateway.scheduler.create(asked, gateway.key_id)
-    return json(shown(schedule), 201, {"Location": f"/v1/schedules/{schedule.id}"})
+    return json(await _shown(gateway, schedule), 201, {"Location": f"/v1/schedules/{schedule.id}"})
 
 
 async def list_schedules(request: Request) -> Response:
     """Answer `GET /v1/schedules`: the oldest first."""
     requests.only(request)
-    found = await gateway_of(request).scheduler.list()
-    return json({"schedules": [shown(schedule) for schedule in found]})
+    gateway = gateway_of(request)
+    found = await gateway.scheduler.list()
+    return json({"schedules": [await _shown(gateway, schedule) for schedule in found]})
 
 
 async def get_schedule(request: Request) -> Response:
     """Answer `GET /v1/schedules/{schedule_id}`."""
     requests.only(request)
-    return json(shown(await gateway_of(request).scheduler.read(_id(request))))
+    gateway = gateway_of(request)
+    return json(await _shown(gateway, await gateway.scheduler.read(_id(request))))
 
 
 async def pause(request: Request) -> Response:
     """Answer `POST /v1/schedules/{schedule_id}/pause`."""
     requests.only(request)
     gateway = gateway_of(request)
-    return json(shown(await gateway.scheduler.pause(_id(request), gateway.key_id)))
+    return json(await _shown(gateway, await gateway.scheduler.pause(_id(request), gateway.key_id)))
 
 
 async def resume(request: Request) -> Response:
     """Answer `POST /v1/schedules/{schedule_id}/resume`."""
     requests.only(request)
     gateway = gateway_of(request)
-    return json(shown(await gateway.scheduler.resume(_id(request), gateway.key_id)))
+    return json(await _shown(gateway, await gateway.scheduler.resume(_id(request), gateway.key_id)))
 
 
 async def delete(request: Request) -> Response:
@@ -104,14 +106,28 @@ def _id(request: Request) -> str:
     return schedule_id
 
 
-def shown(schedule: Schedule) -> dict[str, Any]:
-    """Return a schedule as it is answered."""
+async def _shown(gateway: Gateway, schedule: Schedule) -> dict[str, Any]:
+    return shown(schedule, await gateway.scheduler.task_of(schedule))
+
+
+async def shown_now(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return all schedules as they are answered, the oldest first.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    return [await _shown(gateway, schedule) for schedule in await gateway.scheduler.list()]
+
+
+def shown(schedule: Schedule, task: dict[str, Any]) -> dict[str, Any]:
+    """Return a schedule as it is answered; `task` is the body that it submits."""
     last = schedule.last
-    created = schedule.created.model_dump(exclude={"key_id", "schedule_id"})
+    created = schedule.created.model_dump(exclude={"key_id", "schedule_id", "sealed"})
     return {
         "schedule_id": schedule.id,
         "state": schedule.state,
         **created,
+        "task": task,
         "created_at": schedule.created_at,
         "next_at": next_due(schedule),
         "last": last and last.model_dump(include={"due_at", "outcome", "task_id", "problem"}),

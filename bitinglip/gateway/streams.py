@@ -15,6 +15,8 @@ from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
 from bitinglip.events import subjects
+from bitinglip.events.archive import trimmed_to
+from bitinglip.events.cold import history
 from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import RawMessage
 from bitinglip.events.log import STREAM_FILTERS
@@ -31,7 +33,7 @@ TYPE_PREFIXES = {
     WORKERS: ("worker.", "node."),
     MODELS: ("model.",),
     SCHEDULES: ("schedule.",),
-    LEDGER: ("ledger.",),
+    LEDGER: ("ledger.", "query."),
 }
 QUIET_S = 1.0
 """After so long without an event, one that reads to the end looks whether the end is still there (ticks expire)."""
@@ -105,17 +107,27 @@ async def _end(gateway: Gateway, watch: Watch) -> int:
 
 
 async def _tail(gateway: Gateway, watch: Watch, after: int, until: int | None) -> AsyncGenerator[Seq[RawMessage]]:
-    if until is not None and until <= after:
-        return
-    source = gateway.log.tail(watch.stream, after, filters=watch.filters, most=1000)
-    async with aclosing(source) as batches:
-        if until is None:
+    if until is None:
+        source = history(gateway.log, watch.stream, after, filters=watch.filters, most=1000)
+        async with aclosing(source) as batches:
             async for batch in batches:
                 yield batch
-            return
-        async with aclosing(up_to(batches, after, until, lambda: _end(gateway, watch))) as bounded:
-            async for batch in bounded:
+        return
+    gone, cold = await trimmed_to(gateway.log.connection, watch.stream), gateway.log.connection.cold
+    if cold is not None and gone > after:
+        async with aclosing(cold.messages(watch.stream, after, gone, watch.filters, 1000)) as archived:
+            async for batch in archived:
                 yield batch
+        after = gone
+    if until <= after:
+        return
+    source = gateway.log.tail(watch.stream, after, filters=watch.filters, most=1000)
+    async with (
+        aclosing(source) as batches,
+        aclosing(up_to(batches, after, until, lambda: _end(gateway, watch))) as bounded,
+    ):
+        async for batch in bounded:
+            yield batch
 
 
 async def up_to(

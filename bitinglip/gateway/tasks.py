@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, fields
 from typing import Any
 
 from starlette.requests import Request
@@ -11,12 +10,13 @@ from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput, TaskNotFound
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import admission, events, eventstream, past, requests, sse, waiting
+from bitinglip.gateway import admission, events, eventstream, past, requests, sse, unsealing, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.pastviews import told
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
 from bitinglip.projections.moment import Moment
+from bitinglip.projections.taskrow import row_of
 from bitinglip.tasks import media
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Accepted
@@ -32,7 +32,7 @@ async def submit(request: Request) -> Response:
     key = idempotency_key(request)
     command = SubmitTask.from_json(await requests.read_json(request, gateway.settings.gateway.max_body_bytes))
     await admission.admit(gateway, command.model, command.kind)
-    command = await media.resolve(gateway.log, command)
+    command = await media.resolve(gateway.log, command, keep_data=gateway.inbox.is_private(command.private))
     event = await gateway.inbox.prepare(command, key_id=gateway.key_id, idempotency_key=key)
     await gateway.let_in([event])
     streamed, wait_s = requests.wants(request, eventstream.MEDIA_TYPE), requests.preferred_wait(request)
@@ -45,6 +45,7 @@ async def submit(request: Request) -> Response:
         headers = _headers(accepted)
         if streamed:
             batches = follower.batches(_before(accepted), heard_all=accepted.created)
+            batches = unsealing.batches(gateway, event.task_id, batches) if event.private else batches
             beside = await waiting.events_of_model(gateway, event.model, event.kind)
             return sse.stream(gateway, batches, headers, ends=events.ends, closed=follower.close, beside=beside)
         answer = await _wait(gateway, follower, accepted, wait_s or 0, headers)
@@ -63,9 +64,9 @@ async def get_task(request: Request) -> Response:
         return json(await _task_then(request, moment))
     row = await gateway.task(requests.task_id_of(request))
     awaited = waiting.waiting_for(gateway, row.model, row.kind) if row.state == "queued" else None
-    if awaited is None:
+    if awaited is None and not row.private:
         return json(row)
-    return json({field.name: getattr(row, field.name) for field in fields(row)} | {"waiting_for": awaited})
+    return json(await unsealing.shown(gateway, row) | ({} if awaited is None else {"waiting_for": awaited}))
 
 
 async def cancel(request: Request) -> Response:
@@ -104,7 +105,7 @@ async def _task_then(request: Request, moment: Moment) -> dict[str, Any]:
     row = await past.at(request, moment, lambda state: state.task(task_id))
     if row is None:
         raise TaskNotFound(task_id=task_id)
-    return asdict(row) | {past.AS_OF: told(moment)}
+    return await unsealing.shown(gateway_of(request), row) | {past.AS_OF: told(moment)}
 
 
 async def _append(gateway: Gateway, event: TaskSubmitted, request: Request) -> Accepted:
@@ -123,11 +124,13 @@ async def _wait(
 ) -> Response:
     granted_s = min(float(wait_s), gateway.settings.gateway.wait_max_s)
     headers["Preference-Applied"] = f"wait={granted_s:g}"
-    sequence = await follower.terminal(_before(accepted), granted_s, heard_all=accepted.created)
-    if sequence is None:
+    told = await follower.to_the_end(_before(accepted), granted_s, heard_all=accepted.created)
+    if told is None:
         return json(_accepted(accepted), 202, headers)
-    gateway.recent.note(accepted.task_id, sequence)
-    return json(await gateway.task(accepted.task_id), 200, headers)
+    gateway.recent.note(accepted.task_id, told[-1].sequence)
+    # A task that was just made has no others after it, and all its events are at hand: no need to ask the read model.
+    row = row_of(told) if accepted.created else None
+    return json(await unsealing.shown(gateway, row or await gateway.task(accepted.task_id)), 200, headers)
 
 
 def _accepted(accepted: Accepted) -> dict[str, Any]:

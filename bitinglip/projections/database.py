@@ -1,4 +1,4 @@
-"""The DuckDB file of the projections: opening it, its versions, and the one transaction that applies a batch.
+"""The DuckDB file of the projections, once it is open: reading it, and the one transaction that applies a batch.
 
 The one place that touches DuckDB's loose types. A `Database` is used by one thread; each other thread takes a cursor.
 """
@@ -6,28 +6,19 @@ The one place that touches DuckDB's loose types. A `Database` is used by one thr
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator, Mapping
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from bitinglip.errors import InvalidConfig, ProjectionFileBusy
 from bitinglip.projections import sql
-from bitinglip.settings import Projections
-
-log = logging.getLogger(__name__)
+from bitinglip.projections.versions import Version
 
 Params = Seq[Any] | Mapping[str, Any]
-
-WAL_BYTES = "256MB"
-"""Size of the write-ahead log at which DuckDB folds it into the file: larger is faster to write, slower to open."""
-BULK_BYTES = "1GB"
-"""The same for a file that is filled at once: what is folded at the end is folded by all threads, and at once."""
 
 DATA_ERRORS = (
     duckdb.DataError,
@@ -39,16 +30,19 @@ DATA_ERRORS = (
 
 WriteError = duckdb.Error
 Interrupted = duckdb.InterruptException
-
-
-class UnusableFileError(Exception):
-    """The file is not a database, or one that other SQL has made: it can only be made anew from the log."""
+StoppedError = duckdb.FatalException
+"""The database has stopped after an error of the machine: it must be closed and opened again."""
+NoTableError = duckdb.CatalogException
 
 
 class Database:
     """One open DuckDB file, or a further cursor on it."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.applied_to: list[Version] = []
+        """Versions of projections to which a batch is applied."""
+        self.corrupt: Counter[str] = Counter()
+        """Messages of each stream that could not be read."""
         self._connection = connection
         self._parsed: dict[str, list[duckdb.Statement]] = {}
 
@@ -61,8 +55,11 @@ class Database:
         self._connection.close()
 
     def fold(self, threads: int) -> None:
-        """Write all that is committed into the file itself, with so many threads."""
+        """Add the keys to a file that was filled in bulk, and write all into the file itself, with so many threads."""
         self._connection.execute(f"set threads = {threads}")
+        for version in self.applied_to:
+            if key := version.projection.key(version.home):
+                self._connection.execute(key)
         self._connection.execute("checkpoint")
 
     def interrupt(self) -> None:
@@ -73,13 +70,32 @@ class Database:
         """Run statements, and drop their answer."""
         self._connection.execute(statement, params)
 
+    def run(self, statements: str, params: Mapping[str, Any]) -> None:
+        """Run statements, each with those of the parameters that it names."""
+        for statement in self._connection.extract_statements(statements):
+            self._connection.execute(statement, {name: params[name] for name in statement.named_parameters})
+
     def rows(self, statement: str, params: Params = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
         return self._connection.execute(statement, params).fetchall()
 
+    def named_rows(self, statement: str, params: Params = ()) -> list[dict[str, Any]]:
+        """Run one statement and return its rows, each by the names of the columns."""
+        found = self._connection.execute(statement, params)
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
     def arrow(self, statement: str, params: Params, rows_per_batch: int) -> Any:
         """Run one SELECT and return a pyarrow.RecordBatchReader, which makes the rows as they are asked for."""
         return self._connection.sql(statement, params=params or None).to_arrow_reader(rows_per_batch)
+
+    def load(self, table: str, reader: Any) -> None:
+        """Put all rows of a pyarrow.RecordBatchReader into a table."""
+        self._connection.register("loaded", reader)
+        try:
+            self._connection.execute(f"insert into {table} select * from loaded")  # noqa: S608  (ours)
+        finally:
+            self._connection.unregister("loaded")
 
     def is_one_select(self, statement: str) -> bool:
         """Tell whether the text is exactly one statement, and one that only reads.
@@ -100,12 +116,16 @@ class Database:
     @contextmanager
     def read_only(self) -> Generator[None]:
         """Refuse all writes to the file inside, and undo the rest."""
-        self._connection.execute("begin transaction read only")
         try:
+            self._connection.execute("begin transaction read only")
             yield
         finally:
-            with suppress(duckdb.Error):
-                self._connection.execute("rollback")
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """Undo the transaction, if there is one."""
+        with suppress(duckdb.Error):
+            self._connection.execute("rollback")
 
     @contextmanager
     def transaction(self) -> Generator[None]:
@@ -126,22 +146,39 @@ class Database:
         self._connection.register("incoming", incoming)
         try:
             with self.transaction():
-                self._run(sql.applied(stream, self.stage(stream)))
-                self._run(sql.blocks("system")["advance"], {"stream": stream, "sequence": sequence})
+                for versions in self._staged_alike(stream):
+                    self._apply_to(versions, stream)
+                self._advance(stream, sequence)
         finally:
             with suppress(duckdb.Error):
                 self._connection.unregister("incoming")
 
-    def stage(self, stream: str) -> frozenset[str]:
+    def stage(self, stream: str, staging: Mapping[str, str]) -> frozenset[str]:
         """Make `batch` of what is in `incoming`, and return the types of its events."""
-        self._run(sql.blocks("batch")["stage"], {"stream": stream})
-        found: list[tuple[str, bool]] = self._run(sql.blocks("batch")["types"]).fetchall()
+        self._run(staging["stage"], {"stream": stream})
+        found: list[tuple[str | None, bool]] = self._run(staging["types"]).fetchall()
         retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
-        return frozenset(kind for kind, _ in found) | retries
+        return frozenset(kind for kind, _ in found if kind is not None) | retries
 
-    def run(self, statements: str) -> None:
+    def run_again(self, statements: str) -> None:
         """Run statements that are run again and again, and so parsed only once."""
         self._run(statements)
+
+    def _staged_alike(self, stream: str) -> Iterable[list[Version]]:
+        """Return what the stream is applied to, in groups for which a batch is staged by the same SQL: mostly one."""
+        groups: dict[str, list[Version]] = {}
+        for version in self.applied_to:
+            if stream in version.projection.streams:
+                groups.setdefault(version.projection.stage, []).append(version)
+        return groups.values()
+
+    def _apply_to(self, versions: Seq[Version], stream: str) -> None:
+        types = self.stage(stream, versions[0].projection.staging)
+        for version in versions:
+            self._run(version.projection.applied(types, version.home))
+
+    def _advance(self, stream: str, sequence: int) -> None:
+        self._run(sql.blocks(sql.SYSTEM)["advance"], {"stream": stream, "sequence": sequence})
 
     def _run(self, statements: str, params: Params = ()) -> duckdb.DuckDBPyConnection:
         """Run statements that are run again and again, and so parsed only once; the last one has the answer."""
@@ -153,110 +190,52 @@ class Database:
 
     def checkpoints(self) -> dict[str, tuple[int, str | None]]:
         """Return, for each stream, the last applied sequence, and when the stream was made."""
-        found = self._run(sql.blocks("system")["checkpoints"]).fetchall()
+        found = self._run(sql.blocks(sql.SYSTEM)["checkpoints"]).fetchall()
         return {stream: (sequence, created) for stream, sequence, created in found}
 
     def add_checkpoint(self, stream: str, created: str | None) -> None:
         """Begin a stream at its start."""
-        self.execute(sql.blocks("system")["add_checkpoint"], {"stream": stream, "created": created})
+        self.execute(sql.blocks(sql.SYSTEM)["add_checkpoint"], {"stream": stream, "created": created})
+
+    def try_out(self, version: Version, incoming: Any) -> None:
+        """Apply events to one version, and undo it.
+
+        Raises:
+            duckdb.Error: its SQL does not fit what is staged now.
+        """
+        self._connection.register("incoming", incoming)
+        self._connection.execute("begin transaction")
+        try:
+            self._run(version.projection.staging["stage"], {"stream": version.projection.streams[0]})
+            self._run(version.projection.all_applied(version.home))
+        finally:
+            self._connection.execute("rollback")
+            self._connection.unregister("incoming")
+
+    def build(self, versions: Seq[Version]) -> Build:
+        """Return a cursor by which versions are made that do not serve yet."""
+        return Build(self._connection.cursor(), versions)
 
 
-def open_database(path: Path, settings: Projections) -> Database:
-    """Open the file of the projections; one that is unusable is made anew, empty.
+class Build(Database):
+    """A cursor by which versions are made, all as far as each other, with checkpoints of their own."""
 
-    Raises:
-        ProjectionFileBusy: another process has it open.
-        InvalidConfig: DuckDB refuses a setting.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return _open(path, settings)
-    except UnusableFileError as error:
-        log.warning("the read model in %s is made anew from the log: %s", path, error)
-        discard(path)
-        return _open(path, settings)
+    def __init__(self, connection: duckdb.DuckDBPyConnection, versions: Seq[Version]) -> None:
+        super().__init__(connection)
+        self.applied_to = list(versions)
 
+    def checkpoints(self) -> dict[str, tuple[int, str | None]]:
+        """Return, for each stream, the last sequence that is applied to these versions."""
+        home = self.applied_to[0].home
+        found = dict(self.rows(sql.blocks(sql.SYSTEM)["build_checkpoints"], {"home": home}))
+        return {stream: (found.get(stream, 0), None) for stream in self.streams}
 
-def create_bulk(path: Path, settings: Projections) -> Database:
-    """Make a new file that is to be filled at once: without a write-ahead log, it is worth nothing until it is closed.
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that these versions are made from."""
+        return sql.streams(version.projection for version in self.applied_to)
 
-    One thread fills it: a second costs a quarter more work for the same rows, and the log is read meanwhile.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = Database(_connect(":memory:", settings.model_copy(update={"threads": 1}), attaches=True))
-    try:
-        database.execute("set timezone = 'UTC'")
-        database.execute(f"attach '{str(path).replace(chr(39), 2 * chr(39))}' as bulk (recovery_mode no_wal_writes)")
-        database.execute("use bulk")
-        database.execute("set global enable_external_access = false")
-        _check_versions(database)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def discard(path: Path) -> None:
-    """Remove a database file with all that lies beside it, its write-ahead log first."""
-    wal = path.with_name(path.name + ".wal")
-    for leftover in (*path.parent.glob(f"{wal.name}*"), path):
-        leftover.unlink(missing_ok=True)
-
-
-def _open(path: Path, settings: Projections) -> Database:
-    database = Database(_connect(path, settings))
-    try:
-        database.execute("set global timezone = 'UTC'")
-        database.execute("set global lock_configuration = true")
-        _check_versions(database)
-    except duckdb.Error as error:
-        database.close()
-        raise UnusableFileError(str(error)) from error
-    except UnusableFileError:
-        database.close()
-        raise
-    return database
-
-
-def _connect(path: Path | str, settings: Projections, *, attaches: bool = False) -> duckdb.DuckDBPyConnection:
-    try:
-        return duckdb.connect(
-            path,
-            config={
-                "memory_limit": settings.memory_limit,
-                "threads": settings.threads,
-                "wal_autocheckpoint": BULK_BYTES if attaches else WAL_BYTES,
-                "preserve_insertion_order": False,
-                "python_enable_replacements": False,
-                "enable_external_access": attaches,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-                "allow_community_extensions": False,
-            },
-        )
-    except duckdb.Error as error:
-        text = str(error)
-        if "lock on file" in text or "different configuration" in text:
-            raise ProjectionFileBusy(path=str(path), problem=text.partition("\n")[0]) from error
-        if isinstance(error, duckdb.ParserException | duckdb.InvalidInputException):
-            raise InvalidConfig(problem=f"projections: {text.partition(chr(10))[0]}") from error
-        raise UnusableFileError(text) from error
-
-
-def _check_versions(database: Database) -> None:
-    wanted = {name: sql.version(name) for name in sql.NAMES}
-    if not database.rows("select 1 from duckdb_tables() where not temporary limit 1"):
-        _create(database, wanted)
-        return
-    found = dict(database.rows(sql.blocks("system")["versions"]))
-    changed = [name for name in wanted if found.get(name) != wanted[name]]
-    if changed:
-        raise UnusableFileError(f"its SQL has changed ({', '.join(changed)})")
-
-
-def _create(database: Database, versions: Mapping[str, str]) -> None:
-    with database.transaction():
-        database.execute(sql.blocks("system")["table"])
-        for name, version in versions.items():
-            database.execute(sql.blocks(name)["table"])
-            database.execute(sql.blocks("system")["add_version"], {"projection": name, "version": version})
+    def _advance(self, stream: str, sequence: int) -> None:
+        for version in self.applied_to:
+            params = {"home": version.home, "stream": stream, "sequence": sequence}
+            self._run(sql.blocks(sql.SYSTEM)["advance_build"], params)

@@ -1,19 +1,23 @@
-"""One database file while it is served: the projector that writes it, and the threads that read it."""
+"""One database file while it is served: the projector that writes it, the threads that read it, and the chores."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from bitinglip.events.feed import TaskFeed
-from bitinglip.events.log import EventLog
 from bitinglip.projections import sandbox, timetravel
+from bitinglip.projections.building import Builder
 from bitinglip.projections.checkpoint import Checkpoints
-from bitinglip.projections.database import Database, create_bulk, discard, open_database
-from bitinglip.projections.projector import STREAMS, Projector
+from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.ground import Ground, begin
+from bitinglip.projections.opening import create_bulk, discard, open_database
+from bitinglip.projections.projector import Projector
+from bitinglip.projections.pruning import Pruner
 from bitinglip.projections.query import THREADS, CursorPool
-from bitinglip.settings import Projections
+from bitinglip.projections.snapshotting import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +28,30 @@ BULK_BATCHES = 5
 class Generation:
     """An open database with its projector and its readers."""
 
-    def __init__(self, path: Path, database: Database, projector: Projector) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, database: Database, projector: Projector, checkpoints: Checkpoints, ground: Ground
+    ) -> None:
         self.projector = projector
         self.database = database
         self.readers = CursorPool(database, "query", THREADS)
         self.strangers = CursorPool(database, "sandbox", sandbox.THREADS)
         self.travellers = CursorPool(database, "past", timetravel.THREADS)
+        self.builder = Builder(database, projector, ground.source, ground.settings, ground.catalogue)
+        self.pruner = Pruner(database, projector, ground.log.clock, ground.settings.keep_ticks_s)
+        self.snapshots = Snapshots(database, path, projector, checkpoints, ground)
+
+    def start(self) -> None:
+        """Begin to write, and with the chores."""
+        self.projector.start()
+        self.builder.start()
+        self.pruner.start()
+        self.snapshots.start()
 
     async def close(self) -> None:
         """Stop the writing, let running queries end, and close the file."""
+        await self.snapshots.stop()
+        await self.builder.stop()
+        await self.pruner.stop()
         await self.projector.stop()
         await self.readers.close()
         await self.strangers.close()
@@ -42,61 +60,57 @@ class Generation:
 
 
 async def open_generation(
-    path: Path, settings: Projections, log: EventLog, checkpoints: Checkpoints, feed: TaskFeed
+    path: Path,
+    ground: Ground,
+    checkpoints: Checkpoints,
+    feed: TaskFeed,
+    on_failure: Callable[[WriteError], object] | None = None,
 ) -> Generation:
     """Open the file and start its projector where the file's checkpoints say; not on a log that they don't belong to.
 
-    `feed` is handed the events of TASKS as they come.
+    `feed` is handed the events of TASKS as they come; `on_failure` is told of each write that failed.
 
     Raises:
         ProjectionFileBusy: another process has the file open.
+        ProjectionFileForeign, ProjectionFileRefused: see `open_database`.
         NoServer: the log cannot be asked.
     """
-    database = await asyncio.to_thread(open_database, path, settings)
+    settings, log = ground.settings, ground.log
+    database = await asyncio.to_thread(open_database, path, settings, ground.catalogue)
     try:
-        if (problem := await _begin(database, log)) is not None:
+        if (problem := await begin(database, log)) is not None:
             logger.warning("the read model in %s is made anew from the log: %s", path, problem)
             database.close()
             await asyncio.to_thread(discard, path)
-            database = await asyncio.to_thread(open_database, path, settings)
-            await _begin(database, log)
+            database = await asyncio.to_thread(open_database, path, settings, ground.catalogue)
+            await begin(database, log)
         for stream, (sequence, _) in database.checkpoints().items():
             checkpoints.advance(stream, sequence)
     except BaseException:
         database.close()
         raise
-    projector = Projector(log, database, checkpoints, settings, feed=feed)
-    projector.start()
-    return Generation(path, database, projector)
+    projector = Projector(log, database, checkpoints, settings, feed=feed, source=ground.source, on_failure=on_failure)
+    generation = Generation(path, database, projector, checkpoints, ground)
+    generation.start()
+    return generation
 
 
-async def open_bulk(path: Path, settings: Projections, log: EventLog) -> Generation:
+async def open_bulk(path: Path, ground: Ground) -> Generation:
     """Make a new file and start a projector that fills it in few, large transactions; it is whole once it is closed.
 
     Raises:
         NoServer: the log cannot be asked.
     """
-    database = await asyncio.to_thread(create_bulk, path, settings)
+    database = await asyncio.to_thread(create_bulk, path, ground.settings, ground.catalogue)
     try:
-        await _begin(database, log)
+        await begin(database, ground.log)
     except BaseException:
         database.close()
         raise
-    projector = Projector(log, database, Checkpoints(), settings, batches=BULK_BATCHES)
+    checkpoints = Checkpoints()
+    projector = Projector(
+        ground.log, database, checkpoints, ground.settings, batches=BULK_BATCHES, source=ground.source
+    )
+    generation = Generation(path, database, projector, checkpoints, ground)
     projector.start()
-    return Generation(path, database, projector)
-
-
-async def _begin(database: Database, log: EventLog) -> str | None:
-    """Begin streams without a checkpoint; say what is wrong with a checkpoint that cannot be of this log."""
-    known = database.checkpoints()
-    for stream in STREAMS:
-        created, last = await log.stream_created(stream), await log.last_sequence(stream)
-        applied, stored = known.get(stream, (0, None))
-        if stored is None:
-            database.add_checkpoint(stream, created)
-        elif stored != created:
-            return f"the stream {stream} was made anew"
-        elif applied > last:
-            return f"its checkpoint {applied} is beyond the last event {last} of {stream}"
-    return None
+    return generation

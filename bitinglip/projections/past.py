@@ -59,7 +59,7 @@ class Past:
         self.moment = moment
         self._cursor = cursor
         self._look = look
-        self._sql = sql.blocks("past", cursor.home)
+        self._sql = blocks(cursor.home)
         self._home = cursor.home
         self._whole = False
         self._histories: dict[str, list[Recorded]] = {}
@@ -120,7 +120,7 @@ class Past:
 
     def _make_tasks(self, chosen: Seq[tuple[str, int]], *, anew: bool = True) -> None:
         if anew:
-            self._cursor.run(sql.scratch("tasks"))
+            self._cursor.run_again(sql.CATALOGUE["tasks"].scratch())
         if chosen:
             params = {"ids": [task_id for task_id, _ in chosen], "firsts": [first for _, first in chosen]}
             self._execute("choose_tasks", params)
@@ -226,7 +226,7 @@ class Past:
 
     def _make(self, name: str, stream: str, params: Mapping[str, Any]) -> set[str]:
         """Make the rows of a projection anew that have changed since; returns what they are about."""
-        self._cursor.run(sql.scratch(name))
+        self._cursor.run_again(sql.CATALOGUE[name].scratch())
         self._execute(f"choose_{name}", params)
         changed = {about for (about,) in self._select("select about from chosen")}
         if changed:
@@ -241,9 +241,10 @@ class Past:
         params = {"stream": stream, "last": self.moment.of(stream), "ticks": TICKS, "ticks_since": since}
         self._execute("incoming", params)
         self._look()
-        types = self._cursor.stage(stream)
+        projection = sql.CATALOGUE[name]
+        types = self._cursor.stage(stream, projection.staging)
         self._look()
-        self._cursor.run(sql.steps(name, types, sql.SCRATCH, UNNEEDED.get(name, ())))
+        self._cursor.run_again(projection.applied(types, sql.SCRATCH, UNNEEDED.get(name, ())))
 
     def _ask(self, name: str, params: Mapping[str, Any], columns: str = "*", lowest: int = 0) -> list[tuple[Any, ...]]:
         """Ask a named question of the state at the moment; of tasks, of those that were submitted from `lowest` on."""
@@ -267,6 +268,11 @@ class Past:
     def _select(self, statement: str, params: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         self._look()
         return self._cursor.rows(statement, params or {})
+
+
+def blocks(home: str) -> dict[str, str]:
+    """Return the statements of `queries/past.sql` by name, for what is served in a schema."""
+    return sql.parsed(queries.text("past"), home)
 
 
 def _tables_of(question: str) -> list[str]:

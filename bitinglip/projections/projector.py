@@ -18,38 +18,31 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from enum import Enum
+from functools import partial
+from typing import Any
 
 from bitinglip.errors import NoServer
-from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import Messages
 from bitinglip.events.feed import TaskFeed
-from bitinglip.events.log import STREAM_FILTERS, EventLog
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, timed
+from bitinglip.projections.source import LogSource, Source
 from bitinglip.projections.writer import write
 from bitinglip.settings import Projections
 
 log = logging.getLogger(__name__)
 
-STREAMS = tuple(sql.PROJECTIONS)
+STREAMS = sql.STREAMS
 BATCH_MOST_BYTES = 16 * 2**20
 """Bytes of payload in one transaction: DuckDB holds several times as much while it takes the fields out."""
 BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
 CANCEL_AGAIN_S = 0.5
 """Patience with a part that is to end."""
-REST, BUSY_REST = 2, 8
-"""How many times as long as the last transaction took nothing is written, unless somebody waits; and on a machine whose
-cores others want as well. A transaction costs more than ten milliseconds of a core however few its events are."""
-BUSY = 1.3
-"""Time of a transaction, to processor time, at which a machine counts as busy."""
-MOST_REST_S = 0.25
-WORTHWHILE = 50
-"""Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""
-AWAITED_S = 0.005
-"""Seconds for which a batch grows that somebody waits for."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 
 
@@ -88,11 +81,22 @@ class Projector:
         *,
         feed: TaskFeed | None = None,
         batches: int = 1,
+        source: Source | None = None,
+        on_failure: Callable[[WriteError], object] | None = None,
     ) -> None:
-        """`feed`: whom to hand the events of TASKS as they come; `batches`: how often `batch_max` in a transaction."""
+        """Make one that does not run yet.
+
+        `feed`: whom to hand the events of TASKS as they come; `batches`: how often `batch_max` in a transaction;
+        `source`: where to read, the log if none is given; `on_failure`: whom to tell that a write failed.
+        """
         self.state = State.STARTING
         self.caught_up = asyncio.Event()
-        self._log = log
+        self.writing = asyncio.Lock()
+        """Held while a batch is written; by others, for as long as nothing may be."""
+        self.problem: str | None = None
+        """Why nothing can be written at the moment."""
+        self._source = source or LogSource(log)
+        self._on_failure = on_failure
         self._database = database
         self._checkpoints = checkpoints
         self._settings = settings
@@ -162,7 +166,7 @@ class Projector:
         failures = 0
         while True:
             try:
-                return {stream: await last_event(self._log, stream) for stream in STREAMS}
+                return {stream: await self._source.last(stream) for stream in STREAMS}
             except NoServer as error:
                 log.warning("the projector waits for the log: %s", error)
                 await asyncio.sleep(_backoff(failures))
@@ -179,7 +183,7 @@ class Projector:
 
     async def _pump(self, stream: str) -> None:
         buffer = self._buffers[stream]
-        async with aclosing(self._log.tail(stream, self._checkpoints.applied(stream))) as batches:
+        async with aclosing(self._source.read(stream, self._checkpoints.applied(stream))) as batches:
             async for messages in batches:
                 if stream == TASKS:
                     self._feed.offer(messages)
@@ -223,7 +227,8 @@ class Projector:
 
         What comes after a quiet time is written soon, what comes on and on in batches that are worth their transaction.
         """
-        await self._grow(self._most, max(self._settings.flush_ms / 1000, self._rest_s))
+        rest_s = self._wrote_at + self._rest_s - time.monotonic()
+        await self._grow(self._most, max(self._settings.flush_ms / 1000, rest_s))
         if not self._awaited():
             await self._grow(WORTHWHILE, self._wrote_at + MOST_REST_S - time.monotonic())
 
@@ -260,26 +265,28 @@ class Projector:
         failures, before, loop = 0, self.state, asyncio.get_running_loop()
         while True:
             try:
-                self._rest_s = await loop.run_in_executor(self._thread, self._timed_write, stream, batches)
+                async with self.writing:
+                    work = partial(write, self._database, stream, *batches)
+                    self._rest_s = await loop.run_in_executor(self._thread, timed, work)
                 break
-            except WriteError:
+            except WriteError as error:
                 log.exception("the read model could not be written at %s:%d", stream, batches[0].sequences[0])
+                self._tell(error)
                 if self.state is before:
                     self._enter(State.RETRYING)
                 await asyncio.sleep(_backoff(failures))
                 failures += 1
         if self.state is State.RETRYING:
             self._enter(before)
+            self.problem = None
         self._wrote_at = time.monotonic()
         self._checkpoints.advance(stream, batches[-1].sequences[-1])
         self._look_whether_caught_up()
 
-    def _timed_write(self, stream: str, batches: Seq[Messages]) -> float:
-        """Write, and return how long to rest after it."""
-        started, worked = time.monotonic(), time.thread_time()
-        write(self._database, stream, *batches)
-        took_s, worked_s = time.monotonic() - started, time.thread_time() - worked
-        return min(took_s * (BUSY_REST if took_s > BUSY * worked_s else REST), MOST_REST_S)
+    def _tell(self, error: WriteError) -> None:
+        self.problem = str(error).partition("\n")[0]
+        if self._on_failure is not None:
+            self._on_failure(error)
 
 
 class _Buffer:
@@ -306,22 +313,12 @@ class _Buffer:
         return taken
 
 
-async def end(tasks: Callable[[], Iterable[asyncio.Task[None] | None]], patience_s: float) -> None:
+async def end(tasks: Callable[[], Iterable[asyncio.Task[Any] | None]], patience_s: float) -> None:
     """Cancel tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
     while alive := [task for task in tasks() if task is not None and not task.done()]:
         for task in alive:
             task.cancel()
         await asyncio.wait(alive, timeout=patience_s)
-
-
-async def last_event(log: EventLog, stream: str) -> int:
-    """Return the sequence of the last event in a stream, what are no events (timers) left out; 0 if there is none.
-
-    Raises:
-        NoServer: the log cannot be asked.
-    """
-    found = [await get_last(log.connection, stream, subject) for subject in STREAM_FILTERS[stream]]
-    return max((message.sequence for message in found if message is not None), default=0)
 
 
 def _report(task: asyncio.Task[None]) -> None:

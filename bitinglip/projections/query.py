@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,12 +18,15 @@ import orjson
 from bitinglip.errors import InvalidInput
 from bitinglip.projections import queries, sql
 from bitinglip.projections.database import Database
+from bitinglip.projections.reports import Chosen, Report, report
 from bitinglip.projections.rows import (
+    AuditRow,
     BatchRow,
     ColumnSchema,
     ModelRow,
     ModelUsageRow,
     NodeRow,
+    SavedQueryRow,
     TableSchema,
     TaskRow,
     WorkerRow,
@@ -29,9 +34,13 @@ from bitinglip.projections.rows import (
 )
 
 THREADS = 2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_PLACE = re.compile(r"([0-9]{1,17})\.([A-Z]{1,20})\.([0-9]{1,19})")
 _T = TypeVar("_T")
 _task, _worker, _node, _model = reader(TaskRow), reader(WorkerRow), reader(NodeRow), reader(ModelRow)
-_batch, _usage = reader(BatchRow), reader(ModelUsageRow)
+_batch, _usage, _asked = reader(BatchRow), reader(ModelUsageRow), reader(AuditRow)
+_saved = reader(SavedQueryRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,8 @@ class TaskFilter:
     after: datetime | None = None
     """It ended after this, or was submitted after it and has not ended; `before` likewise."""
     before: datetime | None = None
+    readable: bool | None = None
+    """Whether it is private, and not forgotten."""
     limit: int = 50
     cursor: str | None = None
     """What the page before answered as `next_cursor`."""
@@ -72,6 +83,35 @@ class TaskFilter:
             "failure": self.failure,
             "after": _naive(self.after),
             "before": _naive(self.before),
+            "readable": self.readable,
+            "limit": self.limit + 1,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Which events that somebody asked for, and which page of them; what is not given filters nothing."""
+
+    key_id: str | None = None
+    type: str | None = None
+    about: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+    def params(self) -> dict[str, Any]:
+        """Return the parameters of `audit.sql`; one row more than the limit tells whether there is another page."""
+        at, stream, sequence = _place(self.cursor)
+        return {
+            "key_id": self.key_id,
+            "type": self.type,
+            "about": self.about,
+            "since": _naive(self.since),
+            "until": _naive(self.until),
+            "at": at,
+            "stream": stream,
+            "sequence": sequence,
             "limit": self.limit + 1,
         }
 
@@ -131,6 +171,24 @@ class Queries:
         page = found[: chosen.limit]
         return [row[0] for row in page], str(page[-1][1]) if len(found) > chosen.limit else None
 
+    async def over(self, task_ids: Seq[str], boundary: int) -> list[str]:
+        """Return those of these tasks that can leave the server, with all that is up to a sequence."""
+        params = {"task_ids": list(task_ids), "boundary": boundary}
+        return [task_id for (task_id,) in await self._rows("over", params)]
+
+    async def over_after(self, sequence: int) -> int:
+        """Return how many tasks that are over had their last event after a sequence."""
+        return (await self._rows("over_after", {"sequence": sequence}))[0][0]
+
+    async def archived(self) -> dict[str, int]:
+        """Return up to where the events of each stream are read from the archive."""
+        return dict(await self._rows("archived"))
+
+    async def span(self, task_id: str) -> tuple[int, int] | None:
+        """Return the sequences of a task's first and last event; none if there is no such task."""
+        found = await self._rows("span", {"task_id": task_id})
+        return found[0] if found else None  # type: ignore[return-value]
+
     async def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state; a state without tasks is left out."""
         return dict(await self._rows("counts"))
@@ -187,6 +245,16 @@ class Queries:
         params |= {"width_us": width // timedelta(microseconds=1), "silence_s": silence.total_seconds()}
         return await self._rows("timeline", params | {"alive_since": _naive(alive_since)})
 
+    async def audit(self, chosen: AuditFilter) -> tuple[list[AuditRow], str | None]:
+        """Return a page of the events that somebody asked for, the newest first, and the cursor of the next page.
+
+        Raises:
+            InvalidInput: the cursor is none of ours.
+        """
+        found = [_asked(values) for values in await self._rows("audit", chosen.params())]
+        page = found[: chosen.limit]
+        return page, _cursor_after(page[-1]) if len(found) > chosen.limit else None
+
     async def models(self) -> list[ModelRow]:
         """Return all models that were described, or that a worker ever registered, by name."""
         return [_model(values) for values in await self._rows("models")]
@@ -195,6 +263,18 @@ class Queries:
         """Return what tasks made of each revision of a model, by name and revision."""
         rows = [_usage(values) for values in await self._rows("model_usage")]
         return {(row.model, row.revision): row for row in rows}
+
+    async def saved_queries(self, name: str | None = None) -> list[SavedQueryRow]:
+        """Return the saved queries by name, or the one that is named."""
+        return [_saved(values) for values in await self._rows("saved_queries", {"name": name})]
+
+    async def report(self, chosen: Chosen) -> Report:
+        """Make a report."""
+
+        async def rows(name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+            return await self._run(lambda cursor: cursor.named_rows(queries.text(name), params))
+
+        return await report(chosen, rows)
 
     async def schema(self) -> list[TableSchema]:
         """Return the tables that a query can read."""
@@ -220,6 +300,21 @@ def _sequence(cursor: str | None) -> int | None:
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 19:
         raise InvalidInput(field="cursor", problem="is none that a page answered")
     return int(cursor)
+
+
+def _cursor_after(row: AuditRow) -> str:
+    micros = (row.recorded_at - _EPOCH) // _MICROSECOND
+    return f"{micros}.{row.stream}.{row.sequence}"
+
+
+def _place(cursor: str | None) -> tuple[datetime | None, str | None, int | None]:
+    """Return the row that a page of the audit goes on after; the opposite of `_cursor_after`."""
+    if cursor is None:
+        return None, None, None
+    found = _PLACE.fullmatch(cursor)
+    if found is None:
+        raise InvalidInput(field="cursor", problem="is none that a page answered")
+    return _naive(_EPOCH + int(found[1]) * _MICROSECOND), found[2], int(found[3])
 
 
 def _naive(moment: datetime | None) -> datetime | None:

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from bitinglip.events.log import EventLog
-from bitinglip.projections.database import discard
 from bitinglip.projections.generation import open_bulk
-from bitinglip.settings import Projections
+from bitinglip.projections.ground import Ground
+from bitinglip.projections.opening import discard
 
 SUFFIX = ".rebuild"
 Swap = Callable[[Callable[[], None]], Awaitable[None]]
@@ -31,21 +30,28 @@ def sweep(path: Path) -> None:
     discard(beside(path))
 
 
-async def rebuild(path: Path, settings: Projections, log: EventLog, swap: Swap) -> None:
+async def rebuild(path: Path, ground: Ground, swap: Swap) -> None:
     """Fill a new file from the log, and have it put in the place of the old one once it has caught up.
 
     Raises:
         NoServer: the log cannot be asked; the old file serves on.
     """
     await asyncio.to_thread(sweep, path)
-    generation = await open_bulk(beside(path), settings, log)
+    generation = await open_bulk(beside(path), ground)
     try:
         await generation.projector.wait_caught_up()
         await generation.projector.stop()
-        await asyncio.to_thread(generation.database.fold, settings.threads)
+        await asyncio.to_thread(generation.database.fold, ground.settings.threads)
     except BaseException:
         await generation.close()
         await asyncio.to_thread(sweep, path)
         raise
     await generation.close()
-    await swap(partial(os.replace, beside(path), path))
+    await swap(partial(_put_in_place, path))
+
+
+def _put_in_place(path: Path) -> None:
+    """Replace the old file by the new one; what of it was not folded when it was closed is not the new one's."""
+    for leftover in path.parent.glob(f"{path.name}.wal*"):
+        leftover.unlink()
+    os.replace(beside(path), path)

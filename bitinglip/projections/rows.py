@@ -17,7 +17,7 @@ _Row = TypeVar("_Row")
 _JSON = frozenset({
     "metadata", "params", "params_ref", "retried_as", "depends_on",
     "result", "result_ref", "failure", "versions", "models", "loaded",
-    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts",
+    "labels", "devices", "workers", "counts", "need_bytes", "tags", "parts", "parameters",
 })  # fmt: skip
 
 
@@ -72,6 +72,8 @@ class TaskRow:
     progress_step: int | None
     progress_total: int | None
     progress_unit: str | None
+    private: bool
+    forgotten_at: datetime | None
     submitted_sequence: int
     last_sequence: int
 
@@ -221,6 +223,19 @@ class ModelAliasRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedQueryRow:
+    """SQL that has a name; the columns of `saved_queries`."""
+
+    name: str
+    sql: str
+    description: str | None
+    parameters: dict[str, dict[str, Any]]
+    saved_at: datetime
+    saved_by: str | None
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelUsageRow:
     """What tasks made of a revision of a model."""
 
@@ -252,6 +267,20 @@ class TableSchema:
     columns: tuple[ColumnSchema, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """An event that a request led to; the columns of `audit`."""
+
+    recorded_at: datetime
+    stream: str
+    sequence: int
+    type: str
+    about: str
+    key_id: str | None
+    address: str | None
+    request_id: str
+
+
 def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:
     """Return what makes a row of this class from a tuple of DuckDB's."""
     names = [field.name for field in fields(row)]  # pyright: ignore[reportArgumentType]
@@ -265,4 +294,5 @@ def reader(row: Callable[..., _Row]) -> Callable[[tuple[Any, ...]], _Row]:
 def _value(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC)
-    return orjson.loads(value) if name in _JSON and value is not None else value
+    # `parameters` is a number of a model, and JSON of a saved query.
+    return orjson.loads(value) if name in _JSON and isinstance(value, str) else value

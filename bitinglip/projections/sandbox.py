@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
-from decimal import Decimal
-from threading import Event, Lock
-from typing import Any, cast
+from threading import Event, Lock, Semaphore
+from typing import Any, Generic, Literal, TypeVar
 
-import orjson
 import psutil
 
-from bitinglip.errors import QueryRefused, QueryTimeout
-from bitinglip.projections.arrow import pa
+from bitinglip.errors import QueriesBusy, QueryRefused, QueryTimeout
+from bitinglip.projections.brake import Brake
 from bitinglip.projections.database import Database, Interrupted, Params, WriteError
-from bitinglip.projections.vetting import refusal
+from bitinglip.projections.scope import EVERYTHING, Scope, vetted
+from bitinglip.projections.values import jsonable, rows_of
+
+__all__ = ["EVERYTHING", "Bounds", "Question", "Sandbox", "Scope", "Table", "jsonable"]
 
 THREADS = 2
+WAITING_MOST = 8
+"""Queries that may wait for a thread; the next ones are to come again later."""
 ROWS_PER_BATCH = 1_000
+STREAMED_ROWS_PER_BATCH = 8_192
+AHEAD = 4
+"""Batches that are made before the first of them is taken."""
 MAX_ANSWER_BYTES = 32 * 2**20
-"""Largest answer, as DuckDB holds it."""
+"""Largest answer in one piece, as DuckDB holds it."""
 MAX_GROWTH_BYTES = 2**30
 """Most by which this process may grow while a query runs; the query is stopped then."""
 LOOK_S = 0.05
 """Seconds between two looks at a running query."""
 GRACE_S = 2.0
 """Seconds that DuckDB gets to notice an interruption before its caller is answered without it."""
-ARROW_ERRORS = (OSError, ValueError, TypeError, OverflowError, RuntimeError, NotImplementedError)
+ARROW_ERRORS = (OSError, ValueError, TypeError, OverflowError, RuntimeError, NotImplementedError, MemoryError)
 """What Arrow, or a parameter on its way into DuckDB, says."""
-_EXACT = 2**63
+Explain = Literal["plan", "analyze"]
+_EXPLAIN = {None: "", "plan": "explain ", "analyze": "explain analyze "}
+_T = TypeVar("_T")
+Run = Callable[[Callable[[Database], Any]], Awaitable[Any]]
+Look = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, and by whom."""
+
+    sql: str
+    params: Params = ()
+    scope: Scope = EVERYTHING
+    explain: Explain | None = None
+    """`plan`: how it would be answered; `analyze`: how it was, with the times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long and how much."""
+
+    timeout_s: float
+    max_rows: int
+    max_bytes: int = MAX_ANSWER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,42 +75,92 @@ class Table:
 class Sandbox:
     """Runs strangers' queries. `run` does some work on a thread that is kept for them, with its cursor."""
 
-    def __init__(self, run: Callable[[Callable[[Database], Table]], Awaitable[Table]]) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
+        self._brake = Brake()
+        self._open = 0
         self._stopping: set[asyncio.Future[None]] = set()
 
-    async def run(self, sql: str, params: Params, timeout_s: float, max_rows: int) -> Table:
-        """Run one SELECT.
+    async def run(self, sql: str, params: Params, timeout_s: float, max_rows: int, scope: Scope = EVERYTHING) -> Table:
+        """Run one SELECT; see `ask`."""
+        return await self.ask(Question(sql, params, scope), Bounds(timeout_s, max_rows))
+
+    async def ask(self, question: Question, bounds: Bounds) -> Table:
+        """Answer in one piece.
 
         Raises:
-            QueryRefused: it is not one read-only statement, or DuckDB refuses it; the error says why.
-            QueryTimeout: it ran longer than `timeout_s`, waiting for a free thread included.
+            QueryRefused: it is not one read-only statement, or DuckDB refuses it, or it takes too much.
+            QueryTimeout: it ran longer than its bound.
+            QueriesBusy: too many others wait for a thread, or none was free in time.
         """
-        query = _Query(sql, params, max_rows)
-        running = asyncio.ensure_future(self._run(query.run))
-        running.add_done_callback(_forget)
+        query = _Query(question, bounds, ROWS_PER_BATCH, _collect)
+        running = self._begin(query)
         try:
-            await _watch(query, running, timeout_s)
-        except asyncio.CancelledError:
+            await self._see_to_its_end(query, running)
+        finally:
+            self._let_go(query, running)
+        return _result(query, running)
+
+    async def stream(self, question: Question, bounds: Bounds) -> AsyncGenerator[Any]:
+        """Yield the answer's schema, then its Arrow batches as they are made, then whether there were more rows.
+
+        Raises:
+            QueryRefused, QueryTimeout, QueriesBusy: as for `ask`; also after some batches.
+        """
+        channel = _Channel()
+        query = _Query(question, bounds, STREAMED_ROWS_PER_BATCH, channel.fill)
+        running = self._begin(query)
+        running.add_done_callback(channel.end)
+        watcher = asyncio.ensure_future(self._see_to_its_end(query, running))
+        watcher.add_done_callback(channel.end)
+        try:
+            while (item := await channel.take()) is not None:
+                yield item
+            yield _result(query, running)
+        finally:
+            watcher.cancel()
+            self._let_go(query, running)
+
+    def _begin(self, query: _Query[_T]) -> asyncio.Future[_T]:
+        if self._open >= THREADS + WAITING_MOST:
+            raise QueriesBusy(most=THREADS + WAITING_MOST)
+        self._open += 1
+        running = asyncio.ensure_future(self._run(query.run))
+        running.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, running: asyncio.Future[Any]) -> None:
+        """Count one less; a query that does not heed that it is stopped counts until it ends."""
+        self._open -= 1
+        if not running.cancelled():
+            running.exception()
+
+    async def _see_to_its_end(self, query: _Query[Any], running: asyncio.Future[Any]) -> None:
+        await _watch(query, running)
+        if query.refused and not running.done():
+            self._brake.hold()
+            running.add_done_callback(lambda _: self._brake.release())
+        await _stop(query, running)
+
+    def _let_go(self, query: _Query[Any], running: asyncio.Future[Any]) -> None:
+        """Have a query end that nobody waits for."""
+        if not running.done():
             self._stopping.add(stopping := asyncio.ensure_future(_stop(query, running)))
             stopping.add_done_callback(self._stopping.discard)
-            raise
-        await _stop(query, running)
-        if query.refused is not None:
-            raise QueryRefused(problem=query.refused)
-        if not running.done() or isinstance(running.exception(), Interrupted):
-            raise QueryTimeout(limit_s=timeout_s)
-        return running.result()
 
 
-class _Query:
-    """One query on its way through a thread."""
+class _Query(Generic[_T]):
+    """One query on its way through a thread; `use` is what is done there with its Arrow batches."""
 
-    def __init__(self, sql: str, params: Params, max_rows: int) -> None:
+    def __init__(
+        self, question: Question, bounds: Bounds, rows_per_batch: int, use: Callable[[Any, Bounds, Look], _T]
+    ) -> None:
+        self.bounds = bounds
         self.refused: str | None = None
-        self._sql = sql
-        self._params = params
-        self._max_rows = max_rows
+        self.started = False
+        self._question = question
+        self._rows_per_batch = rows_per_batch
+        self._use = use
         self._halt = Event()
         self._lock = Lock()
         self._cursor: Database | None = None
@@ -95,56 +172,111 @@ class _Query:
             if self._cursor is not None:
                 self._cursor.interrupt()
 
-    def run(self, cursor: Database) -> Table:
+    def run(self, cursor: Database) -> _T:
         """Run it on this cursor; the caller's thread blocks."""
         self._hold(cursor)
         try:
-            self._vet(cursor)
+            self._look()
+            self.started = True
+            statement = _explained(vetted(cursor, self._question.sql, self._question.scope), self._question)
             with cursor.read_only():
-                return self._collect(cursor)
+                return self._answer(cursor, statement)
         except (WriteError, *ARROW_ERRORS) as error:
             if self._halt.is_set():
                 raise Interrupted("stopped") from error
-            raise QueryRefused(problem=str(error)) from error
+            raise QueryRefused(problem=str(error) or type(error).__name__) from error
         finally:
             self._hold(None)
+            cursor.roll_back()  # again: until now it may have been interrupted, and the next query would find it
+
+    def _answer(self, cursor: Database, statement: str) -> _T:
+        self._look()
+        reader = cursor.arrow(statement, self._question.params, self._rows_per_batch)
+        return self._use(reader, self.bounds, self._look)
 
     def _hold(self, cursor: Database | None) -> None:
         with self._lock:
             self._cursor = cursor
-
-    def _vet(self, cursor: Database) -> None:
-        self._look()
-        if not cursor.is_one_select(self._sql):
-            raise QueryRefused(problem="it is not exactly one SELECT")
-        problem = refusal(orjson.loads(cursor.rows("select json_serialize_sql(?::varchar)", [self._sql])[0][0]))
-        if problem is not None:
-            raise QueryRefused(problem=problem)
-
-    def _collect(self, cursor: Database) -> Table:
-        reader = cursor.arrow(self._sql, self._params, ROWS_PER_BATCH)
-        columns: list[str] = list(reader.schema.names)
-        rows: list[list[Any]] = []
-        answer_bytes = 0
-        for batch in reader:
-            self._look()
-            answer_bytes += batch.nbytes
-            if answer_bytes > MAX_ANSWER_BYTES:
-                raise QueryRefused(problem=f"its answer is larger than {MAX_ANSWER_BYTES} bytes")
-            rows += _rows(batch)
-            if len(rows) > self._max_rows:
-                return Table(columns, rows[: self._max_rows], truncated=True)
-        return Table(columns, rows, truncated=False)
 
     def _look(self) -> None:
         if self._halt.is_set():
             raise Interrupted("stopped")
 
 
-async def _watch(query: _Query, running: asyncio.Future[Table], timeout_s: float) -> None:
+def _explained(statement: str, question: Question) -> str:
+    if question.explain is not None and question.scope.key_id is not None:
+        raise QueryRefused(problem="a plan tells of rows that are not yours")
+    return _EXPLAIN[question.explain] + statement
+
+
+class _Channel:
+    """Takes Arrow batches from the thread that makes them to the event loop; the thread waits while nobody takes."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
+        self._room = Semaphore(AHEAD)
+
+    def fill(self, reader: Any, bounds: Bounds, look: Look) -> bool:
+        """Put the schema and the batches in; returns whether there were more rows than asked for. For the thread."""
+        self._put(reader.schema, look)
+        rows = size = 0
+        for batch in reader:
+            size += batch.nbytes
+            if size > bounds.max_bytes:
+                raise QueryRefused(problem=f"its answer is larger than {bounds.max_bytes} bytes")
+            self._put(batch.slice(0, bounds.max_rows - rows), look)
+            rows += batch.num_rows
+            if rows > bounds.max_rows:
+                return True
+        return False
+
+    def _put(self, item: Any, look: Look) -> None:
+        while not self._room.acquire(timeout=LOOK_S):
+            look()
+        look()
+        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+    async def take(self) -> Any:
+        """Return the next one; none after the last."""
+        item = await self._items.get()
+        self._room.release()
+        return item
+
+    def end(self, _: object) -> None:
+        """Let nothing follow."""
+        self._items.put_nowait(None)
+
+
+def _collect(reader: Any, bounds: Bounds, look: Look) -> Table:
+    columns: list[str] = list(reader.schema.names)
+    rows: list[list[Any]] = []
+    answer_bytes = 0
+    for batch in reader:
+        look()
+        answer_bytes += batch.nbytes
+        if answer_bytes > bounds.max_bytes:
+            raise QueryRefused(problem=f"its answer is larger than {bounds.max_bytes} bytes")
+        rows += rows_of(batch)
+        if len(rows) > bounds.max_rows:
+            return Table(columns, rows[: bounds.max_rows], truncated=True)
+    return Table(columns, rows, truncated=False)
+
+
+def _result(query: _Query[_T], running: asyncio.Future[_T]) -> _T:
+    if query.refused is not None:
+        raise QueryRefused(problem=query.refused)
+    if not running.done() or isinstance(running.exception(), Interrupted):
+        if not query.started:
+            raise QueriesBusy(most=THREADS)
+        raise QueryTimeout(limit_s=query.bounds.timeout_s)
+    return running.result()
+
+
+async def _watch(query: _Query[Any], running: asyncio.Future[Any]) -> None:
     """Wait for the query, until its time is up or the process has grown too much."""
     loop, process = asyncio.get_running_loop(), psutil.Process()
-    deadline, most = loop.time() + timeout_s, process.memory_info().rss + MAX_GROWTH_BYTES
+    deadline, most = loop.time() + query.bounds.timeout_s, process.memory_info().rss + MAX_GROWTH_BYTES
     while (left := deadline - loop.time()) > 0:
         await asyncio.wait([running], timeout=min(left, LOOK_S))
         if running.done():
@@ -154,54 +286,10 @@ async def _watch(query: _Query, running: asyncio.Future[Table], timeout_s: float
             return
 
 
-async def _stop(query: _Query, running: asyncio.Future[Table]) -> None:
+async def _stop(query: _Query[Any], running: asyncio.Future[Any]) -> None:
     """Stop the query if it still runs, and wait until it has noticed, for a while."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + GRACE_S
     while not running.done() and loop.time() < deadline:
         query.stop()
         await asyncio.wait([running], timeout=LOOK_S)
-
-
-def _forget(running: asyncio.Future[Table]) -> None:
-    if not running.cancelled():
-        running.exception()
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
-def _rows(batch: Any) -> Iterator[list[Any]]:
-    columns = [[jsonable(value) for value in column.to_pylist()] for column in batch.columns]
-    return (list(row) for row in zip(*columns, strict=True))
-
-
-def jsonable(value: Any) -> Any:
-    """Return a value of DuckDB's as one that JSON has: numbers that are not exact in it, times and bytes as text."""
-    match value:
-        case None | bool() | str():
-            return value
-        case int():
-            return value if -_EXACT <= value < _EXACT else str(value)
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case Decimal():
-            return jsonable(int(value)) if value.as_tuple().exponent == 0 else str(value)
-        case datetime():
-            aware = value if value.tzinfo else value.replace(tzinfo=UTC)
-            return aware.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        case date() | time():
-            return value.isoformat()
-        case bytes():
-            return base64.b64encode(value).decode()
-        case dict():
-            return {str(key): jsonable(item) for key, item in cast("dict[Any, Any]", value).items()}
-        case list():
-            return [jsonable(item) for item in cast("list[Any]", value)]
-        case tuple() if isinstance(value, pa.MonthDayNano):
-            months, days, nanoseconds = cast("tuple[int, int, int]", value)
-            return {"months": months, "days": days, "seconds": nanoseconds / 1e9}
-        case tuple():
-            return [jsonable(item) for item in cast("tuple[Any, ...]", value)]
-        case _:
-            return str(value)

@@ -10,13 +10,13 @@ from threading import Event
 from typing import Any, TypeVar
 
 from bitinglip.errors import MomentBeforeLog, MomentToCome, PastTimeout
-from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
-from bitinglip.projections import sql
 from bitinglip.projections.database import Database, Interrupted
+from bitinglip.projections.ground import Ground
 from bitinglip.projections.moment import Moment, parse
-from bitinglip.projections.past import Past, travelled
-from bitinglip.projections.projector import STREAMS, last_event
+from bitinglip.projections.past import Past, blocks, travelled
+from bitinglip.projections.source import Source
+from bitinglip.projections.sql import STREAMS
 
 THREADS = 2
 END = datetime(9999, 1, 1, tzinfo=UTC)
@@ -43,12 +43,13 @@ class _Reach:
 class TimeTravel:
     """The past of one gateway's read model."""
 
-    def __init__(self, run: Run, wait: Wait, applied: Callable[[str], int], log: EventLog, timeout_s: float) -> None:
+    def __init__(self, run: Run, wait: Wait, applied: Callable[[str], int], ground: Ground) -> None:
         self._run = run
         self._wait = wait
         self._applied = applied
-        self._log = log
-        self._timeout_s = timeout_s
+        self._clock = ground.log.clock
+        self._source: Source = ground.source
+        self._timeout_s = ground.settings.query_timeout_s
         self._stopping: set[asyncio.Task[None]] = set()
         self._whole_until = datetime.min.replace(tzinfo=UTC)
         """Up to when all that was stored has been seen to be applied."""
@@ -61,7 +62,7 @@ class TimeTravel:
             ProjectionBehind: the read model has not come so far in time.
             NoServer: the log cannot be asked.
         """
-        now = self._log.clock()
+        now = self._clock()
         asked = parse(text, now)
         at = await self._time_of(asked, text) if isinstance(asked, int) else asked
         if at > now:
@@ -101,7 +102,7 @@ class TimeTravel:
     async def _time_of(self, sequence: int, text: str) -> datetime:
         """Return when the last event up to a sequence of TASKS was stored."""
         if sequence > self._applied(TASKS):
-            if sequence > (last := await last_event(self._log, TASKS)):
+            if sequence > (last := await self._source.last(TASKS)):
                 raise MomentToCome(asked=text, last=f"event {last} of {TASKS}")
             await self._wait(TASKS, sequence)
         [(at, begins)] = await self._run(lambda cursor: cursor.rows(_block(cursor, "time_of"), {"sequence": sequence}))
@@ -121,7 +122,7 @@ class TimeTravel:
     async def _catch_up(self, reached: dict[str, _Reach]) -> None:
         for stream in STREAMS:
             if self._may_lack(reached.get(stream)):
-                await self._wait(stream, await last_event(self._log, stream))
+                await self._wait(stream, await self._source.last(stream))
 
 
 class _Journey:
@@ -158,7 +159,7 @@ class _Journey:
 
 
 def _block(cursor: Database, name: str) -> str:
-    return sql.blocks("past", cursor.home)[name]
+    return blocks(cursor.home)[name]
 
 
 def _written(at: datetime) -> str:

@@ -46,3 +46,4 @@ def _narrow(database: Database, stream: str, messages: Seq[RawMessage], error: E
         return
     log.error("the event at %s:%d is not readable: %s", stream, messages[0].sequence, error)
     database.apply(stream, to_arrow([[corrupt(messages[0], stream)]]), messages[0].sequence)
+    database.corrupt[stream] += 1

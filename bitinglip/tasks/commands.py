@@ -84,6 +84,11 @@ class SubmitTask(BaseModel):
     on_failure: OnFailure = Field(
         default="cancel", description="If one of them does not succeed: cancel this one, or run it all the same."
     )
+    private: bool | None = Field(
+        default=None,
+        description="Keep parameters and results out of the log, encrypted with a key of the task's own that can be "
+        "destroyed; if it is not given, `tasks.private` says.",
+    )
 
     @field_validator("kind")
     @classmethod
@@ -182,10 +187,13 @@ class SubmitTask(BaseModel):
             raise InvalidInput(field="expires_at", problem="is before the task may start")
         return at.astimezone(UTC)
 
+    def canonical(self) -> bytes:
+        """Return what is asked, in the one way to write it."""
+        return orjson.dumps(self.model_dump(mode="json", exclude={"private"}), option=orjson.OPT_SORT_KEYS)
+
     def sha256(self) -> str:
         """Return the digest of what is asked, by which a repeat is told from another request."""
-        canonical = orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
-        return hashlib.sha256(canonical).hexdigest()
+        return hashlib.sha256(self.canonical()).hexdigest()
 
 
 def checked(kind: str, params: dict[str, Any]) -> BaseModel:
@@ -250,6 +258,13 @@ class RequeueTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetTask:
+    """Say that the key of a private task, which has ended, was destroyed."""
+
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignAttempt:
     """A worker holds the task's work message and wants to run the next attempt."""
 
@@ -276,6 +291,8 @@ class ProgressAttempt:
     reasoning: str | None = None
     left_ms: int | None = None
     preview: str | None = None
+    sealed: str | None = None
+    """The three before, of a private task, as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +309,8 @@ class SucceedAttempt:
     device: str | None = None
     dtype: str | None = None
     versions: dict[str, str]
+    files: tuple[str, ...] = ()
+    """Digests of the artifacts that a private task's result names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,5 +337,5 @@ class StopAttempt:
 
 
 AttemptCommand = ProgressAttempt | SucceedAttempt | FailAttempt | StopAttempt
-WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask | RequeueTask
+WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask | RequeueTask | ForgetTask
 TaskCommand = WaitingCommand | AssignAttempt | AttemptCommand

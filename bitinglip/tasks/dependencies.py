@@ -37,6 +37,7 @@ class Outcome(NamedTuple):
 
     known: bool
     end: Event | None
+    private: bool = False
 
     @property
     def over(self) -> bool:
@@ -69,16 +70,18 @@ async def outcomes_of(log: EventLog, task_ids: Iterable[TaskId]) -> dict[TaskId,
     return dict(zip(asked, await asyncio.gather(*[_outcome(log, task_id) for task_id in asked]), strict=True))
 
 
-async def require(log: EventLog, task_ids: Iterable[TaskId]) -> None:
-    """See to it that tasks are in the log.
+async def require(log: EventLog, task_ids: Iterable[TaskId]) -> frozenset[TaskId]:
+    """See to it that tasks are in the log; returns those of them that are private.
 
     Raises:
         InvalidInput: one is not; the error names it.
         NoServer: the log cannot be asked now.
     """
-    for task_id, outcome in (await outcomes_of(log, task_ids)).items():
+    outcomes = await outcomes_of(log, task_ids)
+    for task_id, outcome in outcomes.items():
         if not outcome.known:
             raise InvalidInput(field="depends_on", problem=f"there is no task {task_id}")
+    return frozenset(task_id for task_id, outcome in outcomes.items() if outcome.private)
 
 
 async def results_of(log: EventLog, outcomes: Mapping[TaskId, Outcome]) -> dict[TaskId, Any]:
@@ -86,16 +89,17 @@ async def results_of(log: EventLog, outcomes: Mapping[TaskId, Outcome]) -> dict[
 
     Raises:
         InvalidInput: one is too large.
-        ArtifactNotFound, ArtifactExpired: one is in an artifact that is there no more.
+        ArtifactNotFound, ArtifactExpired, TaskIsForgotten: one is in an artifact that is there no more.
     """
     ends = {task_id: outcome.end for task_id, outcome in outcomes.items()}
     return {task_id: await _result(log, end) for task_id, end in ends.items() if isinstance(end, TaskSucceeded)}
 
 
 async def _outcome(log: EventLog, task_id: TaskId) -> Outcome:
-    latest = await log.read_latest(TASKS, subjects.task_events(task_id))
+    latest = await log.read_latest(TASKS, subjects.task_events(task_id)) or await log.read_task(task_id)
     end = next((recorded.event for recorded in latest if is_terminal(recorded.event)), None)
-    return Outcome(bool(latest), end)
+    private = any(isinstance(each.event, TaskSubmitted) and each.event.private for each in latest)
+    return Outcome(bool(latest), end, private)
 
 
 async def _result(log: EventLog, end: TaskSucceeded) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 
 import orjson
 
-from bitinglip.errors import ArtifactExpired, ArtifactNotFound, BitingLipError, InvalidInput
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, BitingLipError, InvalidInput, TaskIsForgotten
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.connection import Subscription
 from bitinglip.events.log import EventLog
@@ -97,8 +97,9 @@ class Dependents:
     async def _release(self, task: Task, outcomes: dict[TaskId, Outcome]) -> ReleaseTask | DropTask:
         try:
             return await self._filled(task, outcomes)
-        except (InvalidInput, ArtifactNotFound, ArtifactExpired) as error:
-            return DropTask(reason=str(error)[:1000])
+        except (InvalidInput, ArtifactNotFound, ArtifactExpired, TaskIsForgotten) as error:
+            told = f"its parameters cannot be made: {error.code}" if task.submitted.private else str(error)
+            return DropTask(reason=told[:1000])
 
     async def _filled(self, task: Task, outcomes: dict[TaskId, Outcome]) -> ReleaseTask:
         """Return the release with everything in the parameters that was not known when they were submitted."""
@@ -110,12 +111,13 @@ class Dependents:
             results = await results_of(self._log, {each: outcomes[each] for each in needed})
             params = filled(params, results)
             checked(kind, params)
-        params = await media.resolve_params(self._log, kind, params)
+        private = task.submitted.private
+        params = await media.resolve_params(self._log, kind, params, keep_data=private)
         if params == given:
             return ReleaseTask()
         if len(orjson.dumps(params)) > PARAMS_MOST_BYTES:
             raise InvalidInput(field="params", problem="are larger than 16 MiB with the results in their places")
-        inline, reference = await self._inbox.inline_or_artifact(params)
+        inline, reference = await self._inbox.stored(task.id, params, private=private)
         return ReleaseTask(params=inline, params_ref=reference)
 
     async def _follow(self, task: Task) -> None:

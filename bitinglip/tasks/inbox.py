@@ -11,16 +11,27 @@ from typing import Any
 
 import orjson
 
-from bitinglip.errors import BitingLipError, Conflict, IdempotencyMismatch, IllegalTransition, TaskNotFound
+from bitinglip.errors import (
+    BitingLipError,
+    Conflict,
+    IdempotencyMismatch,
+    IllegalTransition,
+    InvalidInput,
+    TaskIsForgotten,
+    TaskNotFound,
+)
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.log import Append, EventLog
+from bitinglip.events.streams import TASKS
 from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskQueued, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key
+from bitinglip.tasks import privacy
 from bitinglip.tasks.commands import (
     CancelTask,
     DropTask,
     ExpireTask,
     FailAttempt,
+    ForgetTask,
     ReleaseTask,
     RequeueTask,
     SubmitTask,
@@ -28,6 +39,7 @@ from bitinglip.tasks.commands import (
 )
 from bitinglip.tasks.dependencies import require
 from bitinglip.tasks.outgrown import ensure_queue
+from bitinglip.tasks.references import referred
 from bitinglip.tasks.routing import route_now, route_of
 from bitinglip.tasks.state import AwaitTimer, Stale, State, Task, again, decide, evolve, fold
 
@@ -62,11 +74,15 @@ class Inbox:
         policies: Mapping[str, RetryPolicy] = MappingProxyType({}),
         opened: Callable[[TaskSubmitted], Awaitable[None]] | None = None,
         resolve: Callable[[str], str] = lambda model: model,
+        *,
+        private: bool = False,
     ) -> None:
         """`policies`: retry policies of kinds that have one of their own; `opened` sees to it that a queue is there.
 
-        `resolve` returns the model that a name stands for now, which may be the name itself.
+        `resolve` returns the model that a name stands for now, which may be the name itself. `private`: whether a task
+        is that says nothing of it.
         """
+        self._private = private
         self._opened = opened or _as_it_is
         self._resolve = resolve
         self._log = log
@@ -94,6 +110,47 @@ class Inbox:
         await self._opened(event)
         return await self.append(event, request_id)
 
+    def is_private(self, said: bool | None) -> bool:
+        """Tell whether what is asked is to be kept out of the log, by what the request says of it."""
+        return self._private if said is None else said
+
+    async def forget(self, task_id: TaskId, command: ForgetTask) -> Task:
+        """Destroy the key of a private task that has ended, drop its artifacts, and say so; again, it changes nothing.
+
+        Raises:
+            TaskNotFound: there is no such task.
+            IllegalTransition: it has not ended.
+            TaskNotPrivate: it has no key.
+            NoServer: not all of it was done; it can be done again.
+        """
+        history = await self._log.read_task(task_id)
+        task = fold(history)
+        if task is None:
+            raise TaskNotFound(task_id=task_id)
+        decide(task, command)  # it says so if the task cannot be forgotten
+        await privacy.destroy(self._log.connection, history)
+        return await self._say_forgotten(task, command)
+
+    async def _say_forgotten(self, task: Task, command: ForgetTask) -> Task:
+        """Append what a command leads to; the task's other events may have left the server, which then expects none."""
+        conflict: Conflict | None = None
+        for _ in range(TRIES):
+            events = decide(task, command)
+            assert isinstance(events, tuple)
+            if not events:
+                return task
+            last = await self._log.read_last(TASKS, subjects.task_events(task.id))
+            expected = 0 if last is None else last.sequence
+            try:
+                sequence = await self._log.append(self._log.task_append(events[0], expected))
+            except Conflict as error:
+                conflict = error
+                task = fold(await self._log.read_task(task.id)) or task
+                continue
+            return task._replace(sequence=sequence, forgotten=True)
+        assert conflict is not None
+        raise conflict
+
     async def retry(self, task_id: TaskId, *, force: bool = False, request_id: str | None = None) -> Accepted:
         """Ask for a task that ended without a result once more: a new task with the same request.
 
@@ -102,22 +159,28 @@ class Inbox:
         Raises:
             TaskNotFound: there is no such task.
             IllegalTransition: it has not ended, or succeeded.
-            ArtifactNotFound, ArtifactExpired: its parameters are there no more.
+            ArtifactNotFound, ArtifactExpired, TaskIsForgotten: its parameters are there no more.
         """
         task = fold(await self._log.read_task(task_id))
         if task is None:
             raise TaskNotFound(task_id=task_id)
         if task.state not in RETRIED:
             raise IllegalTransition(task_id=task_id, state=task.state, action="be retried")
+        if task.forgotten:
+            raise TaskIsForgotten(task_id=task_id)
         if task.submitted.params_ref is not None:
             await artifacts.find(self._log.connection, task.submitted.params_ref.sha256)
         made = TaskId(self._log.ids()) if force else task_id_for_key("retry\0", task_id)
         event = again(task.submitted, made, self._log.clock())
+        if event.private:
+            event = await privacy.resealed(self._log.connection, event, task.submitted)
         await self._opened(event)
         return await self.append(event, request_id)
 
     async def append(self, event: TaskSubmitted, request_id: str | None = None) -> Accepted:
         """Put a prepared task into the log; see `submit`."""
+        if (event.idempotency_key or event.retry_of) and await self._log.knows_cold(event.task_id):
+            return await self._repeated(event)
         orphaned = event.expires_at is not None and not await self._set_expiry(event)
         try:
             sequence = await self._log.append(self._submission(event, request_id))
@@ -242,23 +305,26 @@ class Inbox:
         """Return the event that will be a task's first one: it has its id, for those who want to listen before.
 
         Raises:
-            InvalidInput: its start is too far ahead, or after its expiry; there is no such task as it is to wait for.
-            NoServer, StreamFull: large parameters cannot be stored now.
+            InvalidInput: its start is too far ahead, or after its expiry; there is no such task as it is to wait for;
+                it takes the result of a private task, and is not private itself.
+            NoServer, StreamFull: large or private parameters cannot be stored now.
         """
+        private = self.is_private(command.private)
         if command.depends_on:
-            await require(self._log, command.depends_on)
-        params, params_ref = await self.inline_or_artifact(command.params)
-        model = self._resolve(command.model)
+            _may_depend_on(command, await require(self._log, command.depends_on), private=private)
         made = TaskId(self._log.ids()) if idempotency_key is None else task_id_for_key(key_id or "", idempotency_key)
+        task_id = task_id or made
+        params, params_ref = await self.stored(task_id, command.params, private=private)
+        model = self._resolve(command.model)
         return TaskSubmitted(
-            task_id=task_id or made,
+            task_id=task_id,
             kind=command.kind,
             model=model,
             alias=None if model == command.model else command.model,
             lane=command.lane,
             params=params,
             params_ref=params_ref,
-            request_sha256=command.sha256(),
+            request_sha256=await self._digest(task_id, command, private=private),
             idempotency_key=idempotency_key,
             key_id=key_id,
             metadata=command.metadata,
@@ -269,27 +335,53 @@ class Inbox:
             timeout_ms=None if command.timeout_s is None else round(command.timeout_s * 1000),
             depends_on=command.depends_on or None,
             on_failure=command.on_failure if command.depends_on else None,
+            private=private,
         )
+
+    async def _digest(self, task_id: TaskId, command: SubmitTask, *, private: bool) -> str:
+        if not private:
+            return command.sha256()
+        return await privacy.request_digest(self._log.connection, task_id, command.canonical())
 
     def _policy(self, command: SubmitTask) -> RetryPolicy:
         """Return what the request says of retries, and where it says nothing, what holds for its kind."""
         policy = self._policies.get(command.kind, _POLICY)
         return policy.model_copy(update=command.retry.model_dump(exclude_unset=True))
 
-    async def inline_or_artifact(self, params: dict[str, Any]) -> tuple[dict[str, Any] | None, ArtifactRef | None]:
-        """Return parameters as they are, or large ones as an artifact."""
+    async def stored(
+        self, task_id: TaskId, params: dict[str, Any], *, private: bool
+    ) -> tuple[dict[str, Any] | None, ArtifactRef | None]:
+        """Return a task's parameters as they are, or large ones as an artifact; private ones are a sealed artifact.
+
+        Raises:
+            NoServer, StreamFull: they cannot be stored now.
+        """
+        if private:
+            return None, await privacy.put_params(self._log.connection, task_id, params)
         body = orjson.dumps(params)
         if len(body) <= self._inline_max_bytes:
             return params, None
         return None, await artifacts.put(self._log.connection, body, "application/json")
 
     async def _repeated(self, event: TaskSubmitted) -> Accepted:
-        task = fold(await self._log.read_task(event.task_id))
+        history = await self._log.read_task(event.task_id)
+        task = fold(history)
         if task is None:
             raise Conflict(subject=subjects.task_events(event.task_id), expected=0)
+        if event.private and event.params_ref is not None and event.params_ref != task.submitted.params_ref:
+            await artifacts.drop(self._log.connection, event.params_ref.sha256)
+        if task.submitted.private and await privacy.was_forgotten(self._log.connection, history):
+            raise TaskIsForgotten(task_id=task.id)
         if task.submitted.request_sha256 != event.request_sha256:
             raise IdempotencyMismatch(key=event.idempotency_key or "", made=f"task {task.id}")
         return Accepted(task.id, Sequence(task.sequence), False, task.submitted.run_at, _waits(task.submitted))
+
+
+def _may_depend_on(command: SubmitTask, secrets: frozenset[TaskId], *, private: bool) -> None:
+    """Refuse to write the results of private tasks into the log, as parameters of one that is not."""
+    if not private and (taken := secrets & referred(command.params)):
+        problem = f"must be true: it takes the result of task {min(taken)}, which is private"
+        raise InvalidInput(field="private", problem=problem)
 
 
 def _waits(event: TaskSubmitted) -> bool:

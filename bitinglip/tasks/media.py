@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from bitinglip.errors import ArtifactExpired, ArtifactNotFound, InvalidInput
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, InvalidInput, TaskIsForgotten
 from bitinglip.events import artifacts
 from bitinglip.events.log import EventLog
 from bitinglip.events.task import ArtifactRef, TaskSucceeded
@@ -29,19 +29,21 @@ _DATA_URL = re.compile(
 _MADE_BY = re.compile(r"task:(?P<task>[0-9A-Za-z]+)(?:/(?P<number>\d{1,4}))?")
 
 
-async def resolve(log: EventLog, command: SubmitTask) -> SubmitTask:
+async def resolve(log: EventLog, command: SubmitTask, *, keep_data: bool = False) -> SubmitTask:
     """Return the command with every media parameter in the form `artifact:SHA256`.
+
+    `keep_data` leaves data URLs as they are: those of a private task are sealed with its other parameters.
 
     Raises:
         InvalidInput: a parameter cannot be read, or there are no such bytes; the error names it.
         NoServer: the log or the object store cannot be asked.
     """
-    params = await resolve_params(log, command.kind, command.params, command.depends_on)
+    params = await resolve_params(log, command.kind, command.params, command.depends_on, keep_data=keep_data)
     return command if params is command.params else command.model_copy(update={"params": params})
 
 
 async def resolve_params(
-    log: EventLog, kind: str, params: dict[str, Any], later: Collection[TaskId] = ()
+    log: EventLog, kind: str, params: dict[str, Any], later: Collection[TaskId] = (), *, keep_data: bool = False
 ) -> dict[str, Any]:
     """Do the same for parameters of a kind, but leave what tasks in `later` are to make.
 
@@ -53,8 +55,11 @@ async def resolve_params(
         if later and _maker(text) in later:
             continue
         try:
+            if keep_data and text.startswith("data:"):
+                _checked_data(media, text)
+                continue
             reference = await _reference(log, media, text)
-        except (_UnreadableError, ArtifactNotFound, ArtifactExpired) as error:
+        except (_UnreadableError, ArtifactNotFound, ArtifactExpired, TaskIsForgotten) as error:
             raise InvalidInput(field=f"params.{name}", problem=str(error)) from error
         if not _is(media, reference.media_type):
             problem = f"{reference.media_type} is no {media.sort}"
@@ -75,17 +80,21 @@ class _UnreadableError(Exception):
 
 async def _reference(log: EventLog, media: Media, text: str) -> ArtifactRef:
     if text.startswith("data:"):
-        body, media_type = _read_data_url(text)
-        if not _is(media, media_type):
-            raise _UnreadableError(f"{media_type} is no {media.sort}")
-        return await artifacts.put(log.connection, body, media_type)
+        return await artifacts.put(log.connection, *_checked_data(media, text))
     if text.startswith("task:"):
         return await _made_by(log, media, text)
     return await artifacts.find(log.connection, text.removeprefix(ARTIFACT_FORM))
 
 
-def _read_data_url(text: str) -> tuple[bytes, str]:
-    """Read a data URL (RFC 2397)."""
+def _checked_data(media: Media, text: str) -> tuple[bytes, str]:
+    body, media_type = read_data_url(text)
+    if not _is(media, media_type):
+        raise _UnreadableError(f"{media_type} is no {media.sort}")
+    return body, media_type
+
+
+def read_data_url(text: str) -> tuple[bytes, str]:
+    """Return the bytes and the media type of a data URL (RFC 2397)."""
     match = _DATA_URL.fullmatch(text)
     if match is None:
         raise _UnreadableError("not a data URL: data:TYPE/SUBTYPE;base64,…")

@@ -9,11 +9,13 @@ alarm takes the place of the one before, and a time has but one task id.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import orjson
 
 from bitinglip.errors import Conflict, Denied, Rejected, ScheduleNotFound
 from bitinglip.events import subjects
+from bitinglip.events.keys import destroy_key
 from bitinglip.events.log import EventLog
 from bitinglip.events.reactions import Reactions
 from bitinglip.events.schedule import (
@@ -26,6 +28,7 @@ from bitinglip.events.schedule import (
 )
 from bitinglip.events.streams import SCHEDULES
 from bitinglip.ids import TaskId, task_id_for_key
+from bitinglip.tasks import privacy
 from bitinglip.tasks.inbox import TRIES, Inbox
 from bitinglip.tasks.schedules import (
     CreateSchedule,
@@ -66,10 +69,29 @@ class Scheduler:
     # --- commands -----------------------------------------------------------------------------------------------------
 
     async def create(self, command: CreateSchedule, key_id: str | None) -> Schedule:
-        """Make a schedule."""
+        """Make a schedule; the parameters of a private one are sealed.
+
+        Raises:
+            NoServer, StreamFull: the log does not take it now.
+        """
         event = ScheduleCreated(schedule_id=self._log.ids(), key_id=key_id, **command.model_dump(mode="json"))
+        if self._inbox.is_private(command.task.get("private")):
+            event = await self._sealed(event)
         await self._log.append(self._log.schedule_append(event, 0))
         return await self.read(event.schedule_id)
+
+    async def task_of(self, schedule: Schedule) -> dict[str, Any]:
+        """Return what a schedule submits each time, its parameters included.
+
+        Raises:
+            TaskIsForgotten: it was deleted, and its parameters were sealed.
+            NoServer: the server does not answer.
+        """
+        created = schedule.created
+        if created.sealed is None:
+            return created.task
+        params = await privacy.open_template(self._log.connection, schedule.id, created.sealed)
+        return created.task | {"params": params}
 
     async def read(self, schedule_id: str) -> Schedule:
         """Return a schedule.
@@ -99,6 +121,13 @@ class Scheduler:
     async def delete(self, schedule_id: str, by: str | None) -> None:
         """Let it never fire again; its tasks stay."""
         await self._change(ScheduleDeleted(schedule_id=schedule_id, by=by), unless="deleted")
+        await destroy_key(self._log.connection, schedule_id)
+
+    async def _sealed(self, event: ScheduleCreated) -> ScheduleCreated:
+        task: dict[str, Any] = event.task | {"private": True}
+        params = task.pop("params", {})
+        sealed = await privacy.seal_template(self._log.connection, event.schedule_id, params)
+        return event.model_copy(update={"task": task, "sealed": sealed})
 
     async def _change(self, event: ScheduleEvent, unless: str) -> Schedule:
         conflict: Conflict | None = None
@@ -149,7 +178,7 @@ class Scheduler:
             return fired.model_copy(update={"outcome": "refused", "problem": str(error)})
 
     async def _submit(self, schedule: Schedule, due_at: datetime) -> TaskId:
-        command = submission(schedule.created.task)
+        command = submission(await self.task_of(schedule))
         command = command.model_copy(update={"metadata": command.metadata | {"schedule_id": schedule.id}})
         task_id = task_id_for_key(f"schedule\0{schedule.id}", due_at.isoformat())
         key_id, cause = schedule.created.key_id, schedule.id

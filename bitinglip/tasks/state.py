@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, assert_never
 
-from bitinglip.errors import IllegalTransition
+from bitinglip.errors import IllegalTransition, TaskNotPrivate
 from bitinglip.events.envelope import Recorded, UnknownEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.task import (
@@ -25,6 +25,7 @@ from bitinglip.events.task import (
     TaskEvent,
     TaskExpired,
     TaskFailed,
+    TaskForgotten,
     TaskProgressed,
     TaskQueued,
     TaskSubmitted,
@@ -38,6 +39,7 @@ from bitinglip.tasks.commands import (
     DropTask,
     ExpireTask,
     FailAttempt,
+    ForgetTask,
     ProgressAttempt,
     ReleaseTask,
     RequeueTask,
@@ -87,6 +89,8 @@ class Task(NamedTuple):
     cancel: TaskCancelRequested | None = None
     released: TaskQueued | None = None
     """What ended its wait for other tasks, if it brought parameters in place of the submitted ones."""
+    forgotten: bool = False
+    """Whether its key was destroyed."""
 
     @property
     def params(self) -> dict[str, Any] | None:
@@ -169,6 +173,8 @@ def decide(task: Task, command: TaskCommand) -> Decision:
             return _decide_dependent(task, command)
         case RequeueTask():
             return _decide_requeue(task, command)
+        case ForgetTask():
+            return _decide_forget(task, command)
         case AssignAttempt():
             return _decide_assign(task, command)
         case ProgressAttempt() | SucceedAttempt() | FailAttempt() | StopAttempt():
@@ -221,6 +227,8 @@ def _legal(task: Task, event: TaskEvent) -> bool:
             return not task.ended
         case TaskExpired():
             return task.state in {"queued", "scheduled"}
+        case TaskForgotten():
+            return task.ended
         case _:
             return False
 
@@ -250,6 +258,8 @@ def _apply(task: Task, event: TaskEvent, sequence: int, at: datetime) -> Task:
             return task._replace(sequence=sequence, state="expired")
         case TaskDeadLettered():
             return task._replace(sequence=sequence, state="dead_lettered", failures=task.failures + 1)
+        case TaskForgotten():
+            return task._replace(sequence=sequence, forgotten=True)
         case _:
             return task._replace(sequence=sequence)
 
@@ -316,6 +326,15 @@ def _decide_requeue(task: Task, command: RequeueTask) -> Decision:
     return (TaskQueued(task_id=task.id, attempt=task.attempt + 1, reason="stranded"),)
 
 
+def _decide_forget(task: Task, command: ForgetTask) -> Decision:
+    if not task.ended:
+        action = "be forgotten before its end: cancel it first"
+        raise IllegalTransition(task_id=task.id, state=task.state, action=action)
+    if not task.submitted.private:
+        raise TaskNotPrivate(task_id=task.id)
+    return () if task.forgotten else (TaskForgotten(task_id=task.id, by=command.by),)
+
+
 def _expired(task: Task, now: datetime) -> bool:
     """Whether the task's time to start has passed before its first attempt."""
     expires_at = task.submitted.expires_at
@@ -380,6 +399,7 @@ def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
                 reasoning=command.reasoning,
                 left_ms=command.left_ms,
                 preview=command.preview,
+                sealed=command.sealed,
             )
         case SucceedAttempt():
             return TaskSucceeded(
@@ -394,6 +414,7 @@ def _decide_attempt(task: Task, command: AttemptCommand) -> TaskEvent:
                 device=command.device,
                 dtype=command.dtype,
                 versions=command.versions,
+                files=command.files,
             )
         case FailAttempt():
             return _fail(task, command)

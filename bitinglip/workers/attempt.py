@@ -41,6 +41,8 @@ class Attempt:
     """Nothing more is to be done: its outcome is in the log, or it is somebody else's by now."""
     started: float = field(default_factory=time.monotonic)
     load_ms: float = 0.0
+    key: bytes | None = None
+    """The key of a private task, once its parameters were read."""
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -171,8 +173,12 @@ class Scribe:
         return None
 
     async def _decide_again(self, step: _Step) -> NoServer | None:
+        known = step.attempt.task.sequence
         try:
             await self.refresh(step.attempt)
+            if step.attempt.task.sequence == known and not await self._log.read_task(step.attempt.id):
+                step.result, step.done = Stale(), True  # it has ended long ago, and left the server
+                return None
             self._decide(step)
         except NoServer as error:
             return error

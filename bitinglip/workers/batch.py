@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from typing import Any
 
-from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer
+from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer, TaskIsForgotten
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
@@ -23,6 +23,7 @@ from bitinglip.workers.attempt import Attempt, Scribe
 from bitinglip.workers.batcher import group
 from bitinglip.workers.bigger import outgrown
 from bitinglip.workers.company import Rooms, apart, company
+from bitinglip.workers.energy import Energy
 from bitinglip.workers.engine import (
     JOINING_KINDS,
     JobAnswer,
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 CANCEL_PATIENCE_S = 10.0
 """How long a running step may take to hear of a time-out before its engine process is killed."""
+PRIVATELY = "it ended while a private task ran; no more is told of it"
 LOADING_TICK_S = 0.5
 """Seconds between two ticks of the tasks that wait for a model to load."""
 
@@ -87,6 +89,7 @@ class BatchRunner:
         self._stop_timer: asyncio.TimerHandle | None = None
         self._stop_at = 0.0
         self.counts = Counts()
+        self.energy = Energy()
         self.device_bytes: int | None = None
         """Memory of the worker's device; none: not known."""
         self.freed = asyncio.Event()
@@ -219,6 +222,7 @@ class BatchRunner:
         jobs = [job for job in jobs if job.task_id in by_id]
         for attempt in by_id.values():
             self._watch_time(host, attempt)
+            self.energy.begin(attempt.id)
         async with self.engine.watched(host):
             async for messages in host.run(loaded.model_key, jobs):
                 await self._heard(by_id, messages, loaded)
@@ -297,10 +301,10 @@ class BatchRunner:
         await self._end_cancelled(batch)
         for attempt in [attempt for attempt in batch if not attempt.settled]:
             try:
-                params = await read_params(self._log.connection, attempt.task)
+                params = await self._files.patiently(lambda attempt=attempt: read_params(self._log.connection, attempt))
                 files = await self._files.fetch(attempt.task.submitted.kind, params)
                 jobs.append(JobSpec(task_id=attempt.id, params=params, files=files))
-            except (ArtifactNotFound, ArtifactExpired) as error:
+            except (ArtifactNotFound, ArtifactExpired, TaskIsForgotten) as error:
                 await self._fail([attempt], Failure(kind="bad_input", message=str(error), retryable=False))
         return jobs
 
@@ -314,10 +318,14 @@ class BatchRunner:
     async def _end(self, attempt: Attempt, answer: JobAnswer, loaded: Loaded) -> TaskCommand:
         match answer:
             case JobSucceeded():
-                stored = await self._files.store(answer.result)
+                used = answer.usage.model_copy(update={"energy_j": self.energy.end(attempt.id)})
+                files: list[str] = []
+                stored = await self._files.store(answer.result, self._files.sealing(attempt, files))
                 most = self._settings.log.inline_max_bytes
-                result, reference = await store_result(self._log.connection, stored, most)
-                return self._words.success(attempt, answer, loaded, result, reference)
+                result, reference = await self._files.patiently(
+                    lambda: store_result(self._log.connection, attempt, stored, most)
+                )
+                return self._words.success(attempt, answer, used, loaded, result, reference, tuple(files))
             case JobFailed():
                 return await self._failed(attempt, answer.failure)
             case JobCancelled():
@@ -371,6 +379,7 @@ class BatchRunner:
         """Count the attempt as running no more; a later one of the same task stays."""
         if self._running.get(attempt.id) is attempt:
             del self._running[attempt.id]
+            self.energy.end(attempt.id)
         self.counts.running = len(self._running)
 
     async def _lost(self, attempt: Attempt, outcome: Any) -> None:
@@ -390,11 +399,12 @@ class BatchRunner:
             failure = Failure(kind="worker_stopped", message="The worker was stopped.", retryable=True)
         else:
             failure = Failure(kind="engine_crashed", message=died.problem, retryable=True)
+            problem = PRIVATELY if any(attempt.task.submitted.private for attempt in batch) else died.problem
             if first:
-                log.error("the engine process died: %s", died.problem)
+                log.error("the engine process died: %s", problem)
                 await self._tell(
                     WorkerEngineExited(
-                        worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=died.problem[:2000]
+                        worker_id=self._identity.worker_id, node_id=self._identity.node_id, reason=problem[:2000]
                     )
                 )
         timed_out = Failure(

@@ -88,6 +88,21 @@ class Devices:
         readings = [await self._ask(device, source) for device, source in self._sources.items()]
         return readings[0]
 
+    @property
+    def tell_power(self) -> bool:
+        """Whether any of them may tell what it draws."""
+        return any(not isinstance(source, Machine | Unread) for source in self._sources.values())
+
+    async def power_w(self) -> float | None:
+        """Return what all of them draw together, in watts; none if one does not tell.
+
+        Raises:
+            DeviceLost: one of them is lost, or does not answer.
+        """
+        powers = [(await self._ask(device, source)).power_w for device, source in self._sources.items()]
+        told = [power for power in powers if power is not None]
+        return sum(told) if len(told) == len(powers) else None
+
     async def _ask(self, device: str, source: Source) -> DeviceReading:
         if isinstance(source, Machine | Unread):
             return source.read()

@@ -7,22 +7,29 @@ emptied after each batch, and at the start, should a worker have died.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 from bitinglip.errors import NoServer
 from bitinglip.events import artifacts
 from bitinglip.events.connection import Connection
+from bitinglip.events.task import ArtifactRef
+from bitinglip.tasks.media import read_data_url
 from bitinglip.tasks.parameters import ARTIFACT_FORM, PARAMETERS, media_in
+from bitinglip.tasks.privacy import FILE as FILE_ROLE
+from bitinglip.workers.attempt import Attempt
 from bitinglip.workers.engine import FILE
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 """Pause between tries while the server is away."""
+Put = Callable[[Path, str], Awaitable[ArtifactRef]]
+"""Stores a file of a media type."""
 _NESTED = frozenset({dict, list})
 
 
@@ -44,15 +51,23 @@ class Files:
         """
         paths: dict[str, str] = {}
         for _, _, text in media_in(PARAMETERS[kind], params):
-            digest = text.removeprefix(ARTIFACT_FORM)
-            path = self.folder / f"in-{digest}"
-            if not path.exists():
-                await self._patiently(lambda digest=digest, path=path: self._get(digest, path))
+            path = self._path_of(text)
+            if text.startswith("data:"):
+                await asyncio.to_thread(path.write_bytes, read_data_url(text)[0])
+            elif not path.exists():
+                digest = text.removeprefix(ARTIFACT_FORM)
+                await self.patiently(lambda digest=digest, path=path: self._get(digest, path))
             paths[text] = str(path)
         return paths
 
-    async def store(self, result: Any) -> Any:
+    def _path_of(self, text: str) -> Path:
+        name = hashlib.sha256(text.encode()).hexdigest() if text.startswith("data:") else text
+        return self.folder / f"in-{name.removeprefix(ARTIFACT_FORM)}"
+
+    async def store(self, result: Any, put: Put | None = None) -> Any:
         """Return a result with its files stored, and in the place of each its digest, size and media type.
+
+        `put` stores one file; none: as it is.
 
         Raises:
             NoServer: the server went away while the worker is being stopped.
@@ -61,15 +76,32 @@ class Files:
         if not _has_files(result):
             return result
         if isinstance(result, list):
-            return [await self.store(item) for item in cast("list[Any]", result)]
+            return [await self.store(item, put) for item in cast("list[Any]", result)]
         part = cast("dict[str, Any]", result)
         if FILE not in part:
-            return {name: await self.store(value) for name, value in part.items()}
-        path = Path(part[FILE])
-        reference = await self._patiently(lambda: artifacts.put_file(self._connection, path, part["media_type"]))
-        return reference.model_dump() | {
+            return {name: await self.store(value, put) for name, value in part.items()}
+        path, media_type = Path(part[FILE]), part["media_type"]
+        if put is None:
+            reference = await self.patiently(lambda: artifacts.put_file(self._connection, path, media_type))
+        else:
+            reference = await self.patiently(lambda: put(path, media_type))
+        return reference.model_dump(exclude={"encrypted"}) | {
             name: value for name, value in part.items() if name not in {FILE, "media_type"}
         }
+
+    def sealing(self, attempt: Attempt, stored: list[str]) -> Put | None:
+        """Return what stores a private task's files, and notes their digests; none for a task that is not private."""
+        key = attempt.key
+        if key is None:
+            return None
+
+        async def put(path: Path, media_type: str) -> ArtifactRef:
+            body = await asyncio.to_thread(path.read_bytes)
+            reference = await artifacts.put_sealed(self._connection, key, attempt.id, FILE_ROLE, body, media_type)
+            stored.append(reference.sha256)
+            return reference.model_copy(update={"size_bytes": len(body)})
+
+        return put
 
     async def clear(self) -> None:
         """Remove all files. Batches of a kind whose tasks join one another may end together: one of them at a time."""
@@ -89,8 +121,12 @@ class Files:
         part.rename(path)
         return reference
 
-    async def _patiently(self, work: Callable[[], Any]) -> Any:
-        """Wait for a server that is away, unless the worker is being stopped."""
+    async def patiently(self, work: Callable[[], Any]) -> Any:
+        """Do something with the object store, and wait for a server that is away.
+
+        Raises:
+            NoServer: the server went away while the worker is being stopped.
+        """
         while True:
             try:
                 return await work()

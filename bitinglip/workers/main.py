@@ -105,6 +105,9 @@ class WorkerProcess:
         await self._tell(self._started())
         self._agent.know_card((await self._devices.read()).memory_total_bytes)
         beside = [asyncio.create_task(self._heartbeats(), name="heartbeats")]
+        if self._devices.tell_power:
+            following = self._agent.runner.energy.follow(self._devices.power_w)
+            beside.append(asyncio.create_task(following, name="energy"))
         if self._tether is not None:
             beside.append(asyncio.create_task(self._tell_drains(self._tether), name="drains"))
             beside.append(asyncio.create_task(self._follow_models(), name="models"))

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from bitinglip.events.task import ArtifactRef, Failure
+from bitinglip.events.task import ArtifactRef, Failure, Usage
 from bitinglip.tasks.commands import AssignAttempt, FailAttempt, ProgressAttempt, StopAttempt, SucceedAttempt
 from bitinglip.workers.attempt import Attempt
 from bitinglip.workers.engine import JobProgressed, JobSucceeded, Loaded, ModelSpec
 from bitinglip.workers.identity import Identity
+from bitinglip.workers.payload import sealed_tick, untold
 
 
 class Words:
@@ -35,38 +36,43 @@ class Words:
 
     def progress(self, attempt: Attempt, message: JobProgressed) -> ProgressAttempt:
         """Say how far it is."""
+        private = attempt.task.submitted.private
         return ProgressAttempt(
             attempt=attempt.task.attempt,
             worker_id=self._identity.worker_id,
             step=message.step,
             total=message.total,
             unit=message.unit,
-            text=message.text,
-            reasoning=message.reasoning,
+            text=None if private else message.text,
+            reasoning=None if private else message.reasoning,
             left_ms=message.left_ms,
-            preview=message.preview,
+            preview=None if private else message.preview,
+            sealed=sealed_tick(attempt, message) if private else None,
         )
 
     def success(
         self,
         attempt: Attempt,
         answer: JobSucceeded,
+        used: Usage,
         loaded: Loaded,
         result: dict[str, Any] | None,
         reference: ArtifactRef | None,
+        files: tuple[str, ...] = (),
     ) -> SucceedAttempt:
-        """Say that it has a result, which is here or in an artifact."""
+        """Say that it has a result, here or in an artifact, and what that took; `files`: what a private one names."""
         return SucceedAttempt(
             attempt=attempt.task.attempt,
             worker_id=self._identity.worker_id,
             result=result,
             result_ref=reference,
-            usage=answer.usage,
+            usage=used,
             run_ms=round(answer.run_ms, 3),
             load_ms=round(attempt.load_ms, 3),
             device=loaded.device,
             dtype=loaded.dtype,
             versions=loaded.versions,
+            files=files,
         )
 
     def failure(self, attempt: Attempt, failure: Failure, next_vram_gb: float | None = None) -> FailAttempt:
@@ -74,7 +80,7 @@ class Words:
         return FailAttempt(
             attempt=attempt.task.attempt,
             worker_id=self._identity.worker_id,
-            failure=failure,
+            failure=untold(failure) if attempt.task.submitted.private else failure,
             run_ms=round(attempt.run_ms, 3),
             now=self._clock(),
             jitter=random.random(),  # noqa: S311

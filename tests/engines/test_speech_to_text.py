@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from bitinglip.workers.engine import JobFailed, JobProgressed, JobSpec, LoadFailed, ModelSpec
+from bitinglip.workers.engine import JobFailed, JobProgressed, JobSpec, JobSucceeded, LoadFailed, ModelSpec
 from bitinglip.workers.enginehost import EngineHost
 from scripts.tiny_speech import HEARD, RATE, tones
 from tests.engines.support import load, run
@@ -53,6 +53,7 @@ async def test_each_recording_is_written_down_in_its_language(
         (language, text.strip()) for language, text in HEARD.values()
     ]
     assert {each.result["seconds"] for each in said} == {1.0}
+    assert {each.answer.usage.audio_in_ms for each in said if isinstance(each.answer, JobSucceeded)} == {1000}
     assert all(each.result["segments"] == [] for each in said)
 
 

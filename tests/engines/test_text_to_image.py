@@ -13,7 +13,16 @@ import pytest
 from PIL import Image
 
 from bitinglip.tasks.parameters import TextToImageParameters, TextToImageResult
-from bitinglip.workers.engine import FILE, JobCancelled, JobFailed, JobProgressed, JobSpec, LoadFailed, ModelSpec
+from bitinglip.workers.engine import (
+    FILE,
+    JobCancelled,
+    JobFailed,
+    JobProgressed,
+    JobSpec,
+    JobSucceeded,
+    LoadFailed,
+    ModelSpec,
+)
 from bitinglip.workers.enginehost import EngineHost
 from scripts.tiny_pictures import COLOURS
 from tests.engines.support import load, run
@@ -64,6 +73,8 @@ async def test_pictures_drawn_together_are_those_drawn_alone(shared_host: Engine
     (cat,), (first, second), (dog,), (slow,) = (pictures(said.result) for said in together)
     assert min(far(*pair) for pair in ((cat, first), (first, second), (cat, dog), (cat, slow))) > ALIKE
     assert [image["seed"] for image in together[1].result["images"]] == [12, 13]
+    used = [said.answer.usage.images for said in together if isinstance(said.answer, JobSucceeded)]
+    assert used == [1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("guidance", [2.0, 4.0])

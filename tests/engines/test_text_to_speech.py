@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from bitinglip.tasks.parameters import TextToSpeechResult
-from bitinglip.workers.engine import FILE, JobFailed, JobProgressed, JobSpec, LoadFailed, ModelSpec
+from bitinglip.workers.engine import FILE, JobFailed, JobProgressed, JobSpec, JobSucceeded, LoadFailed, ModelSpec
 from bitinglip.workers.enginehost import EngineHost
 from scripts.tiny_speech import SPOKEN, VOICES
 from tests.engines.support import Said, load, run
@@ -28,6 +28,8 @@ def heard(said: Said) -> Any:
     samples, rate = soundfile.read(said.result["audio"][FILE])
     assert rate == said.result["audio"]["sample_rate"]
     assert len(samples) / rate == pytest.approx(said.result["audio"]["seconds"], abs=0.01)
+    assert isinstance(said.answer, JobSucceeded)
+    assert said.answer.usage.audio_out_ms == round(len(samples) / rate * 1000)
     return samples
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.errors import BackupUnusable, LogExists, NoServer
+from bitinglip.errors import BackupUnusable, LogExists, NoServer, TaskIsForgotten
 from bitinglip.events import artifacts
 from bitinglip.events.backup import back_up, restore
 from bitinglip.events.connection import Connection
@@ -16,6 +16,7 @@ from bitinglip.events.streams import QUEUE, TASKS, Route
 from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.state import fold
 from tests.conftest import drop_streams
 from tests.support.server import eventually
 
@@ -69,6 +70,27 @@ async def test_what_was_backed_up_comes_back_as_it_was(log: EventLog, nats_url: 
     assert sorted(seen) == [3, 4, 5, 6]  # the three that waited, once, and the new one after them
     await queue.close()
     await again.close()
+
+
+@pytest.mark.parametrize("keys", [False, True])
+async def test_the_keys_of_private_tasks_are_in_it_if_they_are_asked_for(
+    log: EventLog, nats_url: str, tmp_path: Path, keys: bool
+) -> None:
+    asked = SubmitTask(kind="echo", model="echo", params={"message": "secret"}, private=True)
+    task_id = (await Inbox(log, 65_536).submit(asked)).task_id
+    task = fold(await log.read_task(task_id))
+    assert task is not None
+    assert task.params_ref is not None
+    await back_up(log.connection, tmp_path / "backup", keys=keys)
+    await drop_streams(nats_url)
+    connection = await Connection.open(Nats(url=nats_url), "/test")
+    await restore(connection, tmp_path / "backup", replicas=1)
+    if keys:
+        assert (await artifacts.get(connection, task.params_ref.sha256))[0] == b'{"message":"secret"}'
+    else:
+        with pytest.raises(TaskIsForgotten):
+            await artifacts.get(connection, task.params_ref.sha256)
+    await connection.close()
 
 
 async def test_a_log_is_not_restored_over_another(log: EventLog, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import WORKERS
-from bitinglip.events.task import TaskFailed
+from bitinglip.events.task import TaskFailed, TaskSucceeded
 from bitinglip.events.worker import DeviceReading, WorkerDeviceLost, WorkerHeartbeat, WorkerStopped
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import fold
@@ -76,6 +76,19 @@ async def test_a_worker_on_the_cpu_tells_of_the_machine(cluster: Cluster, last: 
     worker = await cluster.worker(BITINGLIP_WORKER_DEVICE="cpu")
     beat = await eventually(lambda: last(worker, "heartbeat"))
     assert (beat.device.name, beat.device.memory_total_bytes) == ("cpu", psutil.virtual_memory().total)
+
+
+async def test_a_task_tells_what_its_card_drew(log: EventLog, inbox: Inbox, cluster: Cluster, rig: Rig) -> None:
+    worker = await cluster.worker(**CARD, **rig.env)
+    ended = (await outcome(log, await submit(inbox, echo(steps=5, step_ms=20))))[-1].event
+    assert isinstance(ended, TaskSucceeded)
+    assert ended.usage.energy_j is not None
+    assert ended.usage.energy_j >= 0.1 * 181.5
+    await worker.stop()
+    await cluster.worker(BITINGLIP_WORKER_DEVICE="cpu")
+    unknown = (await outcome(log, await submit(inbox, echo())))[-1].event
+    assert isinstance(unknown, TaskSucceeded)
+    assert unknown.usage.energy_j is None
 
 
 async def test_a_vanished_card_ends_its_worker_and_another_one_takes_over(

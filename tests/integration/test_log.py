@@ -128,6 +128,30 @@ async def test_the_tail_starts_where_it_is_told_and_passes_timers_over(log: Even
         break
 
 
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (("bl.task.>", "bl.batch.>"), [1, 3]),
+        (("bl.timer.>", "bl.batch.>"), [2]),
+        (("bl.timer.*.>", "bl.batch.>"), [2]),
+        (("bl.timer.>",), [2]),
+        (("bl.task.*.submitted.>", "bl.timer.*.2"), [1, 2, 3]),
+        (("bl.task.>", "bl.timer.>"), [1, 2, 3]),
+    ],
+)
+async def test_a_tail_yields_what_its_filters_say(log: EventLog, filters: list[str], expected: list[int]) -> None:
+    task_id, _ = await submit(log)
+    queued = TaskQueued(task_id=task_id, attempt=2, reason="retry")
+    await log.append(log.timer_append(queued, 2, log.clock() + timedelta(hours=1), ROUTE))
+    await submit(log)
+    seen: list[int] = []
+    async for batch in log.tail(TASKS, 0, filters=filters):
+        seen += [message.sequence for message in batch]
+        if len(seen) >= len(expected):
+            break
+    assert seen == expected
+
+
 async def test_a_tail_can_be_cancelled_at_any_moment(log: EventLog) -> None:
     """Also while its consumer is being made: before Python 3.12 `asyncio.wait_for` may swallow that."""
 

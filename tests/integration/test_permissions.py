@@ -18,10 +18,11 @@ import pytest
 from bitinglip.cli.natsserver import find_or_fetch
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelFetchAsked, ModelStored
-from bitinglip.events.streams import QUEUE, TASKS, WORKERS
+from bitinglip.events.streams import LEDGER, QUEUE, TASKS, WORKERS
 from bitinglip.events.subjects import worker_subject
 from bitinglip.events.worker import WorkerHeartbeat
-from bitinglip.settings import Nats
+from bitinglip.projections.readmodel import ReadModel
+from bitinglip.settings import Nats, Projections
 from bitinglip.workers.modelwishes import Wishes
 from tests.integration.gateway import modelfacts
 from tests.integration.gateway.modelfacts import AT
@@ -95,7 +96,8 @@ async def tell_what_a_model_is(server: GuardedServer) -> None:
 async def client(cluster: Cluster, server: GuardedServer, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway, beside a node agent with a worker; each is its own user."""
     models: dict[str, Any] = {"BITINGLIP_MODELS_HUB_CACHE": str(tmp_path / "hub"), "BITINGLIP_MODELS_MIN_FREE_GB": "0"}
-    gateway = await cluster.gateway(**models)
+    archive = {"BITINGLIP_ARCHIVE_EVERY_S": 0, "BITINGLIP_ARCHIVE_SETTLED_S": 0, "BITINGLIP_ARCHIVE_HOT_TASKS": 0}
+    gateway = await cluster.gateway(**models, **archive)
     await cluster.node(BITINGLIP_NATS_URL=server.url("worker"), BITINGLIP_MODELS_OFFLINE="true", **models)
     await tell_what_a_model_is(server)
     async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=20, trust_env=False) as client:
@@ -135,6 +137,15 @@ async def run_tasks(client: httpx.AsyncClient, _: GuardedServer) -> None:
     long = await submitted(client, ECHO | {"params": {"steps": 1000, "step_ms": 20}})
     await client.delete(f"/v1/tasks/{long}")
     assert await end_of(client, long) == "task.cancelled"
+
+
+async def keep_secrets(client: httpx.AsyncClient, _: GuardedServer) -> None:
+    """A private task runs, and is forgotten."""
+    task_id = await submitted(client, ECHO | {"private": True})
+    assert await end_of(client, task_id) == "task.succeeded"
+    assert (await client.get(f"/v1/tasks/{task_id}")).json()["result"] == {"message": "hello"}
+    assert (await client.post(f"/v1/tasks/{task_id}/forget")).status_code == 200
+    assert (await client.get(f"/v1/tasks/{task_id}/result")).status_code == 410
 
 
 async def use_queues(client: httpx.AsyncClient, _: GuardedServer) -> None:
@@ -223,7 +234,33 @@ async def _are(found: Callable[[], Awaitable[list[str]]], wanted: list[str]) -> 
     return await found() == wanted
 
 
-USES = [run_tasks, use_queues, outgrow, command_nodes, wish_for_models, upload_a_model]
+async def trim(client: httpx.AsyncClient, _: GuardedServer) -> None:
+    """What is over is archived, leaves, and is read from there."""
+    task_id = await submitted(client)
+    assert await end_of(client, task_id) == "task.succeeded"
+    await client.get(f"/v1/tasks/{task_id}")
+    done = await client.post("/v1/log/archive", params={"now": "true"})
+    assert done.json()["trimmed"]["removed"] == 3, done.text
+    assert await end_of(client, task_id) == "task.succeeded"
+
+
+async def copy_the_read_model(client: httpx.AsyncClient, server: GuardedServer) -> None:
+    """Copies of the read model, more than are kept, and a gateway that begins with one."""
+    await end_of(client, await submitted(client))
+    for _ in range(3):
+        assert (await client.post("/v1/projections/snapshot")).status_code == 201
+    log = await EventLog.connect(Nats(url=server.url("gateway")), "/test")
+    with TemporaryDirectory() as folder:
+        readmodel = await ReadModel.open(Projections(), Path(folder) / "p.duckdb", log)
+        assert readmodel.applied(TASKS) > 0
+        await readmodel.close()
+    await log.close()
+
+
+USES = [
+    run_tasks, trim, use_queues, keep_secrets, outgrow, command_nodes, wish_for_models, upload_a_model,
+    copy_the_read_model,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
@@ -259,7 +296,8 @@ async def test_models_come_from_the_hub_and_from_node_to_node_and_nobody_is_refu
 
 NOBODYS = [
     *[f"$JS.API.STREAM.{what}.{stream}" for what in ("DELETE", "SNAPSHOT", "RESTORE") for stream in (TASKS, QUEUE)],
-    *[f"$JS.API.STREAM.PURGE.{stream}" for stream in (TASKS, WORKERS)],
+    f"$JS.API.STREAM.PURGE.{WORKERS}",
+    f"$JS.API.STREAM.PURGE.{LEDGER}",
     *[f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in (TASKS, WORKERS)],
     f"$JS.API.CONSUMER.DELETE.{QUEUE}.normal-echo",
     f"$JS.API.CONSUMER.DELETE.{TASKS}.reactor",
@@ -274,8 +312,11 @@ WRITES = {
         f"bl.queue.normal.echo.{ALIEN}",
         "bl.batch.b.opened",
         "bl.schedule.s.created",
+        "bl.ledger.readmodel.snapshot",
+        "$O.snapshots.M.c25hcHNob3Q=",
         "bl.control.node.n.drain",
         f"$JS.API.STREAM.PURGE.{QUEUE}",
+        f"$JS.API.STREAM.PURGE.{TASKS}",
         f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
     ],
     "gateway": [
@@ -292,10 +333,18 @@ WRITES = {
         "bl.worker.w.heartbeat",
         "bl.control.node.n.drain",
         f"$JS.API.STREAM.PURGE.{QUEUE}",
+        f"$JS.API.STREAM.PURGE.{TASKS}",
         f"$JS.API.STREAM.UPDATE.{TASKS}",
+        "$O.snapshots.M.c25hcHNob3Q=",
         f"$JS.API.CONSUMER.CREATE.{QUEUE}.other.bl.queue.>",
         f"$JS.API.CONSUMER.CREATE.{TASKS}.reactor.bl.task.>",
         f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.normal-echo",
+        "$JS.API.STREAM.MSG.GET.KV_task_keys",
+        "$JS.API.DIRECT.GET.KV_task_keys",
+        "$JS.API.DIRECT.GET.KV_task_keys.$KV.task_keys.x",
+        "$JS.API.CONSUMER.CREATE.KV_task_keys",
+        "$JS.API.CONSUMER.CREATE.KV_task_keys.x.$KV.task_keys.>",
+        f"$KV.task_keys.{ALIEN}",
     ],
 }
 READS = {

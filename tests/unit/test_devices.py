@@ -223,6 +223,15 @@ async def test_the_first_device_is_told_and_each_is_watched(standin: Any, rig: R
         await devices.read()
 
 
+async def test_their_powers_are_added_up_if_all_of_them_tell(standin: Any, rig: Rig, tmp_path: Path) -> None:
+    devices = Devices(find("cuda:0,cuda:1", {}, "cuda", tmp_path))
+    assert devices.tell_power
+    assert await devices.power_w() == 2 * 181.5
+    rig.tell(1, power_mw=-pynvml.NVML_ERROR_NOT_SUPPORTED)
+    assert await devices.power_w() is None
+    assert not Devices(find("cpu", {}, "cuda")).tell_power
+
+
 class Stuck:
     """A card whose driver does not come back until it is let go."""
 

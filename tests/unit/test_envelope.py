@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from bitinglip.errors import CorruptEvent
-from bitinglip.events import batch, ledger, model, node, schedule, task, worker
+from bitinglip.events import batch, ledger, model, node, query, schedule, task, worker
 from bitinglip.events.envelope import RawMessage, UnknownEvent, decode, encode
 from bitinglip.events.registry import REGISTRY, Event, event, upcast
 
 NOW = datetime(2026, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
-MODULES = (batch, task, worker, node, model, schedule, ledger)
+MODULES = (batch, task, worker, node, model, schedule, ledger, query)
 
 
 def raw(payload: bytes) -> RawMessage:

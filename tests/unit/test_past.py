@@ -47,6 +47,12 @@ def at(sequence: int, stream: str = "TASKS") -> Moment:
     return Moment(START + timedelta(milliseconds=sequence), {stream: sequence})
 
 
+def base_of(database: Database, name: str) -> str:
+    """Return the table behind a view."""
+    [(home,)] = database.rows("select schema_name from duckdb_tables() where table_name = ?", [name])
+    return f"{home}.{name}"
+
+
 def until(messages: list[RawMessage], sequence: int) -> list[RawMessage]:
     return [one for one in messages if one.sequence <= sequence]
 
@@ -236,7 +242,7 @@ def test_a_worker_whose_heartbeats_are_gone_says_so() -> None:
         with travelled(database, at(2, "WORKERS")) as state:
             [(row, known)] = state.workers()
             assert (row.done, known) == (5, True)
-        database.execute("delete from events where type = 'worker.heartbeat' and sequence = 2")
+        database.execute(f"delete from {base_of(database, 'events')} where type = 'worker.heartbeat' and sequence = 2")
         with travelled(database, at(2, "WORKERS")) as state:
             [(row, known)] = state.workers()
             assert (row.done, row.state, known) == (0, "started", False)
@@ -256,14 +262,14 @@ def test_what_is_staged_from_events_is_what_was_staged_from_messages(story: list
         write(database, "TASKS", log)
         staged = database.rows(settled)
         with database.read_only():
-            blocks = sql.blocks("past", database.home)
+            blocks = past.blocks(database.home)
             database.execute(blocks["payloads"])
             database.execute(
                 "create or replace temp table chosen as select distinct about, 0::ubigint as first from events"
             )
             params = {"stream": "TASKS", "last": 10**9, "ticks": [], "ticks_since": START.replace(tzinfo=None)}
             database.execute(blocks["incoming"], params)
-            database.stage("TASKS")
+            database.stage("TASKS", sql.CATALOGUE["tasks"].staging)
             assert database.rows(settled) == staged
 
 
@@ -342,7 +348,7 @@ def test_who_was_silent_by_then_is_gone_unless_nothing_is_known() -> None:
             with travelled(database, moment) as state:
                 [worker], [node] = pastviews.workers(state, silence), pastviews.nodes(state, silence)
             assert (worker["state"], node["state"], worker["running"]) == (*states, 1)
-        database.execute("delete from events where type like '%.heartbeat' and sequence < 100")
+        database.execute(f"delete from {base_of(database, 'events')} where type like '%.heartbeat' and sequence < 100")
         with travelled(database, Moment(START + timedelta(seconds=90), {"WORKERS": 4})) as state:
             [worker], [node] = pastviews.workers(state, silence), pastviews.nodes(state, silence)
     assert (worker["state"], worker["seen_at"], worker["running"], worker["pid"]) == ("started", None, None, 4711)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import orjson
@@ -30,28 +32,28 @@ read_row = reader(BatchRow)
 class BatchStory(Story):
     """The log of tasks of which some were asked for in batches."""
 
-    def __init__(self, draw: Any) -> None:
-        super().__init__(draw, 5)
+    def __init__(self, choose: Callable[[Seq[Any]], Any]) -> None:
+        super().__init__(choose, 5)
         self._of: dict[str, str] = {}
         self._batches: dict[str, Batch | None] = dict.fromkeys(IDS)
 
     def batch_step(self) -> None:
         """Let something happen to one of the batches."""
-        batch = self._batches[name := self._draw(st.sampled_from(IDS))]
+        batch = self._batches[name := self._choose(IDS)]
         if batch is None:
             metadata = {"n": name}
             self._append(BatchOpened(batch_id=name, name=f"é{name}", metadata=metadata, request_sha256="0"))
         elif batch.closed is None:
-            if batch.tasks and self._draw(st.booleans()):
+            if batch.tasks and self._choose([False, True]):
                 self._append(BatchClosed(batch_id=name, tasks=batch.tasks))
             else:
                 self._extend(batch)
-        elif batch.completed is None and self._draw(st.sampled_from([False] * 4 + [True])):
+        elif batch.completed is None and self._choose([False] * 4 + [True]):
             self._append(BatchCompleted(batch_id=name, tasks=batch.tasks, counts={}))
 
     def _extend(self, batch: Batch) -> None:
         free = [task_id for task_id, task in self._tasks.items() if task is None]
-        chosen = free[: self._draw(st.integers(0, 2))]
+        chosen = free[: self._choose(range(3))]
         for task_id in chosen:
             event = self._submitted(TaskId(task_id))
             self._tell(TaskId(task_id), event.model_copy(update={"batch_id": batch.id}))
@@ -59,7 +61,7 @@ class BatchStory(Story):
         self._append(BatchExtended(batch_id=batch.id, part="p", added=len(chosen), tasks=tasks, request_sha256="0"))
 
     def _append(self, event: BatchEvent) -> None:
-        self._sequence += self._draw(st.integers(1, 3))
+        self._sequence += self._choose(range(1, 4))
         self.messages.append(message(event, self._sequence, about=event.batch_id))
         self._batches[event.batch_id] = fold_batch(history_of(self.messages, event.batch_id))
 
@@ -67,7 +69,7 @@ class BatchStory(Story):
 @st.composite
 def stories(draw: Any) -> list[RawMessage]:
     """Draw the log of some batches and tasks; now and then without its beginning."""
-    story = BatchStory(draw)
+    story = BatchStory(lambda choices: draw(st.sampled_from(choices)))
     for _ in range(draw(st.integers(10, 40))):
         story.batch_step() if draw(st.booleans()) else story.step()
     return story.messages[draw(st.integers(0, 1)) :]

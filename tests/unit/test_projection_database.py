@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,8 +12,8 @@ import pytest
 
 from bitinglip.errors import InvalidConfig, ProjectionFileBusy
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.projections import sql
-from bitinglip.projections.database import open_database
+from bitinglip.projections import sql, versions
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.rows import ModelAliasRow, ModelNodeRow, ModelRow, TaskRow, WorkerRow
 from bitinglip.projections.writer import write
 from tests.unit.projection_support import SETTINGS, message
@@ -40,26 +41,16 @@ def test_a_file_is_kept(tmp_path: Path) -> None:
     assert _count(tmp_path / "deep" / "p.duckdb") == 1
 
 
-def test_changed_sql_makes_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_sql_leaves_the_old_rows_until_the_new_ones_are_made(tmp_path: Path) -> None:
     path = tmp_path / "p.duckdb"
     _fill(path)
-    monkeypatch.setattr(sql, "version", lambda name: "another" if name == "tasks" else "same")
-    assert _count(path) == 0
-
-
-@pytest.mark.parametrize("damage", [b"", b"x" * 100_000])
-def test_a_file_that_is_no_database_is_made_anew(tmp_path: Path, damage: bytes) -> None:
-    path = tmp_path / "p.duckdb"
-    path.write_bytes(damage)
-    assert _count(path) == 0
-
-
-def test_a_damaged_database_is_made_anew(tmp_path: Path) -> None:
-    path = tmp_path / "p.duckdb"
-    _fill(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
-    assert _count(path) == 0
+    changed = sql.catalogue(sql.texts() | {"tasks": sql.texts()["tasks"] + "-- changed"})
+    database = open_database(path, SETTINGS, changed)
+    here = [version for version in versions.read(database) if version.name == "tasks"]
+    states = {(version.serving, version.projection == changed["tasks"]) for version in here}
+    assert states == {(True, False), (False, True)}
+    assert database.rows("select count(*) from tasks") == [(1,)]
+    database.close()
 
 
 def test_a_file_of_another_process_is_left_alone(tmp_path: Path) -> None:
@@ -101,5 +92,8 @@ def test_every_column_has_a_comment(tmp_path: Path) -> None:
     database = open_database(tmp_path / "p.duckdb", SETTINGS)
     rows = database.rows(sql.blocks("system")["schema"])
     database.close()
-    assert {row[0] for row in rows} == {*sql.NAMES, "checkpoints", "projection_versions"}
+    bookkeeping = {"checkpoints", "projection_versions", "build_checkpoints", "storage_format"}
+    made = {name for each in sql.CATALOGUE.values() for name in re.findall(r"^create \w+ self\.(\w+)", each.text, re.M)}
+    assert {row[0] for row in rows} == {*made, *bookkeeping}
+    assert made >= {*sql.NAMES, "queues", "usage", "latency", "latency_quantiles", "errors"}
     assert [row for row in rows if not row[1] or not row[4]] == []

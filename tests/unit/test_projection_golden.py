@@ -22,6 +22,7 @@ STREAMS = {
     "model": "MODELS",
     "schedule": "SCHEDULES",
     "ledger": "LEDGER",
+    "query": "LEDGER",
 }
 STREAMS |= {"queue": "MODELS"}
 

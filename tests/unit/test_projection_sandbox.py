@@ -10,10 +10,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bitinglip.errors import QueryRefused, QueryTimeout
+from bitinglip.errors import QueriesBusy, QueryRefused, QueryTimeout
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.projections import sandbox as module
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.query import CursorPool
 from bitinglip.projections.sandbox import Sandbox
 from bitinglip.projections.writer import write
@@ -217,7 +217,7 @@ async def test_a_caller_that_leaves_frees_the_thread(sandbox: Sandbox) -> None:
     endless = "select count(*) from range(100000000000)"
     running = [asyncio.create_task(sandbox.run(endless, [], 60, 1)) for _ in range(module.THREADS)]
     await asyncio.wait(running, timeout=0.05)
-    with pytest.raises(QueryTimeout):
+    with pytest.raises(QueriesBusy):
         await sandbox.run("select 1", [], 0.2, 1)
     for task in running:
         task.cancel()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.errors import IllegalTransition
+from bitinglip.errors import IllegalTransition, TaskNotPrivate
 from bitinglip.events.registry import Event
 from bitinglip.events.task import (
     Failure,
@@ -20,6 +20,7 @@ from bitinglip.events.task import (
     TaskEvent,
     TaskExpired,
     TaskFailed,
+    TaskForgotten,
     TaskProgressed,
     TaskQueued,
     TaskSubmitted,
@@ -33,6 +34,7 @@ from bitinglip.tasks.commands import (
     CancelTask,
     DropTask,
     FailAttempt,
+    ForgetTask,
     ProgressAttempt,
     ReleaseTask,
     RequeueTask,
@@ -330,3 +332,21 @@ def test_whatever_is_asked_a_task_ends_at_most_once_and_every_decision_is_legal(
             task = after
     assert terminals == task.ended
     assert task.failures <= most
+
+
+def test_a_task_is_forgotten_after_its_end_once_and_only_if_it_is_private() -> None:
+    with pytest.raises(IllegalTransition, match="cancel it first"):
+        decide(given_events(submitted(private=True)), ForgetTask())
+    history = [submitted(private=True), TaskCancelled(task_id=ID)]
+    [event] = decided(decide(given_events(*history), ForgetTask(by="k")))
+    assert event == TaskForgotten(task_id=ID, by="k")
+    after = given_events(*history, event)
+    assert (after.state, after.sequence, after.forgotten) == ("cancelled", 3, True)
+    assert decide(after, ForgetTask()) == ()
+    with pytest.raises(TaskNotPrivate):
+        decide(given_events(submitted(), TaskCancelled(task_id=ID)), ForgetTask())
+
+
+def decided(decision: Decision) -> tuple[TaskEvent, ...]:
+    assert isinstance(decision, tuple)
+    return decision

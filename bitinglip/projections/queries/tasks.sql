@@ -16,6 +16,7 @@ where ($cursor is null or submitted_sequence < $cursor)
     and ($failure is null or json_extract_string(failure, '$.kind') = $failure)
     and ($after is null or coalesce(finished_at, submitted_at) > $after)
     and ($before is null or coalesce(finished_at, submitted_at) < $before)
+    and ($readable is null or (private and forgotten_at is null) = $readable)
     and ($metadata is null or json_contains(metadata, $metadata))
 order by submitted_sequence desc
 limit $limit;

@@ -38,7 +38,10 @@ from (
         field[13] as failure_kind,
         field[14] is not null as retries,
         field[15] as reason,
-        try_cast(field[16] as double) as next_vram_gb
+        try_cast(field[16] as double) as next_vram_gb,
+        field[17] as actor_key,
+        field[18] as actor_address,
+        field[19] as request_id
     from (
         select
             sequence,
@@ -46,7 +49,7 @@ from (
             json_extract_string(payload, [
                 '$.id', '$.type', '$.dataschema', '$.source', '$.subject', '$.time', '$.causationid', '$.data',
                 '$.data.attempt', '$.data.run_at', '$.data.retry_at', '$.data.depends_on', '$.data.failure.kind',
-                '$.data.retry_of', '$.data.reason', '$.data.next_vram_gb'
+                '$.data.retry_of', '$.data.reason', '$.data.next_vram_gb', '$.actorkey', '$.actoraddress', '$.requestid'
             ]) as field
         from incoming
     )

@@ -1,5 +1,7 @@
 -- Grain: one row per batch whose `batch.opened` is in the log.
 -- Units: times are the events' own `time`, UTC. What has become of its tasks, `tasks` tells (`batch_id`).
+--
+-- streams: TASKS
 
 -- name: table
 create table self.batches (
@@ -28,6 +30,7 @@ comment on column self.batches.opened_sequence is 'Sequence of its batch.opened 
 comment on column self.batches.last_sequence is 'Sequence of its own last event in TASKS.';
 
 -- name: apply
+-- when: batch.*
 insert into self.batches
 select
     about, json_extract_string(data, '$.name'), coalesce(json_extract(data, '$.metadata'), '{}'),

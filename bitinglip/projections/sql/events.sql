@@ -1,5 +1,7 @@
 -- Grain: one row per event of the streams TASKS, WORKERS, MODELS, SCHEDULES and LEDGER, brought up to its type's newest version.
 -- Units: times are UTC; a sequence counts within its stream.
+--
+-- streams: TASKS WORKERS MODELS SCHEDULES LEDGER
 
 -- name: table
 create table self.events (
@@ -33,3 +35,7 @@ comment on column self.events.data is 'The fields of the event''s type.';
 insert into self.events
 select stream, sequence, recorded_at, time, id, type, version, source, about, causation, data
 from batch;
+
+-- name: prune
+delete from self.events
+where recorded_at >= $since and recorded_at < $before and type in (select unnest($ticks));

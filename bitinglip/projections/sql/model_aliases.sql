@@ -1,5 +1,7 @@
 -- Grain: one row per alias that stands for a revision of a model.
 -- Units: times are the events' own `time`, UTC.
+--
+-- streams: MODELS
 
 -- name: table
 create table self.model_aliases (
@@ -24,6 +26,7 @@ comment on column self.model_aliases.previous_revision is 'The revision that it 
 comment on column self.model_aliases.last_sequence is 'Sequence of its last event in MODELS.';
 
 -- name: apply
+-- when: model.alias_*
 create or replace temp table alias_steps as
 select
     said.reference as alias,

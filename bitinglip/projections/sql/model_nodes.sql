@@ -4,6 +4,8 @@
 -- What an event means depends on the ones before it, so the events of a row are folded one by one, by the same rules as
 -- in `models/state.py`. An event is a step; a row is what the steps so far have come to, and has the same fields. What
 -- is told of an import that failed is about no revision, and so in no row.
+--
+-- streams: MODELS
 
 -- name: table
 create table self.model_nodes (
@@ -51,6 +53,7 @@ comment on column self.model_nodes.changed_at is 'Time of the last event that ch
 comment on column self.model_nodes.last_sequence is 'Sequence of the last event that changed the row, in MODELS.';
 
 -- name: apply
+-- when: model.fetch_* model.removal_asked model.check_asked model.pinned model.unpinned model.stored model.dropped model.kept model.checked
 create or replace temp table model_node_steps as
 with said as (
     select

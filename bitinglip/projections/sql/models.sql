@@ -2,6 +2,8 @@
 -- Units: times are the events' own `time`, UTC; sizes are bytes, contexts tokens.
 --
 -- Each of the two events has columns of its own; of those that both tell, the last event's value counts.
+--
+-- streams: MODELS
 
 -- name: table
 create table self.models (
@@ -48,6 +50,7 @@ comment on column self.models.parts is 'References of the models that it needs b
 comment on column self.models.last_sequence is 'Sequence of its last event in MODELS.';
 
 -- name: apply
+-- when: model.registered model.described
 create or replace temp table model_changes as
 select
     said.reference,

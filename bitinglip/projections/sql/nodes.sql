@@ -3,6 +3,8 @@
 --
 -- A start begins the row anew: what a former agent of this node said is gone. Of each field the last value counts that
 -- any event of the node told.
+--
+-- streams: WORKERS
 
 -- name: table
 create table self.nodes (
@@ -55,6 +57,7 @@ comment on column self.nodes.stopped_at is 'When its agent stopped (UTC); null w
 comment on column self.nodes.last_sequence is 'Sequence of its last event in WORKERS.';
 
 -- name: apply
+-- when: node.*
 create or replace temp table node_changes as
 with said as (
     select

@@ -9,10 +9,12 @@
 -- The blocks that apply a batch are run in the order below, each only if the batch has events for it: planning a
 -- statement costs milliseconds however few its rows are. A batch of nothing but progress has the last one to itself,
 -- which does what the others would do.
+--
+-- streams: TASKS
 
 -- name: table
 create table self.tasks (
-    task_id varchar primary key,
+    task_id varchar not null,
     state varchar,
     kind varchar,
     model varchar,
@@ -59,6 +61,8 @@ create table self.tasks (
     progress_step bigint,
     progress_total bigint,
     progress_unit varchar,
+    private boolean,
+    forgotten_at timestamp,
     submitted_sequence ubigint,
     last_sequence ubigint,
     state_key integer
@@ -112,11 +116,17 @@ comment on column self.tasks.cancel_requested is 'Whether somebody asked for it 
 comment on column self.tasks.progress_step is 'Step that the latest attempt has reached.';
 comment on column self.tasks.progress_total is 'Steps that it will take; null if not known.';
 comment on column self.tasks.progress_unit is 'What a step is, as token.';
+comment on column self.tasks.private is 'Whether parameters and result are encrypted artifacts, with a key of the task''s own.';
+comment on column self.tasks.forgotten_at is 'When its key was destroyed (UTC); null while it can be read.';
 comment on column self.tasks.submitted_sequence is 'Sequence of its task.submitted in TASKS.';
 comment on column self.tasks.last_sequence is 'Sequence of its last event in TASKS.';
 comment on column self.tasks.state_key is 'How far the task has come: attempt * 4 + phase, greatest when it has ended.';
 
+-- name: key
+alter table self.tasks add primary key (task_id);
+
 -- name: settle_queued
+-- when: task.queued
 update batch
 set makes_ready = false
 from batch as earlier
@@ -126,6 +136,7 @@ where batch.type = 'task.queued'
     and earlier.state_key >= batch.state_key;
 
 -- name: change
+-- when: task.*
 create or replace temp table task_changes as
 with told as (
     select
@@ -151,7 +162,8 @@ with told as (
         count_if(
             type = 'task.dead_lettered' or (type = 'task.failed' and failure_kind is distinct from 'worker_stopped')
         ) as failures,
-        count_if(type = 'task.cancel_requested') > 0 as cancel_requested
+        count_if(type = 'task.cancel_requested') > 0 as cancel_requested,
+        min(time) filter (type = 'task.forgotten') as forgotten_at
     from batch
     where starts_with(type, 'task.')
     group by task_id
@@ -169,7 +181,8 @@ select
         "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
         "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
         "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR"
+        "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR",
+        "private": "BOOLEAN"
     }') as s,
     json_transform(assigned, '{
         "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
@@ -186,7 +199,14 @@ select
     }') as r
 from told;
 
+-- name: known
+-- when: task.submitted
+delete from task_changes
+using self.tasks
+where task_changes.submitted_sequence is not null and task_changes.task_id = tasks.task_id;
+
 -- name: add
+-- when: task.submitted
 insert into self.tasks
 select
     task_id, state, s.kind, s.model, s.lane, s.key_id, s.idempotency_key, coalesce(s.metadata, '{}'), s.params,
@@ -197,12 +217,12 @@ select
     finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
     r.result_ref, f.failure, failures, if(state_key % 4 = 3 and ended_type is null, f.retry_at, null), if(succeeded, coalesce(r.usage.input_tokens, 0), null),
     if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
-    submitted_sequence, last_sequence, state_key
+    coalesce(s.private, false), forgotten_at, submitted_sequence, last_sequence, state_key
 from task_changes
-where submitted_sequence is not null
-on conflict do nothing;
+where submitted_sequence is not null;
 
 -- name: retried
+-- when: retry
 update self.tasks
 set retried_as = to_json(list_concat(from_json(tasks.retried_as, '["VARCHAR"]'), new.task_ids))
 from (
@@ -214,6 +234,7 @@ from (
 where new.task_id = tasks.task_id;
 
 -- name: update
+-- when: task.*
 update self.tasks
 set
     state = if(new.state_key > tasks.state_key, new.state, tasks.state),
@@ -244,6 +265,7 @@ set
     output_tokens = if(new.succeeded, coalesce(new.r.usage.output_tokens, 0), tasks.output_tokens),
     versions = coalesce(new.r.versions, tasks.versions),
     cancel_requested = tasks.cancel_requested or new.cancel_requested,
+    forgotten_at = coalesce(tasks.forgotten_at, new.forgotten_at),
     progress_step = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_step, new.p.step),
     progress_total = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_total, new.p.total),
     progress_unit = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_unit, new.p.unit),
@@ -252,6 +274,7 @@ from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;
 
 -- name: progress
+-- alone: task.progressed
 update self.tasks
 set
     progress_step = if(new.attempt is null, tasks.progress_step, new.p.step),

@@ -2,6 +2,8 @@
 -- Units: counts are since the log began; only a rebuild from a log that lost its beginning makes them smaller.
 --
 -- The reasons are few: how the process ended (`signal_9`, `status_4`), or that somebody asked for it (`command`, `rolling`).
+--
+-- streams: WORKERS
 
 -- name: table
 create table self.worker_restarts (
@@ -17,6 +19,7 @@ comment on column self.worker_restarts.reason is 'signal_N or status_N: it ended
 comment on column self.worker_restarts.restarts is 'Times since the log began.';
 
 -- name: apply
+-- when: node.worker_exited node.worker_commanded node.restarting_workers
 insert into self.worker_restarts
 select node_id, reason, sum(workers) as restarts
 from (

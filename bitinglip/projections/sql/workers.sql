@@ -2,6 +2,8 @@
 -- Units: times are the events' own `time`, UTC; counts are since the worker's last start.
 --
 -- A start begins the row anew: what a former process of this name said is gone.
+--
+-- streams: WORKERS
 
 -- name: table
 create table self.workers (
@@ -62,6 +64,7 @@ comment on column self.workers.stopped_at is 'When it stopped (UTC); null while 
 comment on column self.workers.last_sequence is 'Sequence of its last event in WORKERS.';
 
 -- name: apply
+-- when: worker.*
 create or replace temp table worker_changes as
 with said as (
     select

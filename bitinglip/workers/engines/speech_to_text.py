@@ -278,7 +278,7 @@ class Listener:
                 "seconds": round(job.samples / self._rate, 3),
                 "segments": job.segments if timed else [],
             },
-            Usage(),
+            Usage(audio_in_ms=round(job.samples / self._rate * 1000)),
         )
 
     def _segments(self, part: _Part, segment: dict[str, Any], end_s: float) -> Iterator[dict[str, Any]]:

@@ -266,7 +266,7 @@ class Painter:
             return
         job.over = True
         images = [self._write(job, index) for index in range(params.n)]
-        job.sink.succeed(job.job.task_id, {"images": images}, Usage())
+        job.sink.succeed(job.job.task_id, {"images": images}, Usage(images=len(images)))
 
     def _write(self, job: _Job, number: int) -> dict[str, Any]:
         seed = job.seed + number

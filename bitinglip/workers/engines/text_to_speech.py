@@ -170,8 +170,10 @@ class Speaker:
         job.over = True
         pause = np.zeros(round(PAUSE_S * rate), dtype=np.float32)
         parts = [part for index in range(len(job.texts)) for part in (job.spoken[index], pause)][:-1]
-        audio = media.write_sound(job.job, np.concatenate(parts), rate, job.job.params.format)
-        job.sink.succeed(job.job.task_id, {"audio": audio, "seed": job.seed}, Usage())
+        sound = np.concatenate(parts)
+        audio = media.write_sound(job.job, sound, rate, job.job.params.format)
+        usage = Usage(audio_out_ms=round(len(sound) / rate * 1000))
+        job.sink.succeed(job.job.task_id, {"audio": audio, "seed": job.seed}, usage)
 
 
 def _texts(job: Job[TextToSpeechParameters], way: Speaking) -> list[str]:

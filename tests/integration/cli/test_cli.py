@@ -103,6 +103,14 @@ class TestWithoutACluster:
         assert "task" in (await bitinglip("--help")).out
         assert (await bitinglip("--version")).out.startswith("bitinglip ")
 
+    async def test_the_schemas_of_events_are_printed_and_written(self, tmp_path: Path) -> None:
+        one = await bitinglip("events", "schema", "task.submitted", "--json")
+        assert (one.json["$id"], "kind" in one.json["properties"]) == ("urn:bitinglip:task.submitted:1", True)
+        every = await bitinglip("events", "schema")
+        written = await bitinglip("events", "schema", "--output", str(tmp_path / "schemas"), "--json")
+        assert written.json["schemas"] == len(every.json) == len(list((tmp_path / "schemas").iterdir()))
+        assert (await bitinglip("events", "schema", "task.dreamt")).status == 2
+
     async def test_every_setting_is_shown_with_its_origin_and_no_secret(self) -> None:
         shown = await bitinglip(
             "config", "show", "--json", BITINGLIP_GATEWAY_API_KEY="0123456789abcdef", BITINGLIP_GATEWAY_PORT="1"
@@ -241,6 +249,69 @@ class TestOnACluster:
         assert (got.json["state"], got.json["result"]) == ("succeeded", {"message": "hello"})
         assert "succeeded" in (await bitinglip("task", "get", task_id, "--url", url)).out
 
+    async def test_the_log_is_printed_again_and_asked_for_again(self, url: str) -> None:
+        echo = ("task", "submit", "echo", "-m", "echo", "--url", url)
+        first = (await bitinglip(*echo, "-p", "message=one", "--wait", "--json")).json
+        begin, here = str(first["submitted_sequence"]), ("--url", url, "--speed", "max")
+        again = {"message": {"$result": first["task_id"], "path": "message"}}
+        await bitinglip(*echo, "--params-json", json.dumps(again), "--after", first["task_id"], "--wait")
+        await bitinglip(*echo, "-p", "message=hush", "--private", "--wait")
+        await bitinglip(*echo, "--params-json", json.dumps({"message": "x" * 100_000}), "--wait")
+        types = ("--types", "task.submitted", "--types", "task.succeeded")
+        shown = await bitinglip("events", "replay", "--from", begin, *types, *here, "--json")
+        assert [line["type"] for line in shown.lines].count("task.submitted") == 4
+        until = await bitinglip("events", "replay", "--from", begin, "--to", begin, *here)
+        assert (len(until.out.splitlines()), "task.submitted" in until.out) == (1, True)
+        since = await bitinglip("events", "replay", "--from", first["finished_at"], *types, *here, "--json")
+        assert 0 < len(since.lines) < len(shown.lines)
+        into = await bitinglip("events", "replay", "--from", begin, *here, "--into", url, "--json")
+        assert (into.status, into.json["problems"]) == (0, {})
+        assert [into.json[name] for name in ("submitted", "private", "gone", "refused")] == [3, 1, 0, 0]
+        found = await bitinglip("task", "list", "--metadata", f"replay_of={first['task_id']}", "--json", "--url", url)
+        (copy,) = found.lines
+        assert copy["params"]["message"] == "one"
+
+    async def test_a_replay_that_waits_ends_with_ctrl_c(self, url: str) -> None:
+        await bitinglip(
+            "task", "submit", "echo", "-m", "echo", "-p", "steps=1", "-p", "step_ms=50", "--wait", "--url", url
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, "events", "replay", "--speed", "0.00001x", "--url", url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 30)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+        assert (process.returncode, err) == (130, b"")
+
+    async def test_what_would_have_been_stands_beside_what_was(self, url: str) -> None:
+        slow = ("task", "submit", "echo", "-m", "echo", "-p", "steps=2", "-p", "step_ms=20", "--url", url)
+        await bitinglip(*slow, "--wait")
+        asked = ("events", "replay", "--what-if", "--cards", "2x8GB,24GB", "--policy", "ours", "--policy", "fifo")
+        told = (await bitinglip(*asked, "--json", "--url", url)).json
+        assert told["happened"]["tasks"] == told["results"]["ours"]["tasks"] + told["fits_nowhere"]
+        assert (told["cards"], sorted(told["results"])) == (3, ["fifo", "ours"])
+        shown = await bitinglip(*asked, "--url", url)
+        assert all(word in shown.out for word in ("happened", "utilisation", "makespan"))
+        for wrong in (("--cards", "many"), ("--policy", "luck"), ("--into", url), ("--from", "9999999")):
+            assert (await bitinglip(*asked[:3], *wrong, "--url", url)).status == 2
+
+    async def test_a_private_task_is_read_and_then_forgotten(self, url: str) -> None:
+        echo = ("task", "submit", "echo", "-m", "echo", "--private", "--url", url)
+        ran = await bitinglip(*echo, "-p", "message=hush", "--wait", "--json")
+        assert (ran.json["private"], ran.json["result"]) == (True, {"message": "hush"})
+        waiting = (await bitinglip(*echo, "--delay", "3600")).out.strip()
+        refused = await bitinglip("task", "forget", waiting, "--url", url)
+        assert (refused.status, "cancel it first" in refused.err) == (2, True)
+        await bitinglip("task", "cancel", waiting, "--url", url)
+        assert (await bitinglip("task", "forget", waiting, "--url", url)).out == f"{waiting} forgotten\n"
+        many = await bitinglip("task", "forget", "--before", "2999-01-01T00:00:00Z", "--json", "--url", url)
+        assert (many.status, many.json["forgotten"] >= 1) == (0, True)
+        got = await bitinglip("task", "get", ran.json["task_id"], "--json", "--url", url)
+        assert (got.json["result"], bool(got.json["forgotten_at"])) == (None, True)
+
     async def test_a_dead_letter_is_found_and_retried(self, url: str) -> None:
         submitted = await bitinglip(
             "task", "submit", "echo", "-m", "echo", "-p", "fail=out_of_memory", "--max-attempts", "1",
@@ -314,6 +385,26 @@ class TestOnACluster:
         assert (await bitinglip("schedule", "delete", schedule_id, "--url", url)).out == f"{schedule_id} deleted\n"
         assert (await bitinglip("schedule", "show", schedule_id, "--url", url)).status == 2
         assert (await bitinglip(*create, "--cron", "never")).status == 2
+
+    async def test_the_archive_is_copied_and_checked(self, url: str, tmp_path: Path) -> None:
+        await bitinglip("task", "submit", "echo", "-m", "echo", "--wait", "--url", url)
+        archived = await bitinglip("events", "archive", "--now", "--stream", "tasks", "--json", "--url", url)
+        assert (archived.status, archived.json["streams"][0]["stream"]) == (0, "TASKS")
+        shown = await bitinglip("events", "archive", "--url", url)
+        assert [line.split("\t")[0] for line in shown.out.splitlines()[-4:]] == [
+            "TASKS",
+            "WORKERS",
+            "MODELS",
+            "SCHEDULES",
+        ]
+        copy = ("events", "archive", "--output", str(tmp_path / "copy"), "--url", url)
+        copied = await bitinglip(*copy, "--json")
+        files = json.loads((tmp_path / "copy" / "index.json").read_text())["files"]
+        assert copied.json["files"] == len(files)
+        for file in files:
+            (tmp_path / "copy" / file["file"]).write_bytes(b"damaged")
+        assert (await bitinglip(*copy)).status == 0
+        assert all((tmp_path / "copy" / file["file"]).stat().st_size == file["size_bytes"] for file in files)
 
     async def test_a_batch_from_its_file_to_its_completion(self, url: str, tmp_path: Path) -> None:
         lines = '{"params": {"message": "a"}}\n\n{"params": {"message": "b"}}\n'
@@ -525,6 +616,22 @@ class TestOnACluster:
         assert refused.status == 2
         schema = await bitinglip("query", "--schema", "--url", url)
         assert any(line.startswith("tasks\tstate\t") for line in schema.out.splitlines())
+
+    async def test_projections_are_listed_made_anew_and_copied(self, url: str) -> None:
+        await bitinglip("task", "submit", "echo", "-p", "message=hi", "--url", url)
+        listed = (await bitinglip("projections", "list", "--json", "--url", url)).lines
+        assert {"tasks", "events"} <= {each["projection"] for each in listed}
+        table = await bitinglip("projections", "list", "--url", url)
+        assert "serving" in table.out
+        assert "TASKS" in table.out
+        one = await bitinglip("projections", "rebuild", "batches", "--json", "--url", url)
+        assert {each["projection"] for each in one.lines} == {"batches"}
+        unknown = await bitinglip("projections", "rebuild", "nothing", "--url", url)
+        assert (unknown.status, "projections" in unknown.err) == (2, True)
+        every = await bitinglip("projections", "rebuild", "--url", url)
+        assert every.out.startswith("made anew in ")
+        made = await bitinglip("projections", "snapshot", "--json", "--url", url)
+        assert made.json["file"].startswith("snapshot-")
 
     async def test_nodes_and_workers_are_shown_and_commanded(self, url: str, eventually: Callable[..., Any]) -> None:
         node = (await eventually(lambda: nodes(url)))[0]

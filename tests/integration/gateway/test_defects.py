@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.events.log import EventLog
+from bitinglip.gateway.addresses import Addresses
 from bitinglip.gateway.auth import Guard
 from bitinglip.gateway.door import Door
 from bitinglip.gateway.metrics import Metrics
@@ -22,7 +23,7 @@ async def test_an_unexpected_error_is_a_problem_and_in_the_log(
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise ZeroDivisionError("secret detail")
 
-    door = Door(broken, Guard(settings.gateway), Metrics())
+    door = Door(broken, Guard(settings.gateway), Metrics(), Addresses(settings.gateway))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost") as client:
         with caplog.at_level(logging.ERROR):
             response = await client.get("/v1/tasks", headers={"X-Request-Id": "r-7"})

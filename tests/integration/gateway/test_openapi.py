@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from bitinglip.events import asyncapi
 from bitinglip.gateway import openapi
 from bitinglip.gateway.app import ROUTES
 from bitinglip.gateway.door import Resource
@@ -61,3 +62,8 @@ async def test_the_document_is_served(client: httpx.AsyncClient) -> None:
     assert response.json() == openapi.document()
     operation_ids = [one["operationId"] for item in response.json()["paths"].values() for one in item.values()]
     assert len(operation_ids) == len(set(operation_ids))
+
+
+async def test_the_asyncapi_document_is_served(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/asyncapi.json")
+    assert answer.json() == asyncapi.document()

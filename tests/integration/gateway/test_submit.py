@@ -177,6 +177,7 @@ async def test_prefer_wait_answers_with_the_ended_task(
     response = await waiting
     assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=5")
     assert (response.json()["state"], response.json()["result"]) == ("succeeded", {"message": "hello"})
+    assert response.json() == (await client.get(response.headers["location"])).json()
 
 
 async def test_prefer_wait_gives_up_in_time(client: httpx.AsyncClient) -> None:

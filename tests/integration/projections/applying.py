@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.histories import history
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.writer import write
 from bitinglip.settings import Projections
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.histories import history
-from bitinglip.projections.database import open_database
+from bitinglip.projections.opening import open_database
 from bitinglip.projections.writer import write
 from tests.integration.projections.applying import EVENTS
 from tests.unit.projection_support import SETTINGS, dump, table_of

@@ -92,7 +92,7 @@ async def test_what_was_in_the_log_before_is_caught_up(log: EventLog, path: Path
         assert readmodel.ready
         assert [row.task_id for row in await all_tasks(readmodel)] == [task_id for task_id, _ in reversed(sent)]
         assert [(lag.stream, lag.last - lag.applied) for lag in await readmodel.lag()] == [
-            (TASKS, 0), (WORKERS, 0), (MODELS, 0), ("SCHEDULES", 0)
+            (TASKS, 0), (WORKERS, 0), (MODELS, 0), ("SCHEDULES", 0), ("LEDGER", 0)
         ]  # fmt: skip
         assert readmodel.applied(TASKS) == sent[-1][1]
 
@@ -264,10 +264,11 @@ async def test_a_failed_write_is_tried_again(
     async with reading(log, path) as readmodel:
         await readmodel.wait_ready()
         projector = readmodel._current.projector
-        readmodel._current.database.execute("alter table events rename to away")
+        home = next(each.home for each in readmodel._current.database.applied_to if each.name == "events")
+        readmodel._current.database.execute(f"alter table {home}.events rename to away")
         _, sequence = await submit(log)
         await eventually(lambda: projector.state is State.RETRYING)
-        readmodel._current.database.cursor().execute("alter table away rename to events")
+        readmodel._current.database.cursor().execute(f"alter table {home}.away rename to events")
         await readmodel.wait(TASKS, sequence)
         assert projector.state is State.LIVE
         assert len(await all_tasks(readmodel)) == 1

@@ -1,0 +1,89 @@
+"""The events of an archive, in their order: of a folder of its files, without a server, or of the object store."""
+
+# pyarrow has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bitinglip.errors import ProofUnusable
+from bitinglip.events.archive import fetch, index
+from bitinglip.events.connection import Connection
+from bitinglip.events.envelope import RawMessage
+
+ROWS = 1_000
+"""Rows that are in memory at a time, beside the group of the file that they are in."""
+COLUMNS = ("sequence", "time_ns", "subject", "payload")
+
+
+class ArchiveFolder:
+    """The files of an archive, `<stream>/<day>/<name>.parquet`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def events(self, stream: str) -> AsyncGenerator[Seq[RawMessage], None]:
+        """Yield a stream's events in the order of the files.
+
+        Raises:
+            ProofUnusable: a file cannot be read.
+        """
+        batches = _all_rows(self._folder / stream)
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+            yield batch
+
+
+async def archived(
+    connection: Connection, stream: str, after: int, up_to: int
+) -> AsyncGenerator[Seq[RawMessage], None]:
+    """Yield the events after a sequence, up to another one, that are in the object store; a file at a time.
+
+    Raises:
+        ArchiveDamaged: a file is not there, or not what the index says.
+        NoServer: the server does not answer.
+        ProofUnusable: a file cannot be read.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "file.parquet"
+        for file in await index(connection, stream):
+            if file.last_sequence > after and file.first_sequence <= up_to:
+                await fetch(connection, file, path)
+                for batch in _rows(path):
+                    yield [message for message in batch if after < message.sequence <= up_to]
+
+
+def _all_rows(folder: Path) -> Iterator[list[RawMessage]]:
+    for path in sorted(folder.rglob("*.parquet"), key=_first_sequence):
+        yield from _rows(path)
+
+
+def _rows(path: Path) -> Iterator[list[RawMessage]]:
+    for batch in _opened(path).iter_batches(ROWS, columns=list(COLUMNS)):
+        columns = [batch.column(name).to_pylist() for name in COLUMNS]
+        yield [RawMessage(at, time_ns, _text(on), data) for at, time_ns, on, data in zip(*columns, strict=True)]
+
+
+def _first_sequence(path: Path) -> int:
+    file = _opened(path)
+    for batch in file.iter_batches(1, columns=["sequence"]):
+        return batch.column(0)[0].as_py()
+    return 0
+
+
+def _opened(path: Path) -> Any:
+    from pyarrow import parquet
+
+    with suppress(OSError, ValueError):  # Arrow's own errors are among these
+        return parquet.ParquetFile(path)
+    raise ProofUnusable(problem=f"{path} is no file of an archive")
+
+
+def _text(subject: str | bytes) -> str:
+    return subject.decode() if isinstance(subject, bytes) else subject

@@ -1,0 +1,3 @@
+-- Up to where the events of each stream are read from the archive.
+
+select stream, up_to from archived;

@@ -1,0 +1,117 @@
+"""Archiving and trimming while gateways and the server are killed: each lasting event stays, in one place at least."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bitinglip.cli.natsserver import PrivateServer, find_or_fetch
+from bitinglip.errors import StreamFull
+from bitinglip.events import archive
+from bitinglip.events.log import EventLog
+from bitinglip.events.streams import TASKS
+from bitinglip.projections.archivefile import messages_of
+from bitinglip.settings import Nats
+from bitinglip.tasks.commands import SubmitTask
+from bitinglip.tasks.inbox import Inbox
+from tests.faults.test_full import fill
+from tests.integration.gateway.support import Player, check_problem
+from tests.support.cluster import Cluster, Process
+from tests.support.server import RestartableServer, eventually
+
+ECHO = SubmitTask(kind="echo", model="echo")
+EAGER: dict[str, Any] = {
+    "BITINGLIP_ARCHIVE_EVERY_S": 0.05,
+    "BITINGLIP_ARCHIVE_SETTLED_S": 0,
+    "BITINGLIP_ARCHIVE_PART_EVENTS": 7,
+    "BITINGLIP_ARCHIVE_HOT_TASKS": 0,
+}
+
+
+async def in_archive(log: EventLog, folder: Path) -> list[int]:
+    """Return the sequences of all that is archived, each file read back and compared with the index."""
+    found: list[int] = []
+    for file in await archive.index(log.connection, TASKS):
+        await archive.fetch(log.connection, file, folder / "file.parquet")
+        found += [message.sequence for batch in messages_of(folder / "file.parquet") for message in batch]
+    return found
+
+
+async def in_stream(log: EventLog, up_to: int) -> set[int]:
+    """Return the sequences of all that the server holds."""
+    found: set[int] = set()
+    while (after := max(found, default=0)) < up_to and (first := await log.first_after(TASKS, after)):
+        found.add(min(message.sequence for message in first))
+    return found
+
+
+@pytest.mark.timeout(300)
+async def test_no_event_is_lost_whoever_is_killed(tmp_path: Path) -> None:
+    server, cluster, chance = RestartableServer(tmp_path / "nats"), Cluster("", tmp_path), random.Random(20261129)
+    await server.start()
+    log = await EventLog.connect(Nats(url=server.url, append_timeout_s=30.0), "/test")
+    inbox, player, stored = Inbox(log, 65_536), Player(log), set[int]()
+    env = EAGER | {"BITINGLIP_NATS_URL": server.url}
+    gateways: list[Process] = [await cluster.gateway(**env) for _ in range(2)]
+    for strike in range(8):
+        for _ in range(chance.randrange(5, 15)):
+            accepted = await inbox.submit(ECHO)
+            stored |= {accepted.sequence, await player.assign(accepted.task_id), await player.succeed(accepted.task_id)}
+        struck = chance.choice(gateways)
+        await struck.kill()
+        if strike % 3 == 2:
+            await server.kill()
+            await server.start()
+        await struck.start()
+        archived = await eventually(lambda: in_archive(log, tmp_path), within_s=30)
+        assert len(archived) == len(set(archived))
+        assert stored <= set(archived) | await in_stream(log, max(stored))
+    async with httpx.AsyncClient(base_url=gateways[0].ready["url"], timeout=30, trust_env=False) as client:
+
+        async def all_archived() -> bool:
+            answer = await client.post("/v1/log/archive", params={"now": "true"})
+            return answer.status_code == 200 and await log.messages(TASKS) == 0
+
+        await eventually(all_archived, within_s=60)
+        assert await in_archive(log, tmp_path) == sorted(stored)
+    last = await cluster.gateway(**env)
+    async with httpx.AsyncClient(base_url=last.ready["url"], timeout=30, trust_env=False) as client:
+
+        async def has_all() -> bool:
+            answer = await client.post(
+                "/v1/query", json={"sql": "select count(*) from tasks where state = 'succeeded'"}
+            )
+            return answer.json()["rows"] == [[len(stored) // 3]]
+
+        await eventually(has_all, within_s=30)
+    await log.close()
+    await cluster.close()
+    await server.stop()
+
+
+async def test_a_full_store_drops_nothing_and_is_told(tmp_path: Path) -> None:
+    most = 8 * 2**20
+    server = PrivateServer(find_or_fetch(), tmp_path / "nats", port=0, max_store_bytes=most)
+    await server.start()
+    cluster = Cluster("", tmp_path)
+    env = EAGER | {"BITINGLIP_NATS_URL": server.url, "BITINGLIP_NATS_MAX_STORE_BYTES": most}
+    gateway = await cluster.gateway(**env | {"BITINGLIP_ARCHIVE_EVERY_S": 0})
+    log = await EventLog.connect(Nats(url=server.url), "/test")
+    accepted, refusal = await fill(log)
+    assert isinstance(refusal, StreamFull)
+    held = await log.messages(TASKS)
+    async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=30, trust_env=False) as client:
+        check_problem(await client.post("/v1/log/archive", params={"now": "true"}), 503, "stream_full")
+        assert await log.messages(TASKS) == held == len(accepted)
+        assert await archive.index(log.connection, TASKS) == []
+        shown = (await client.get("/v1/log/archive", params={"stream": "tasks"})).json()["streams"][0]
+        assert shown["behind_events"] == held
+        metrics = (await client.get("/metrics")).text
+        assert f'bitinglip_archive_behind_events{{stream="TASKS"}} {float(held)}' in metrics
+    await log.close()
+    await cluster.close()
+    await server.stop()

@@ -1,0 +1,104 @@
+"""Reading a stream while a part of it leaves the server, and the archive in a backup."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as Seq
+from contextlib import aclosing
+from pathlib import Path
+
+from bitinglip.events import archive
+from bitinglip.events.backup import back_up, restore
+from bitinglip.events.cold import history
+from bitinglip.events.connection import Connection
+from bitinglip.events.envelope import Messages
+from bitinglip.events.ledger import LedgerTrimmed
+from bitinglip.events.log import EventLog
+from bitinglip.events.reading import end_of, read_between
+from bitinglip.events.streams import TASKS
+from bitinglip.projections.archive import Archive
+from bitinglip.projections.archiving import Archiver
+from bitinglip.settings import Archive as Settings
+from bitinglip.settings import Nats
+from bitinglip.tasks.commands import SubmitTask
+from bitinglip.tasks.inbox import Inbox
+from tests.conftest import drop_streams
+
+ECHO = SubmitTask(kind="echo", model="echo", params={"message": "x" * 10_000})
+NOW = Settings(settled_s=0, part_events=40)
+
+
+async def archived(log: EventLog, folder: Path, count: int) -> list[int]:
+    """Store and archive so many events; returns their sequences."""
+    inbox = Inbox(log, 65_536)
+    stored = [(await inbox.submit(ECHO)).sequence for _ in range(count)]
+    log.connection.cold = files = Archive(log, folder)
+    await Archiver(log, files, NOW).archive(TASKS, now=True)
+    return [int(sequence) for sequence in stored]
+
+
+async def leave(log: EventLog, up_to: int) -> None:
+    """Let all events up to a sequence leave, as a trimmer would."""
+    _, expected = await archive.last_trimmed(log.connection, TASKS)
+    event = LedgerTrimmed(stream=TASKS, up_to_sequence=up_to, removed=up_to)
+    await log.append(log.ledger_append(event, TASKS, expected))
+    await archive.purge(log.connection, TASKS, "bl.task.>", up_to + 1)
+
+
+class Late(EventLog):
+    """A log of which a part leaves just before its tail is read."""
+
+    leaves: list[int]
+
+    async def tail(
+        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096
+    ) -> AsyncGenerator[Messages, None]:
+        if self.leaves:
+            await leave(self, self.leaves.pop(0))
+        async with aclosing(super().tail(stream, after, filters=filters, most=most)) as batches:
+            async for batch in batches:
+                yield batch
+
+
+async def test_who_is_behind_misses_nothing_that_leaves(log: EventLog, tmp_path: Path) -> None:
+    stored = await archived(log, tmp_path, 100)
+    late, seen = Late(log.connection, "/test"), list[int]()
+    late.leaves = [stored[30], stored[60], stored[60]]
+    async with aclosing(history(late, TASKS, 0, most=5)) as batches:
+        async for batch in batches:
+            seen += batch.sequences
+            if seen[-1] == stored[-1]:
+                break
+    assert seen == stored
+    assert not late.leaves[1:]
+
+
+async def test_who_reads_once_misses_nothing_that_leaves(log: EventLog, tmp_path: Path) -> None:
+    stored = await archived(log, tmp_path, 100)
+    late, seen = Late(log.connection, "/test"), list[int]()
+    late.leaves = [stored[30], stored[-1]]
+    async with aclosing(read_between(late, TASKS, 0, await end_of(log, TASKS), 5)) as batches:
+        async for batch in batches:
+            seen += batch.sequences
+    assert seen == stored
+    assert await end_of(log, TASKS) == stored[-1]
+    wanted = ("bl.task.*.queued.>",)
+    assert [batch async for batch in read_between(log, TASKS, 0, stored[-1], filters=wanted)] == []
+    assert [batch async for batch in read_between(log, TASKS, 0, stored[-1], held=True)] == []
+
+
+async def test_a_backup_has_the_archive(log: EventLog, nats_url: str, tmp_path: Path) -> None:
+    stored = await archived(log, tmp_path / "copies", 50)
+    await leave(log, stored[-1])
+    files = await archive.index(log.connection, TASKS)
+    await back_up(log.connection, tmp_path / "backup")
+    await drop_streams(nats_url)
+    connection = await Connection.open(Nats(url=nats_url), "/test")
+    await restore(connection, tmp_path / "backup", replicas=1)
+    await connection.close()
+    again = await EventLog.connect(Nats(url=nats_url), "/test")
+    assert await archive.index(again.connection, TASKS) == files
+    again.connection.cold = Archive(again, tmp_path / "others")
+    found = [n async for batch in read_between(again, TASKS, 0, stored[-1]) for n in batch.sequences]
+    assert found == stored
+    await again.close()
