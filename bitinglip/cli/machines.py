@@ -10,7 +10,7 @@ import typer
 from bitinglip.cli import queue, render
 from bitinglip.cli.client import Client
 from bitinglip.cli.cluster import DataDir, become_node, become_worker
-from bitinglip.cli.options import Json, Model, NatsUrl, Url, client
+from bitinglip.cli.options import AsOf, Json, Model, NatsUrl, Url, client
 from bitinglip.errors import InvalidInput
 
 node_app = typer.Typer(help="Run this machine's agent; look at nodes, drain, label and restart them.")
@@ -43,9 +43,10 @@ def run_node(
 
 
 @node_app.command("list")
-def list_nodes(url: Url = None, as_json: Json = False) -> None:
+def list_nodes(as_of: AsOf = None, url: Url = None, as_json: Json = False) -> None:
     """List the nodes."""
-    _show_nodes(client(url).get("/v1/nodes")["nodes"], as_json=as_json)
+    answer = client(url).get("/v1/nodes", {"as_of": as_of})
+    _show_nodes(answer["nodes"], _moment(answer, as_json), as_json=as_json)
 
 
 @node_app.command("show")
@@ -124,9 +125,10 @@ def run_worker(
 
 
 @worker_app.command("list")
-def list_workers(url: Url = None, as_json: Json = False) -> None:
+def list_workers(as_of: AsOf = None, url: Url = None, as_json: Json = False) -> None:
     """List the workers."""
-    _show_workers(client(url).get("/v1/workers")["workers"], as_json=as_json)
+    answer = client(url).get("/v1/workers", {"as_of": as_of})
+    _show_workers(answer["workers"], _moment(answer, as_json), as_json=as_json)
 
 
 @worker_app.command("restart")
@@ -175,21 +177,33 @@ def worker_logs(
 
 
 @cluster_app.command()
-def status(url: Url = None, as_json: Json = False) -> None:
+def status(as_of: AsOf = None, url: Url = None, as_json: Json = False) -> None:
     """Show the nodes, the workers, and the queues that have work or are paused."""
     gateway = client(url)
-    parts = {name: gateway.get(f"/v1/{name}")[name] for name in ("nodes", "workers", "queues")}
+    if as_of is None:
+        parts = {name: gateway.get(f"/v1/{name}")[name] for name in ("nodes", "workers", "queues")}
+    else:
+        parts = gateway.get("/v1/cluster", {"as_of": as_of})
     if as_json:
         render.json(parts)
         return
-    _show_nodes(parts["nodes"], as_json=False)
+    moment = render.as_of(parts)
+    _show_nodes(parts["nodes"], moment, as_json=False)
     render.line("")
-    _show_workers(parts["workers"], as_json=False)
+    _show_workers(parts["workers"], moment, as_json=False)
     render.line("")
-    queue.show([each for each in parts["queues"] if each["depth"] or each["paused"]], none="Nothing waits or runs.")
+    busy = [each for each in parts["queues"] if each["depth"] or each["paused"]]
+    queue.show(busy, none="Nothing waits or runs." if moment is None else "Nothing waited or ran.")
+    if moment is not None:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(parts["tasks"].items()))
+        render.line(f"\nTasks by then: {counts or 'none'}.")
 
 
-def _show_nodes(nodes: list[dict[str, Any]], *, as_json: bool) -> None:
+def _moment(answer: dict[str, Any], as_json: bool) -> str | None:
+    return None if as_json else render.as_of(answer)
+
+
+def _show_nodes(nodes: list[dict[str, Any]], moment: str | None, *, as_json: bool) -> None:
     if as_json:
         for node in nodes:
             render.json(node)
@@ -198,36 +212,37 @@ def _show_nodes(nodes: list[dict[str, Any]], *, as_json: bool) -> None:
     none = "No nodes; `bitinglip node` on a machine makes it one."
     render.table(
         columns,
-        [_node_cells(node) for node in nodes],
+        [_node_cells(node, moment) for node in nodes],
         fold=("devices", "labels"),
         spare=("disk free GiB", "cpu %"),
         none=none,
     )
 
 
-def _node_cells(node: dict[str, Any]) -> list[Any]:
-    ready = sum(worker["state"] == "ready" for worker in node["workers"])
+def _node_cells(node: dict[str, Any], moment: str | None) -> list[Any]:
+    workers = node["workers"]  # null at a moment whose heartbeats are gone
+    ready = None if workers is None else sum(worker["state"] == "ready" for worker in workers)
     labels = ",".join(f"{name}={value}" if value else name for name, value in node["labels"].items())
     return [
         node["node_id"],
         node["state"],
-        f"{ready}/{len(node['workers'])}",
+        None if workers is None else f"{ready}/{len(workers)}",
         ",".join(device["device"] for device in node["devices"]) or "cpu",
         node["cpu_percent"],
         f"{_gib(node['memory_used_bytes'])}/{_gib(node['memory_total_bytes'])}",
         _gib(node["disk_free_bytes"]),
         labels or None,
-        render.ago(node["seen_at"]),
+        render.ago(node["seen_at"], moment),
     ]
 
 
-def _show_workers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
+def _show_workers(workers: list[dict[str, Any]], moment: str | None, *, as_json: bool) -> None:
     if as_json:
         for worker in workers:
             render.json(worker)
         return
     columns = ("worker_id", "node_id", "state", "device", "running", "done", "failed", "loaded", "seen")
-    rows = [worker | _worker_cells(worker) for worker in workers]
+    rows = [worker | _worker_cells(worker, moment) for worker in workers]
     none = "No workers; `bitinglip node` starts one for each device of a machine."
     render.table(
         columns,
@@ -238,12 +253,12 @@ def _show_workers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
     )
 
 
-def _worker_cells(worker: dict[str, Any]) -> dict[str, Any]:
+def _worker_cells(worker: dict[str, Any], moment: str | None) -> dict[str, Any]:
     drained = worker["drained"] and worker["state"] == "started"
     return {
         "state": "drained" if drained else worker["state"],
-        "loaded": ",".join(worker["loaded"]) or None,
-        "seen": render.ago(worker["seen_at"]),
+        "loaded": ",".join(worker["loaded"] or ()) or None,
+        "seen": render.ago(worker["seen_at"], moment),
     }
 
 

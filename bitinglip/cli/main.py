@@ -30,6 +30,7 @@ from bitinglip.cli import (
     report,
     schedule,
     task,
+    timeline,
     upload,
 )
 from bitinglip.cli.client import ProblemAnswer
@@ -51,6 +52,7 @@ app.add_typer(machines.worker_app, name="worker")
 app.add_typer(machines.cluster_app, name="cluster")
 model.app.command()(upload.upload)
 app.add_typer(model.app, name="model")
+task.app.command("timeline")(timeline.timeline)
 app.add_typer(task.app, name="task")
 app.add_typer(batch.app, name="batch")
 app.add_typer(queue.app, name="queue")

@@ -12,7 +12,7 @@ from bitinglip.cli import modelwatch, render
 from bitinglip.cli.modeldisks import REVISION, Nodes, du, prune
 from bitinglip.cli.modelnames import alias
 from bitinglip.cli.modelwatch import size
-from bitinglip.cli.options import Json, Url, client
+from bitinglip.cli.options import AsOf, Json, Url, client
 from bitinglip.errors import InvalidInput
 
 app = typer.Typer(help="Find models; have nodes fetch, keep, check and drop them.", no_args_is_help=True)
@@ -68,18 +68,20 @@ def search(
 
 
 @app.command("list")
-def list_(url: Url = None, as_json: Json = False) -> None:
+def list_(as_of: AsOf = None, url: Url = None, as_json: Json = False) -> None:
     """List the models that are known, and which nodes have them."""
-    found = client(url).get("/v1/models")["data"]
+    answer = client(url).get("/v1/models", {"as_of": as_of})
+    found = answer["data"]
     if as_json:
         for each in found:
             render.json(each)
         return
     columns = ("model", "revision", "kind", "size", "nodes", "aliases", "served", "last used")
     none = "No models; `bitinglip model search` finds some, and `bitinglip model download` fetches one."
+    then = render.as_of(answer)
     render.table(
         columns,
-        [_row(each) for each in found],
+        [_row(each, then) for each in found],
         fold=("model", "nodes", "aliases"),
         spare=("last used", "revision", "served", "aliases"),
         none=none,
@@ -235,7 +237,7 @@ def _show_answer(answer: dict[str, Any], does: str, *, as_json: bool) -> None:
         render.note("Nothing new: it is so already, or on its way.")
 
 
-def _row(model: dict[str, Any]) -> list[Any]:
+def _row(model: dict[str, Any], moment: str | None) -> list[Any]:
     revision = model["revision"] and model["revision"].removeprefix("sha256:")[:REVISION]
     return [
         model["id"],
@@ -245,7 +247,7 @@ def _row(model: dict[str, Any]) -> list[Any]:
         _on(model["nodes"]),
         ",".join(model["aliases"]) or None,
         "yes" if model["served"] else None,
-        render.ago(model["last_used_at"]),
+        render.ago(model["last_used_at"], moment),
     ]
 
 

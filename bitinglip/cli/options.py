@@ -11,6 +11,15 @@ from bitinglip.settings import Settings, load
 
 Url = Annotated[str | None, typer.Option("--url", help="Gateway to speak to.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of",
+        metavar="MOMENT",
+        help="As it was then: 2026-01-31T12:00:00Z, '10 min ago', or the sequence of an event.",
+        show_default=False,
+    ),
+]
 NatsUrl = Annotated[str | None, typer.Option("--nats-url", help="NATS server to use.", show_default=False)]
 Model = Annotated[
     list[str] | None,

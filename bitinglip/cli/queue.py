@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bitinglip.cli import bulk, render
-from bitinglip.cli.options import Json, Url, client
+from bitinglip.cli.options import AsOf, Json, Url, client
 from bitinglip.cli.task import Lane
 from bitinglip.errors import InvalidInput
 
@@ -32,14 +32,16 @@ Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log.")]
 
 
 @app.command("list")
-def list_(url: Url = None, as_json: Json = False) -> None:
+def list_(as_of: AsOf = None, url: Url = None, as_json: Json = False) -> None:
     """Print the queues: what waits and runs, how long the oldest waits, how long a new task will."""
-    found = client(url).get("/v1/queues")["queues"]
+    answer = client(url).get("/v1/queues", {"as_of": as_of})
+    found = answer["queues"]
     if as_json:
         for queue in found:
             render.json(queue)
         return
-    show(found, none="No queues: no worker serves a model yet.")
+    then = render.as_of(answer)
+    show(found, none="Nothing waited or ran." if then else "No queues: no worker serves a model yet.")
 
 
 @app.command()

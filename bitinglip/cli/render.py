@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -56,9 +56,23 @@ def dim(piece: str) -> None:
     out.print(Text(piece, style="dim"), end="")
 
 
+def styled(shown: Text) -> None:
+    """Print a line with its colours on a terminal, and without them in a pipe."""
+    out.print(shown) if out.is_terminal else line(shown.plain.rstrip())
+
+
 def note(message: str) -> None:
     """Say something that is not the answer."""
     err.print(escape(message))
+
+
+def as_of(answer: Mapping[str, Any]) -> str | None:
+    """Say of which moment an answer is, and return its time; nothing and none, if it is of now."""
+    told = answer.get("as_of")
+    if told is None:
+        return None
+    note(f"as of {told['time'][:19].replace('T', ' ')} UTC, event {told['sequence']} of TASKS")
+    return str(told["time"])
 
 
 def table(
@@ -145,11 +159,15 @@ def moment(time: str | None) -> str | None:
     return time[:19].replace("T", " ") if time and out.is_terminal else time
 
 
-def ago(time: str | None) -> str | None:
-    """Write a time as its distance from now, by this machine's clock, on a terminal; as it is in a pipe."""
+def ago(time: str | None, moment: str | None = None) -> str | None:
+    """Write a time as its distance from now, by this machine's clock, on a terminal; as it is in a pipe.
+
+    `moment`: the time to count from instead of now.
+    """
     if time is None or not out.is_terminal:
         return time
-    return distance((datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())
+    since = datetime.now(UTC) if moment is None else datetime.fromisoformat(moment)
+    return distance((since - datetime.fromisoformat(time)).total_seconds())
 
 
 def distance(seconds: float) -> str:

@@ -14,7 +14,7 @@ from bitinglip.cli import bulk, render
 from bitinglip.cli.artifact import data_url, upload
 from bitinglip.cli.client import Client
 from bitinglip.cli.kinds import show as show_kinds
-from bitinglip.cli.options import Json, Url, client
+from bitinglip.cli.options import AsOf, Json, Url, client
 from bitinglip.cli.replay import replay
 from bitinglip.cli.watch import watch
 from bitinglip.errors import InvalidInput
@@ -108,10 +108,14 @@ def kinds(
 
 
 @app.command()
-def get(task_id: str, url: Url = None, as_json: Json = False) -> None:
+def get(task_id: str, as_of: AsOf = None, url: Url = None, as_json: Json = False) -> None:
     """Print what is known of a task."""
-    task = client(url).get(f"/v1/tasks/{quoted(task_id)}")
-    render.json(task) if as_json else render.pairs(task.items())
+    task = client(url).get(f"/v1/tasks/{quoted(task_id)}", {"as_of": as_of})
+    if as_json:
+        render.json(task)
+        return
+    render.as_of(task)
+    render.pairs([(name, value) for name, value in task.items() if name != "as_of"])
 
 
 @app.command("list")
@@ -122,6 +126,7 @@ def list_(
     lane: Annotated[Lane | None, typer.Option(help="Only this lane.")] = None,
     metadata: Metadata = None,
     limit: Annotated[int, typer.Option(min=1, help="Most tasks to print.")] = 50,
+    as_of: AsOf = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +134,7 @@ def list_(
     params: dict[str, Any] = {"state": ",".join(state) if state else None, "kind": kind, "model": model}
     params |= {"lane": lane.value if lane else None}
     params |= {f"metadata.{name}": value for name, value in metadata_of(metadata).items()}
-    tasks = _pages(client(url), params, limit)
+    tasks = _pages(client(url), params | {"as_of": as_of}, limit, say=not as_json)
     if as_json:
         for task in tasks:
             render.json(task)
@@ -230,11 +235,15 @@ def _named(task_ids: list[str] | None, option: str) -> list[str]:
     return task_ids
 
 
-def _pages(gateway: Client, params: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+def _pages(gateway: Client, params: dict[str, Any], limit: int, *, say: bool) -> list[dict[str, Any]]:
     tasks: list[dict[str, Any]] = []
     cursor: str | None = None
     while len(tasks) < limit:
         page = gateway.get("/v1/tasks", params | {"limit": min(limit - len(tasks), 1000), "cursor": cursor})
+        if say and cursor is None:
+            render.as_of(page)
+        if "as_of" in page:
+            params["as_of"] = page["as_of"]["sequence"]  # the pages after it are of the same moment
         tasks += page["tasks"]
         cursor = page["next_cursor"]
         if cursor is None:

@@ -41,6 +41,7 @@ from bitinglip.errors.model import (
     NoNodeOnline,
     NothingBefore,
 )
+from bitinglip.errors.past import MomentBeforeLog, MomentToCome, NotAMoment, PastTimeout, PastTooLarge
 from bitinglip.errors.rejected import (
     ArchiveFileNotFound,
     ArtifactExpired,
@@ -177,6 +178,8 @@ __all__ = [
     "ModelNotFetched",
     "ModelNotFound",
     "ModelNotOnHub",
+    "MomentBeforeLog",
+    "MomentToCome",
     "NoHolder",
     "NoNodeOnline",
     "NoResult",
@@ -185,9 +188,12 @@ __all__ = [
     "NodeNotFound",
     "NodeSilent",
     "NodeTaken",
+    "NotAMoment",
     "NothingBefore",
     "NothingToLoad",
     "OnlyPickles",
+    "PastTimeout",
+    "PastTooLarge",
     "PayloadTooLarge",
     "ProjectionBehind",
     "ProjectionBuilding",

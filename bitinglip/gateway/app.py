@@ -26,6 +26,7 @@ from bitinglip.gateway import (
     cluster,
     events,
     health,
+    history,
     listing,
     modelevents,
     modelfit,
@@ -42,6 +43,7 @@ from bitinglip.gateway import (
     streams,
     taskdata,
     tasks,
+    timeline,
     uploads,
     wishes,
 )
@@ -69,6 +71,7 @@ ROUTES = [
     Route("/v1/tasks/{task_id}/forget", Resource(POST=taskdata.forget)),
     Route("/v1/dead-letters", Resource(GET=listing.dead_letters)),
     Route("/v1/tasks/{task_id}/events", Resource(GET=events.task_events)),
+    Route("/v1/tasks/{task_id}/timeline", Resource(GET=timeline.task_timeline)),
     Route("/v1/tasks/{task_id}/proof", Resource(GET=audit.task_proof)),
     Route("/v1/audit", Resource(GET=audit.list_asked)),
     Route("/v1/batches", Resource(POST=batches.create, GET=batches.list_batches)),
@@ -91,6 +94,8 @@ ROUTES = [
         Route(f"/v1/workers/{{worker_id}}/{name}", Resource(POST=nodes.tell_worker(name)))
         for name in ("start", "stop", "restart", "drain", "undrain")
     ),
+    Route("/v1/timeline", Resource(GET=history.timeline)),
+    Route("/v1/cluster", Resource(GET=cluster.cluster)),
     Route("/v1/nodes", Resource(GET=nodes.nodes)),
     Route("/v1/nodes/{node_id}", Resource(GET=nodes.node)),
     Route("/v1/nodes/{node_id}/status", Resource(GET=nodes.status)),

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from bitinglip.errors import InvalidInput
 from bitinglip.events.task import LANES, FailureKind
-from bitinglip.gateway import requests
+from bitinglip.gateway import past, requests
 from bitinglip.gateway.context import gateway_of
+from bitinglip.gateway.pastviews import told
 from bitinglip.gateway.responses import json
 from bitinglip.projections.query import TaskFilter
 from bitinglip.tasks.parameters import KINDS
@@ -26,7 +27,11 @@ LIMIT, LIMIT_MOST = 50, 1000
 
 async def list_tasks(request: Request) -> Response:
     """Answer `GET /v1/tasks`: the newest first, a page at a time."""
-    rows, next_cursor = await gateway_of(request).readmodel.queries.tasks(read_filter(request))
+    chosen = read_filter(request)
+    if (moment := await past.moment_of(request)) is not None:
+        rows, next_cursor = await past.at(request, moment, lambda state: state.tasks(chosen))
+        return json({"tasks": rows, "next_cursor": next_cursor, past.AS_OF: told(moment)})
+    rows, next_cursor = await gateway_of(request).readmodel.queries.tasks(chosen)
     return json({"tasks": rows, "next_cursor": next_cursor})
 
 
@@ -53,7 +58,7 @@ def read_filter(request: Request) -> TaskFilter:
     Raises:
         InvalidInput: it names the parameter.
     """
-    requests.only(request, NAMES, METADATA)
+    requests.only(request, (*NAMES, past.AS_OF), METADATA)
     states = tuple(requests.choice("state", state, state, STATES) for state in requests.words(request, "state"))
     return TaskFilter(
         states=states,

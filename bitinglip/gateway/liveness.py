@@ -34,5 +34,10 @@ def workers_since(gateway: Gateway) -> datetime:
     return _since(gateway, gateway.settings.worker.heartbeat_s)
 
 
+def silence(heartbeat_s: float) -> timedelta:
+    """Return how long one lives after its last sign of life."""
+    return timedelta(seconds=max(FRESH_S, 3 * heartbeat_s))
+
+
 def _since(gateway: Gateway, heartbeat_s: float) -> datetime:
-    return gateway.log.clock() - timedelta(seconds=max(FRESH_S, 3 * heartbeat_s))
+    return gateway.log.clock() - silence(heartbeat_s)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bitinglip import errors
 from bitinglip.gateway.schemas import (
+    AS_OF,
     BODY,
     FLAG,
     KIND,
+    MOMENT,
+    ON_PAST,
     OPTIONAL,
     TEXT,
     TIME,
@@ -121,7 +124,8 @@ NO_BODY = "The body may be left out: then it is about all nodes that have it, or
 MODEL_OPERATIONS = (
     Operation(
         "get", "/v1/models", "List the models: each known revision, and what workers serve besides.",
-        {200: object_of(object={"const": "list"}, data=array_of(ref("Model")))}, KNOWN,
+        {200: object_of(("object", "data"), object={"const": "list"}, data=array_of(ref("Model")), as_of=MOMENT)},
+        (*KNOWN, *ON_PAST), (AS_OF,),
     ),
     Operation(
         "post", "/v1/models", "Have nodes fetch a model, or take in a folder.", {202: ref("ModelAsked")},

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from bitinglip.errors import ModelMissing, NodeNotFound, NoNodeOnline
 from bitinglip.events.model import ModelImportAsked
-from bitinglip.gateway import aliases, bodies, liveness, modelviews, requests, wishes
+from bitinglip.gateway import aliases, bodies, liveness, modelviews, past, pastviews, requests, wishes
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.describing import described
 from bitinglip.gateway.modelfit import chosen_node, misfits
@@ -76,11 +76,20 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 async def list_models(request: Request) -> Response:
     """Answer `GET /v1/models`."""
-    requests.only(request)
-    gateway = gateway_of(request)
+    requests.only(request, (past.AS_OF,))
+    then = await past.listed(request, "data", pastviews.models)
+    return json({"object": "list"} | (then or {"data": await models_now(gateway_of(request))}))
+
+
+async def models_now(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return the models as they are.
+
+    Raises:
+        NoServer: the log cannot be asked.
+        ProjectionBehind: this gateway is slow to hear of what is in the log.
+    """
     await gateway.catalogue.catch_up()
-    usage = await gateway.readmodel.queries.model_usage()
-    return json({"object": "list", "data": modelviews.listed(gateway.catalogue, usage)})
+    return modelviews.listed(gateway.catalogue, await gateway.readmodel.queries.model_usage())
 
 
 async def get_model(request: Request) -> Response:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bitinglip.events.model import ModelRegistered
-from bitinglip.gateway.catalogue import Catalogue
+from bitinglip.gateway.knownmodels import KnownModels
 from bitinglip.models.state import Holding, Revision
 from bitinglip.projections.rows import ModelUsageRow
 
@@ -21,7 +21,7 @@ REGISTERED = ("architecture", "size_bytes", "context_tokens")
 DESCRIBED = {*REGISTERED, "parameters", "dtype", "need_bytes", "licence", "tags", "gated", "source", "parts"}
 
 
-def listed(catalogue: Catalogue, usage: Usage) -> list[dict[str, Any]]:
+def listed(catalogue: KnownModels, usage: Usage) -> list[dict[str, Any]]:
     """Return all models: each revision that is known, and what workers can run without one; by name."""
     shown = [summary(catalogue, revision, usage) for revision in catalogue.models.revisions.values()]
     named = {each["id"] for each in shown}
@@ -33,7 +33,7 @@ def listed(catalogue: Catalogue, usage: Usage) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda each: (each["reference"], each["id"]))
 
 
-def summary(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str, Any]:
+def summary(catalogue: KnownModels, revision: Revision, usage: Usage) -> dict[str, Any]:
     """Return a revision as the list has it."""
     kinds = kinds_of(revision)
     current = catalogue.current(revision.reference)
@@ -58,7 +58,7 @@ def kinds_of(revision: Revision) -> list[str]:
     return sorted({event.kind for event in revision.registered} | set(own))
 
 
-def detail(catalogue: Catalogue, revision: Revision, usage: Usage) -> dict[str, Any]:
+def detail(catalogue: KnownModels, revision: Revision, usage: Usage) -> dict[str, Any]:
     """Return a revision with its files, and how it is on each node."""
     others = [each.revision for each in catalogue.models.of(revision.reference) if each.revision != revision.revision]
     files = revision.described.files if revision.described else []
@@ -80,7 +80,7 @@ def links(reference: str) -> dict[str, str]:
     return {"self": f"/v1/models/{reference}", "events": f"/v1/models/{reference}/events"}
 
 
-def _bare(catalogue: Catalogue, events: list[ModelRegistered], usage: Usage) -> dict[str, Any]:
+def _bare(catalogue: KnownModels, events: list[ModelRegistered], usage: Usage) -> dict[str, Any]:
     """Return a model that workers can run, and nobody has described."""
     kinds = sorted({event.kind for event in events})
     first = events[0]
@@ -99,7 +99,7 @@ def _bare(catalogue: Catalogue, events: list[ModelRegistered], usage: Usage) -> 
     }
 
 
-def _head(catalogue: Catalogue, reference: str, revision: str | None, usage: Usage) -> dict[str, Any]:
+def _head(catalogue: KnownModels, reference: str, revision: str | None, usage: Usage) -> dict[str, Any]:
     heard_at = catalogue.heard_at(reference, revision)
     used = usage.get((reference, revision))
     return {

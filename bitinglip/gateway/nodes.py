@@ -12,7 +12,7 @@ from starlette.responses import Response
 from bitinglip.errors import NodeNotFound, WorkerNotFound
 from bitinglip.events import subjects
 from bitinglip.events.service import command
-from bitinglip.gateway import bodies, liveness, requests
+from bitinglip.gateway import bodies, liveness, past, pastviews, requests
 from bitinglip.gateway.context import Gateway, gateway_of
 from bitinglip.gateway.responses import json
 from bitinglip.projections.rows import NodeRow, WorkerRow
@@ -50,8 +50,11 @@ class Labels(BaseModel):
 
 async def nodes(request: Request) -> Response:
     """Answer `GET /v1/nodes`."""
-    requests.only(request)
-    return json({"nodes": await liveness.nodes(gateway_of(request))})
+    requests.only(request, (past.AS_OF,))
+    gateway = gateway_of(request)
+    silence = liveness.silence(gateway.settings.node.heartbeat_s)
+    then = await past.listed(request, "nodes", lambda state: pastviews.nodes(state, silence))
+    return json(then or {"nodes": await liveness.nodes(gateway)})
 
 
 async def node(request: Request) -> Response:

@@ -28,7 +28,18 @@ from bitinglip.gateway.projections import Rebuild
 from bitinglip.gateway.queues import QueueChange, QueuePurge
 from bitinglip.gateway.savedqueries import RunQuery, SaveQuery
 from bitinglip.gateway.schedules import ScheduleShown
-from bitinglip.gateway.schemas import OPTIONAL, REFERENCE, TEXT, TIME, Operation, Schema, array_of, object_of, ref
+from bitinglip.gateway.schemas import (
+    MOMENT,
+    OPTIONAL,
+    REFERENCE,
+    TEXT,
+    TIME,
+    Operation,
+    Schema,
+    array_of,
+    object_of,
+    ref,
+)
 from bitinglip.gateway.uploadoperations import UPLOAD
 from bitinglip.gateway.uploads import BeginUpload, CompleteUpload
 from bitinglip.projections.rows import BatchRow, NodeRow, TaskRow, WorkerRow
@@ -173,7 +184,9 @@ def _schemas() -> Schema:
         "SavedQuery": SAVED,
         "Report": REPORT,
         "Upload": UPLOAD,
-        "TaskPage": object_of(tasks=array_of(ref("Task")), next_cursor=OPTIONAL),
+        "TaskPage": object_of(
+            ("tasks", "next_cursor"), tasks=array_of(ref("Task")), next_cursor=OPTIONAL, as_of=MOMENT
+        ),
         "Schema": object_of(
             tables=array_of(object_of(table=TEXT, comment=OPTIONAL)),
             columns=array_of(object_of(table=TEXT, column=TEXT, type=TEXT, comment=OPTIONAL)),
@@ -193,7 +206,7 @@ def _schemas() -> Schema:
 def _task() -> Schema:
     """Return a task as it is answered; `waiting_for` is there while it waits for its model."""
     schema = _row(TaskRow)
-    return schema | {"properties": schema["properties"] | {"waiting_for": AWAITED}}
+    return schema | {"properties": schema["properties"] | {"waiting_for": AWAITED, "as_of": MOMENT}}
 
 
 def _row(row: type[TaskRow | BatchRow | WorkerRow | NodeRow]) -> Schema:

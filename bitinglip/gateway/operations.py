@@ -9,11 +9,14 @@ from bitinglip.gateway.listing import FAILURES
 from bitinglip.gateway.logoperations import LOG_OPERATIONS
 from bitinglip.gateway.modeloperations import DISK_USE, MODEL_OPERATIONS, PRUNED, SUBMITTED
 from bitinglip.gateway.schemas import (
+    AS_OF,
     BODY,
     COMMANDED,
     FLAG,
     KIND,
     LANE,
+    MOMENT,
+    ON_PAST,
     OPTIONAL,
     STATE,
     TEXT,
@@ -25,9 +28,11 @@ from bitinglip.gateway.schemas import (
     in_header,
     in_path,
     in_query,
+    listed,
     object_of,
     ref,
 )
+from bitinglip.gateway.timelineoperations import TIMELINE_OPERATIONS
 from bitinglip.gateway.uploadoperations import UPLOAD_OPERATIONS
 from bitinglip.ids import ULID_PATTERN
 
@@ -107,6 +112,14 @@ NODE_STATUS = object_of(
     restarting=array_of(TEXT),
     workers=array_of(ref("NodeWorker")),
 )
+UNHEARD = (
+    "Of a moment whose heartbeats have left the log, what they told of a worker or node is null, `seen_at` among it."
+)
+CLUSTER = object_of(
+    as_of=MOMENT, tasks={"type": "object", "additionalProperties": WHOLE}, nodes=array_of(ref("Node")),
+    workers=array_of(ref("Worker")), queues=array_of(QUEUE), models=array_of(ref("Model")),
+    batches=array_of(ref("Batch")), schedules=array_of(ref("ScheduleShown")),
+)  # fmt: skip
 LINES = in_query("lines", "How many; 100 if not given.", {"type": "integer", "minimum": 1, "maximum": 2000})
 LINKS = object_of(self=TEXT, events=TEXT)
 ARTIFACT = object_of(sha256=TEXT, size_bytes=WHOLE, media_type=TEXT, links=object_of(self=TEXT))
@@ -154,11 +167,11 @@ OPERATIONS = (
         "With `Accept: text/event-stream` the answer is the task's event stream.",
     ),
     Operation(
-        "get", "/v1/tasks", "List tasks, the newest first.", {200: ref("TaskPage")}, (errors.InvalidInput,), LISTING
+        "get", "/v1/tasks", "List tasks, the newest first.", {200: ref("TaskPage")}, ON_PAST, (*LISTING, AS_OF)
     ),
     Operation(
         "get", "/v1/tasks/{task_id}", "Look at a task.", {200: ref("Task")},
-        (errors.TaskNotFound, errors.InvalidInput, errors.ProjectionBehind, errors.NoServer), (TASK_ID,),
+        (errors.TaskNotFound, *ON_PAST), (TASK_ID, AS_OF),
     ),
     Operation(
         "delete", "/v1/tasks/{task_id}", "Cancel a task.", {200: ref("Ending"), 202: ref("Ending")},
@@ -288,7 +301,14 @@ OPERATIONS = (
         (DIGEST, in_header("If-None-Match", "ETag of a copy at hand."), in_header("Range", "Bytes wanted (RFC 9110).")),
         media_types=("application/octet-stream",),
     ),
-    Operation("get", "/v1/workers", "List the workers.", {200: object_of(workers=array_of(ref("Worker")))}),
+    Operation(
+        "get", "/v1/cluster", "The whole cluster: tasks by state, nodes, workers, queues, models, batches, schedules.",
+        {200: CLUSTER}, ON_PAST, (AS_OF,), notes=UNHEARD,
+    ),
+    Operation(
+        "get", "/v1/workers", "List the workers.", {200: listed("workers", ref("Worker"))}, ON_PAST, (AS_OF,),
+        notes=UNHEARD,
+    ),
     Operation(
         "get", "/v1/workers/{worker_id}", "Look at a worker.", {200: ref("Worker")},
         (errors.WorkerNotFound, errors.InvalidInput), (WORKER_ID,),
@@ -305,7 +325,9 @@ OPERATIONS = (
         )
         for name, summary in WORKER_COMMANDS.items()
     ),
-    Operation("get", "/v1/nodes", "List the nodes.", {200: object_of(nodes=array_of(ref("Node")))}),
+    Operation(
+        "get", "/v1/nodes", "List the nodes.", {200: listed("nodes", ref("Node"))}, ON_PAST, (AS_OF,), notes=UNHEARD,
+    ),
     Operation(
         "get", "/v1/nodes/{node_id}", "Look at a node.", {200: ref("Node")},
         (errors.NodeNotFound, errors.InvalidInput), (NODE_ID,),
@@ -337,9 +359,11 @@ OPERATIONS = (
     *AUDIT_OPERATIONS,
     *MODEL_OPERATIONS,
     *UPLOAD_OPERATIONS,
+    *TIMELINE_OPERATIONS,
     Operation(
         "get", "/v1/queues", "What waits and runs, and for how long, by lane, model, API key and what is required.",
-        {200: object_of(queues=array_of(QUEUE))}, (errors.NoServer,),
+        {200: listed("queues", QUEUE)}, ON_PAST, (AS_OF,),
+        notes="Of a moment: by lane and model, what had work or was paused.",
     ),
     Operation(
         "post", "/v1/queues:pause", "Hand out nothing more of what waits for a model; what runs goes on.",

@@ -18,14 +18,13 @@ from bitinglip.events.model import QueueEvent, QueuePaused, QueueResumed
 from bitinglip.events.pauses import lanes_of, paused_lanes, settle_pauses
 from bitinglip.events.streams import Route, ensure_consumer
 from bitinglip.events.task import Lane
-from bitinglip.gateway import bulk, requests
+from bitinglip.gateway import bulk, past, pastviews, requests
 from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.estimates import RATE_S, wait_s
 from bitinglip.gateway.responses import json
 from bitinglip.projections.query import TaskFilter
 from bitinglip.tasks.commands import invalid_input
 
-RATE_S = 60
-"""Seconds over which the rate is taken."""
 AT_ONCE = 32
 """Queues that are looked into at the same time."""
 Rates = dict[tuple[str, str], float]
@@ -67,8 +66,17 @@ class QueuePurge(QueueChange):
 
 async def queues(request: Request) -> Response:
     """Answer `GET /v1/queues`; a queue is there once a worker has served it, or a task was put into it."""
-    requests.only(request)
-    gateway = gateway_of(request)
+    requests.only(request, (past.AS_OF,))
+    then = await past.listed(request, "queues", pastviews.queues)
+    return json(then or {"queues": await queues_now(gateway_of(request))})
+
+
+async def queues_now(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return the queues as they are.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
     if not gateway.log.connected:
         raise NoServer(problem="the connection is away")
     states = await gateway.log.queue_states()
@@ -79,7 +87,7 @@ async def queues(request: Request) -> Response:
         waiting[state.route.lane, state.model] += state.waiting
     slots = asyncio.Semaphore(AT_ONCE)
     oldest = await asyncio.gather(*[_oldest_s(gateway, state, slots) for state in states])
-    return json({"queues": [_queue(*each, waiting, rates) for each in zip(states, oldest, strict=True)]})
+    return [_queue(*each, waiting, rates) for each in zip(states, oldest, strict=True)]
 
 
 async def pause(request: Request) -> Response:
@@ -169,13 +177,6 @@ def _queue(
         "running": state.running,
         "oldest_s": None if oldest_s is None else round(oldest_s, 3),
         "rate_per_s": round(rate, 3),
-        "estimated_wait_s": _wait_s(waiting[state.route.lane, model], rate, paused=state.paused),
+        "estimated_wait_s": wait_s(waiting[state.route.lane, model], rate, paused=state.paused),
         "paused": state.paused,
     }
-
-
-def _wait_s(waiting: int, rate: float, *, paused: bool) -> float | None:
-    """Return how long a task will wait that comes now: until all that wait before it have ended, at the same rate."""
-    if paused or (waiting and not rate):
-        return None
-    return round(waiting / rate, 3) if waiting else 0.0

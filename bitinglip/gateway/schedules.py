@@ -107,13 +107,27 @@ def _id(request: Request) -> str:
 
 
 async def _shown(gateway: Gateway, schedule: Schedule) -> dict[str, Any]:
+    return shown(schedule, await gateway.scheduler.task_of(schedule))
+
+
+async def shown_now(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return all schedules as they are answered, the oldest first.
+
+    Raises:
+        NoServer: the log cannot be asked.
+    """
+    return [await _shown(gateway, schedule) for schedule in await gateway.scheduler.list()]
+
+
+def shown(schedule: Schedule, task: dict[str, Any]) -> dict[str, Any]:
+    """Return a schedule as it is answered; `task` is the body that it submits."""
     last = schedule.last
     created = schedule.created.model_dump(exclude={"key_id", "schedule_id", "sealed"})
     return {
         "schedule_id": schedule.id,
         "state": schedule.state,
         **created,
-        "task": await gateway.scheduler.task_of(schedule),
+        "task": task,
         "created_at": schedule.created_at,
         "next_at": next_due(schedule),
         "last": last and last.model_dump(include={"due_at", "outcome", "task_id", "problem"}),

@@ -76,6 +76,25 @@ class Operation:
     notes: str = ""
 
 
+MOMENT: Schema = object_of(time=TIME, sequence=WHOLE)
+"""Of which moment an answer is."""
+AS_OF = in_query(
+    "as_of",
+    "A moment of the past that the answer is to be of: a time as 2026-01-31T12:00:00Z, `10 min ago`, or the sequence "
+    "of an event in TASKS. The answer's `as_of` says which moment it is.",
+)
+ON_PAST = (
+    errors.InvalidInput, errors.NotAMoment, errors.MomentToCome, errors.MomentBeforeLog, errors.PastTimeout,
+    errors.PastTooLarge, errors.ProjectionBehind, errors.NoServer,
+)  # fmt: skip
+"""How a question about a moment may end."""
+
+
+def listed(name: str, items: Schema) -> Schema:
+    """Return the schema of an answer that lists things, of now or of a moment."""
+    return object_of((name,), **{name: array_of(items), "as_of": MOMENT})
+
+
 BODY = (errors.MalformedBody, errors.UnsupportedMediaType, errors.PayloadTooLarge, errors.InvalidInput)
 COMMANDED = (errors.InvalidInput, errors.CommandRefused, errors.NodeSilent, errors.NoServer)
 """How a command to a node may end."""

@@ -8,12 +8,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.errors import InvalidInput
+from bitinglip.errors import InvalidInput, TaskNotFound
 from bitinglip.events.task import TaskSubmitted
-from bitinglip.gateway import admission, events, eventstream, requests, sse, unsealing, waiting
+from bitinglip.gateway import admission, events, eventstream, past, requests, sse, unsealing, waiting
 from bitinglip.gateway.context import Gateway, gateway_of
+from bitinglip.gateway.pastviews import told
 from bitinglip.gateway.responses import json
 from bitinglip.ids import TaskId
+from bitinglip.projections.moment import Moment
 from bitinglip.projections.taskrow import row_of
 from bitinglip.tasks import media
 from bitinglip.tasks.commands import CancelTask, SubmitTask
@@ -56,8 +58,10 @@ async def submit(request: Request) -> Response:
 
 async def get_task(request: Request) -> Response:
     """Answer `GET /v1/tasks/{task_id}`; one that waits for its model says how that comes along."""
-    requests.only(request)
+    requests.only(request, (past.AS_OF,))
     gateway = gateway_of(request)
+    if (moment := await past.moment_of(request)) is not None:
+        return json(await _task_then(request, moment))
     row = await gateway.task(requests.task_id_of(request))
     awaited = waiting.waiting_for(gateway, row.model, row.kind) if row.state == "queued" else None
     if awaited is None and not row.private:
@@ -94,6 +98,14 @@ async def retry(request: Request) -> Response:
 def links(task_id: TaskId) -> dict[str, str]:
     """Return where a task and its events are."""
     return {"self": f"/v1/tasks/{task_id}", "events": f"/v1/tasks/{task_id}/events"}
+
+
+async def _task_then(request: Request, moment: Moment) -> dict[str, Any]:
+    task_id = requests.task_id_of(request)
+    row = await past.at(request, moment, lambda state: state.task(task_id))
+    if row is None:
+        raise TaskNotFound(task_id=task_id)
+    return await unsealing.shown(gateway_of(request), row) | {past.AS_OF: told(moment)}
 
 
 async def _append(gateway: Gateway, event: TaskSubmitted, request: Request) -> Accepted:

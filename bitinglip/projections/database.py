@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import duckdb
@@ -105,6 +106,13 @@ class Database:
         found = self._connection.extract_statements(statement)
         return len(found) == 1 and found[0].type == duckdb.StatementType.SELECT
 
+    @cached_property
+    def home(self) -> str:
+        """The schema of what is served, with the file's own name: temporary tables of the same names are not meant."""
+        [(name,)] = self.rows("select current_database()")
+        quoted = str(name).replace('"', '""')
+        return f'"{quoted}".{sql.HOME}'
+
     @contextmanager
     def read_only(self) -> Generator[None]:
         """Refuse all writes to the file inside, and undo the rest."""
@@ -145,6 +153,17 @@ class Database:
             with suppress(duckdb.Error):
                 self._connection.unregister("incoming")
 
+    def stage(self, stream: str, staging: Mapping[str, str]) -> frozenset[str]:
+        """Make `batch` of what is in `incoming`, and return the types of its events."""
+        self._run(staging["stage"], {"stream": stream})
+        found: list[tuple[str | None, bool]] = self._run(staging["types"]).fetchall()
+        retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
+        return frozenset(kind for kind, _ in found if kind is not None) | retries
+
+    def run_again(self, statements: str) -> None:
+        """Run statements that are run again and again, and so parsed only once."""
+        self._run(statements)
+
     def _staged_alike(self, stream: str) -> Iterable[list[Version]]:
         """Return what the stream is applied to, in groups for which a batch is staged by the same SQL: mostly one."""
         groups: dict[str, list[Version]] = {}
@@ -154,11 +173,7 @@ class Database:
         return groups.values()
 
     def _apply_to(self, versions: Seq[Version], stream: str) -> None:
-        staging = versions[0].projection.staging
-        self._run(staging["stage"], {"stream": stream})
-        found: list[tuple[str | None, bool]] = self._run(staging["types"]).fetchall()
-        retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
-        types = frozenset(kind for kind, _ in found if kind is not None) | retries
+        types = self.stage(stream, versions[0].projection.staging)
         for version in versions:
             self._run(version.projection.applied(types, version.home))
 

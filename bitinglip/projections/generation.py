@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitinglip.events.feed import TaskFeed
-from bitinglip.projections import sandbox
+from bitinglip.projections import sandbox, timetravel
 from bitinglip.projections.building import Builder
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
@@ -35,6 +35,7 @@ class Generation:
         self.database = database
         self.readers = CursorPool(database, "query", THREADS)
         self.strangers = CursorPool(database, "sandbox", sandbox.THREADS)
+        self.travellers = CursorPool(database, "past", timetravel.THREADS)
         self.builder = Builder(database, projector, ground.source, ground.settings, ground.catalogue)
         self.pruner = Pruner(database, projector, ground.log.clock, ground.settings.keep_ticks_s)
         self.snapshots = Snapshots(database, path, projector, checkpoints, ground)
@@ -54,6 +55,7 @@ class Generation:
         await self.projector.stop()
         await self.readers.close()
         await self.strangers.close()
+        await self.travellers.close()
         await asyncio.to_thread(self.database.close)
 
 

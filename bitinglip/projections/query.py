@@ -228,6 +228,23 @@ class Queries:
         found = await self._rows("batches_over")
         return [(batch_id, last, tasks, orjson.loads(counts)) for batch_id, last, tasks, counts in found]
 
+    async def timeline(
+        self,
+        begin: datetime,
+        until: datetime,
+        width: timedelta,
+        buckets: int,
+        alive_since: datetime,
+        silence: timedelta,
+    ) -> list[tuple[int, str, int]]:
+        """Return what happened by bucket (from 1) and kind, as `queries/timeline.sql` says.
+
+        `alive_since`: since when a worker must have been seen to live; `silence`: how long one lives unseen.
+        """
+        params: dict[str, Any] = {"begin": _naive(begin), "until": _naive(until), "buckets": buckets}
+        params |= {"width_us": width // timedelta(microseconds=1), "silence_s": silence.total_seconds()}
+        return await self._rows("timeline", params | {"alive_since": _naive(alive_since)})
+
     async def audit(self, chosen: AuditFilter) -> tuple[list[AuditRow], str | None]:
         """Return a page of the events that somebody asked for, the newest first, and the cursor of the next page.
 

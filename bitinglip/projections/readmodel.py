@@ -37,6 +37,7 @@ from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow
 from bitinglip.projections.sandbox import Sandbox, Table
 from bitinglip.projections.sql import Catalogue
+from bitinglip.projections.timetravel import TimeTravel
 from bitinglip.projections.vetting import NO_TABLE
 from bitinglip.settings import Projections
 
@@ -78,6 +79,7 @@ class ReadModel:
         """What it reads of TASKS, for whoever follows a task."""
         self.queries = Queries(self._read)
         self.sandbox = Sandbox(self._run_stranger)
+        self.past = TimeTravel(self._travel, self.wait, self.applied, ground)
         self._ground = ground
         self._path = path
         self._checkpoints = Checkpoints()
@@ -298,3 +300,10 @@ class ReadModel:
                     projection=state.projection, applied=sum(state.checkpoint.values()), last=last
                 )
         return None
+
+    async def _travel(self, work: Callable[[Database], _T]) -> _T:
+        await self._wait_serving()
+        try:
+            return await self._current.travellers.run(work)
+        except WriteError as error:
+            raise await self._meaning(error) from error

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -39,6 +39,8 @@ from importlib import resources
 
 HOME = "main"
 """Schema in which all tables can be asked: of views, or, where there is but one version, of the tables themselves."""
+SCRATCH = "temp.main"
+"""Schema of a cursor's own temporary tables."""
 RETRY = "retry"
 """Stands among the types of a batch for: one of its tasks asks for another one again."""
 STAGE, SYSTEM = "batch", "system"
@@ -90,10 +92,18 @@ class Projection:
         """Return the SQL that drops what is old; none if nothing is to be."""
         return self._blocks(schema).get(PRUNE)
 
-    def applied(self, types: Types, schema: str) -> str:
-        """Return the SQL that applies a staged batch of events of these types; empty if it has none for it."""
+    def scratch(self) -> str:
+        """Return the SQL that makes its table (the first, if it has several) anew, empty, as a temporary one."""
+        first = self.table(SCRATCH).partition(";")[0]
+        return first.replace("create table", "create or replace temp table", 1)
+
+    def applied(self, types: Types, schema: str, without: Collection[str] = ()) -> str:
+        """Return the SQL that applies a staged batch of events of these types; empty if it has none for it.
+
+        `without`: blocks that are left out.
+        """
         told = frozenset(kind for kind in types if kind is not None)
-        steps = self._steps(schema)
+        steps = {name: text for name, text in self._steps(schema).items() if name not in without}
         alone = [name for name, text in steps.items() if _stands_alone(text, told)]
         return "\n".join(steps[name] for name in alone or steps if alone or _is_for(steps[name], told))
 
@@ -142,6 +152,11 @@ CATALOGUE: Catalogue = catalogue(texts())
 """The projections of this release."""
 NAMES = tuple(CATALOGUE)
 STREAMS = streams(CATALOGUE.values())
+
+
+def parsed(text: str, schema: str = HOME) -> dict[str, str]:
+    """Return the blocks of a text by name, for tables in a schema."""
+    return _parse(text, schema)
 
 
 def blocks(name: str, schema: str = HOME) -> dict[str, str]:
