@@ -1,4 +1,4 @@
-"""How long does it take to look a task up while the read model is made anew: the query itself, and `GET /v1/tasks/{id}`.
+"""How long does a look-up of a task take while the read model is made anew: the query, and `GET /v1/tasks/{id}`.
 
 python -m benchmarks.lookups --events 300000
 """
@@ -110,6 +110,7 @@ class Client:
 
     @classmethod
     async def open(cls, url: str) -> Client:
+        """Connect to a server."""
         parts = urlsplit(url)
         return cls(parts.netloc, *await asyncio.open_connection(parts.hostname, parts.port))
 
@@ -124,6 +125,7 @@ class Client:
         return int(head.split()[1])
 
     async def close(self) -> None:
+        """Disconnect."""
         self._writer.close()
         await self._writer.wait_closed()
 

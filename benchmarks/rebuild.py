@@ -5,8 +5,8 @@
 duckdb: the DuckDB half, batches from memory; whole: end to end, from a private nats-server through `EventLog.tail`;
 plain: what one would write first, beside it: each event parsed in Python, and an INSERT for it.
 
-`cpu_us` is processor time an event, in microseconds, of this process and of nats-server: it tells more than seconds where
-others use the machine.
+`cpu_us` is processor time an event, in microseconds, of this process and of nats-server: it tells more than seconds
+where others use the machine.
 """
 
 from __future__ import annotations

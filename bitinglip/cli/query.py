@@ -35,7 +35,7 @@ class _Group(TyperGroup):
     """Takes what names no subcommand as SQL to be run."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not any(word in self.commands for word in args) and not set(args) & set(ctx.help_option_names):
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

@@ -64,13 +64,13 @@ async def queue_states(connection: Connection, ready: Callable[[], Awaitable[Non
     return [_state(route, told) async for told in pages if (route := _route(told["name"])) is not None]
 
 
-async def ask(connection: Connection, what: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Send a request to the server's JetStream API, and return its answer.
+async def ask(connection: Connection, what: str, body: dict[str, Any], answer_s: float = ANSWER_S) -> dict[str, Any]:
+    """Send a request to the server's JetStream API, and return its answer, which may take so long.
 
     Raises:
         NoServer: it does not answer, or refuses.
     """
-    request = connection.client.request(f"$JS.API.{what}", orjson.dumps(body), timeout=ANSWER_S)
+    request = connection.client.request(f"$JS.API.{what}", orjson.dumps(body), timeout=answer_s)
     try:
         told = orjson.loads((await cancellable(request)).data)
     except (NatsError, OSError, TimeoutError) as error:

@@ -342,6 +342,14 @@ class EventLog:
         """
         return self.connection.cold is not None and await self.connection.cold.knows(task_id)
 
+    async def has_left(self, task_id: TaskId) -> bool:
+        """Tell whether the server holds nothing of a task any more.
+
+        Raises:
+            NoServer: the server does not answer.
+        """
+        return await get_last(self.connection, TASKS, subjects.task_events(task_id)) is None
+
     async def first_after(self, stream: str, after: int, filters: Seq[str] = ()) -> list[RawMessage]:
         """Return, for each of a stream's filters, the first message after a sequence; those without one are left out.
 

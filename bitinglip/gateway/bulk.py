@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import Denied, InvalidInput, MalformedBody, Rejected
-from bitinglip.events import subjects
+from bitinglip.events.reading import end_of
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import FailureKind, Lane
 from bitinglip.gateway import requests
@@ -204,6 +204,4 @@ async def _one(page: Page, task_id: TaskId, act: Callable[[TaskId], Awaitable[st
 
 async def _caught_up(gateway: Gateway) -> None:
     """Wait until the read model knows all that is in the log by now."""
-    last = await gateway.log.read_last(TASKS, subjects.TASKS)
-    if last is not None:
-        await gateway.readmodel.wait(TASKS, last.sequence)
+    await gateway.readmodel.wait(TASKS, await end_of(gateway.log, TASKS))

@@ -83,4 +83,4 @@ class KeySweep:
             if last is not None:
                 return last.type in OVER
         batches, _ = await self._readmodel.queries.batches(batch_id=owner, limit=1)
-        return not batches and await self._readmodel.queries.task(owner) is None
+        return not batches and await self._readmodel.span_of_task(TaskId(owner)) is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 from bitinglip.projections.arrow import pa
-from bitinglip.projections.values import csv_value, rows_of
+from bitinglip.projections.values import csv_rows_of
 
 Form = Literal["arrow", "csv"]
 
@@ -71,14 +72,14 @@ class CsvWriter:
 
     def batch(self, batch: Any) -> bytes:
         """Write one line a row."""
-        return _lines([[csv_value(value) for value in row] for row in rows_of(batch)])
+        return _lines(csv_rows_of(batch))
 
     def end(self) -> bytes:
         """Write nothing."""
         return b""
 
 
-def _lines(rows: list[list[Any]]) -> bytes:
+def _lines(rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()

@@ -1,6 +1,7 @@
 """The functions that a stranger's SQL may call: each was looked at; what a newer DuckDB adds is not there by itself.
 
-Left out is what makes as much memory or takes as much time as a number in the call says (repeat, lpad, levenshtein),
+Left out is what makes as much memory or takes as much time as a number in the call says (repeat, lpad), what takes the
+square of the size of one value and does not heed that it is to stop (levenshtein, json_merge_patch, list_intersect),
 what recurses into deep JSON until the process has no stack left (json_contains, everything of variants), what is not
 data (settings, variables, sequences, logs, the catalog), and what reads bytes as internal structures.
 """
@@ -20,7 +21,7 @@ SCALARS = frozenset({
     "array_aggr", "array_aggregate", "array_append", "array_apply", "array_cat", "array_concat", "array_contains",
     "array_cosine_distance", "array_cosine_similarity", "array_cross_product", "array_distance", "array_distinct",
     "array_dot_product", "array_extract", "array_filter", "array_grade_up", "array_has", "array_has_all",
-    "array_has_any", "array_indexof", "array_inner_product", "array_intersect", "array_length",
+    "array_has_any", "array_indexof", "array_inner_product", "array_length",
     "array_negative_dot_product", "array_negative_inner_product", "array_pop_back", "array_pop_front",
     "array_position", "array_prepend", "array_push_back", "array_push_front", "array_reduce", "array_reverse",
     "array_reverse_sort", "array_select", "array_slice", "array_sort", "array_to_json", "array_to_string",
@@ -40,9 +41,9 @@ SCALARS = frozenset({
     "get_bit", "get_current_time", "get_current_timestamp", "grade_up", "greatest", "greatest_common_divisor",
     "group_concat", "hamming", "hash", "hex", "histogram", "histogram_exact", "hour", "if", "ilike_escape", "instr",
     "isfinite", "isinf", "isnan", "isodow", "isoyear", "jaccard", "json", "json_array", "json_array_length",
-    "json_deep_merge", "json_exists", "json_extract", "json_extract_path", "json_extract_path_text",
-    "json_extract_string", "json_group_array", "json_group_object", "json_insert", "json_keys", "json_merge_patch",
-    "json_merge_patch_diff", "json_normalize", "json_object", "json_quote", "json_remove", "json_replace",
+    "json_exists", "json_extract", "json_extract_path", "json_extract_path_text",
+    "json_extract_string", "json_group_array", "json_group_object", "json_insert", "json_keys",
+    "json_normalize", "json_object", "json_quote", "json_remove", "json_replace",
     "json_set", "json_strip_nulls", "json_structure", "json_transform", "json_transform_strict", "json_type",
     "json_valid", "json_value", "julian", "kahan_sum", "kurtosis", "kurtosis_pop", "lag", "last", "last_day",
     "last_value", "lcase", "lcm", "lead", "least", "least_common_multiple", "left", "left_grapheme", "len",
@@ -52,14 +53,14 @@ SCALARS = frozenset({
     "list_cosine_distance", "list_cosine_similarity", "list_count", "list_distance", "list_distinct",
     "list_dot_product", "list_element", "list_entropy", "list_extract", "list_filter", "list_first",
     "list_grade_up", "list_has", "list_has_all", "list_has_any", "list_histogram", "list_indexof",
-    "list_inner_product", "list_intersect", "list_kurtosis", "list_kurtosis_pop", "list_last", "list_mad",
+    "list_inner_product", "list_kurtosis", "list_kurtosis_pop", "list_last", "list_mad",
     "list_max", "list_median", "list_min", "list_mode", "list_negative_dot_product", "list_negative_inner_product",
     "list_pack", "list_position", "list_prepend", "list_product", "list_reduce", "list_reverse",
     "list_reverse_sort", "list_select", "list_sem", "list_skewness", "list_slice", "list_sort", "list_stddev_pop",
     "list_stddev_samp", "list_string_agg", "list_sum", "list_transform", "list_unique", "list_value",
     "list_var_pop", "list_var_samp", "list_where", "list_zip", "listagg", "ln", "log", "log10", "log2", "lower",
     "ltrim", "mad", "make_date", "make_time", "make_timestamp", "make_timestamp_ms", "make_timestamp_ns",
-    "make_timestamptz", "map", "map_concat", "map_contains", "map_contains_entry", "map_contains_value",
+    "make_timestamptz", "map", "map_contains", "map_contains_entry", "map_contains_value",
     "map_entries", "map_extract", "map_extract_value", "map_from_entries", "map_keys", "map_values", "max",
     "max_by", "md5", "md5_number", "md5_number_lower", "md5_number_upper", "mean", "median", "microsecond",
     "millennium", "millisecond", "min", "min_by", "minute", "mismatches", "mod", "mode", "month", "monthname",

@@ -104,6 +104,8 @@ class Projector:
         self._held_back = False
         """Whether the pump of TASKS waits for the writer."""
         self._most = settings.batch_max * batches
+        self._patient = batches > 1
+        """Whether nobody reads what it writes: then the fewest transactions are the best."""
         self._most_bytes = BATCH_MOST_BYTES * batches
         self._targets: dict[str, int] = {}
         self._buffers = {stream: _Buffer() for stream in STREAMS}
@@ -227,6 +229,9 @@ class Projector:
 
         What comes after a quiet time is written soon, what comes on and on in batches that are worth their transaction.
         """
+        if self._patient:
+            await self._grow(self._most, MOST_REST_S)
+            return
         rest_s = self._wrote_at + self._rest_s - time.monotonic()
         await self._grow(self._most, max(self._settings.flush_ms / 1000, rest_s))
         if not self._awaited():

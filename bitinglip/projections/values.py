@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, cast
@@ -13,13 +13,25 @@ import orjson
 
 from bitinglip.projections.arrow import pa
 
+PLAIN = frozenset({"string", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32"})
+"""Arrow's types whose values are written as they are."""
 _EXACT = 2**63
 
 
 def rows_of(batch: Any) -> Iterator[list[Any]]:
     """Yield the rows of an Arrow batch, every value as JSON has it."""
-    columns = [[jsonable(value) for value in column.to_pylist()] for column in batch.columns]
+    columns = [_written(column, jsonable) for column in batch.columns]
     return (list(row) for row in zip(*columns, strict=True))
+
+
+def csv_rows_of(batch: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of an Arrow batch as a CSV file has them."""
+    return zip(*[_written(column, lambda value: csv_value(jsonable(value))) for column in batch.columns], strict=True)
+
+
+def _written(column: Any, write: Callable[[Any], Any]) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    return values if str(column.type) in PLAIN else [write(value) for value in values]
 
 
 def csv_value(value: Any) -> Any:

@@ -96,7 +96,9 @@ async def results_of(log: EventLog, outcomes: Mapping[TaskId, Outcome]) -> dict[
 
 
 async def _outcome(log: EventLog, task_id: TaskId) -> Outcome:
-    latest = await log.read_latest(TASKS, subjects.task_events(task_id)) or await log.read_task(task_id)
+    latest = await log.read_latest(TASKS, subjects.task_events(task_id))
+    if not any(recorded.type == "task.submitted" for recorded in latest):  # it has left the server, or never was
+        latest = await log.read_task(task_id)
     end = next((recorded.event for recorded in latest if is_terminal(recorded.event)), None)
     private = any(isinstance(each.event, TaskSubmitted) and each.event.private for each in latest)
     return Outcome(bool(latest), end, private)

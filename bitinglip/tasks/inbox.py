@@ -276,7 +276,8 @@ class Inbox:
         route = route_now(task) if isinstance(event, TaskQueued) else None
         if route is not None:
             await ensure_queue(self._log, task)
-        sequence = await self._log.append(self._log.task_append(event, task.sequence, route=route))
+        expected = 0 if task.ended and await self._log.has_left(task.id) else task.sequence
+        sequence = await self._log.append(self._log.task_append(event, expected, route=route))
         after = evolve(task, event, sequence, self._log.clock())
         assert after is not None
         return after

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from bitinglip.errors import QueryRefused, QueryTimeout
@@ -192,6 +193,26 @@ async def test_a_plan_is_for_those_who_see_everything(sandbox: Sandbox) -> None:
         await sandbox.ask(Question("select 1; select 2", explain="plan"), Bounds(10, 10))
 
 
+async def test_the_archive_is_seen_through_its_view_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    duckdb.sql("select 1 as a").write_parquet(str(folder / "a.parquet"))
+    database = open_database(tmp_path / "p.duckdb", SETTINGS.model_copy(update={"archive_path": folder}))
+    pool = CursorPool(database, "sandbox", 1)
+    sandbox = Sandbox(pool.run)
+    file = f"'{folder}/a.parquet'"
+    assert database.rows(f"select a from {file}") == [(1,)]
+    for scope in (EVERYTHING, MINE):
+        assert (await sandbox.run("select count(*) from events", [], 10, 10, scope)).rows == [[0]]
+        direct = [f"from {file}", f"describe {file}", f"summarize {file}", f"from read_parquet({file})"]
+        direct += [f'from "{folder}/a.parquet"', f"from glob('{folder}/*')", f"select * from tasks, {file}"]
+        for sql in direct:
+            with pytest.raises(QueryRefused):
+                await sandbox.run(sql, [], 10, 10, scope)
+    await pool.close()
+    database.close()
+
+
 def nested(piece: str, times: int, inner: str, end: str) -> str:
     return "select " + piece * times + inner + end * times
 
@@ -234,6 +255,8 @@ WAYS_OUT = {
     "deep JSON, compared": DOUBLED + "json_contains(j, j) from u",
     "deep JSON, drawn": DOUBLED + "json_pretty(j) from u",
     "deep JSON, walked": DOUBLED + "(select count(*) from json_tree(j)) from u",
+    "JSON, merged": "select json_merge_patch(j, j) from (select json_group_object(i, i) j from range(100000) r(i))",
+    "maps, put together": "select map_concat(m, m) from (select map(list(i), list(i)) m from range(100000) r(i))",
     "texts, compared": DOUBLED + "levenshtein(j, j) from u",
     "grouping sets": "select count(*) from (select " + ", ".join(f"{n} a{n}" for n in range(30)) + ") group by cube("
     + ", ".join(f"a{n}" for n in range(30)) + ")",

@@ -147,6 +147,25 @@ async def test_a_task_that_failed_long_ago_can_be_retried(log: EventLog, client:
     check_problem(await client.delete(f"/v1/tasks/{retried['task_id']}"), 409, "illegal_transition")
 
 
+async def test_a_private_task_that_ended_long_ago_can_be_forgotten(log: EventLog, client: httpx.AsyncClient) -> None:
+    player, task_id = Player(log), await submitted(client, ECHO | {"private": True})
+    await player.assign(task_id)
+    await player.fail(task_id)
+    await ended(client, player, 1)
+    await archived(client)
+    assert await log.messages(TASKS) == 0
+    for _ in range(2):
+        forgotten = await client.post(f"/v1/tasks/{task_id}/forget")
+        assert (forgotten.status_code, forgotten.json()["forgotten"]) == (200, True), forgotten.text
+    told = (await client.get(f"/v1/tasks/{task_id}/events", params={"format": "json"})).json()
+    assert [event["type"] for event in told] == ["task.submitted", "task.assigned", "task.failed", "task.forgotten"]
+    after = await client.post("/v1/tasks", json=ECHO | {"depends_on": [task_id], "on_failure": "run"})
+    await player.run(await _ready(log, after.json()["task_id"]))
+    await ended(client, player, 1)
+    await archived(client)
+    assert await log.messages(TASKS) == 0
+
+
 async def test_a_task_can_wait_for_one_that_ended_long_ago(log: EventLog, client: httpx.AsyncClient) -> None:
     player = Player(log)
     (before, _) = await ended(client, player, 2)

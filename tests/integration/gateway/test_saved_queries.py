@@ -104,6 +104,7 @@ async def test_the_command_line_asks(url: str, words: list[str]) -> None:
     code, out, _ = await cli(url, *words, "select state from tasks", "--explain")
     assert (code, "tasks" in out) == (0, True)
     assert "Total Time" in (await cli(url, *words, "select 1", "--analyze"))[1]
+    assert (await cli(url, *words, "select ? as n", "-p", "list"))[1] == "n\nlist\n"
     code, _, err = await cli(url, *words, "select save")
     assert (code, "refused" in err) == (2, True)
 
