@@ -165,7 +165,7 @@ def _tell_rest(ring: Keyring, found: list[Outcome]) -> None:
     if ring.used:
         render.note(f"Signed with: {', '.join(sorted(ring.used))}")
     if ring.first is not None:
-        render.note(f"No --key was given: {ring.first}, the first that was seen, was trusted.")
+        render.note(f"No --key was given: {ring.first.id}, the first that was seen, was trusted.")
     missing = sorted(set(AUDITED) - {outcome.stream for outcome in found})
     if missing:
         render.note(f"Not in the folder, and not checked: {', '.join(missing)}")
