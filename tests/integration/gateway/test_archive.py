@@ -378,3 +378,23 @@ async def test_a_stranger_reads_no_other_file(log: EventLog, client: httpx.Async
         check_problem(answer, 422, "query_refused")
     answer = await client.post("/v1/query", json={"sql": f"copy tasks to '{inside}/x.csv'"})
     check_problem(answer, 422, "query_refused")
+
+
+async def test_a_moment_of_what_has_left_is_answered_as_before(log: EventLog, client: httpx.AsyncClient) -> None:
+    player = Player(log)
+    first = await ended(client, player, 10)
+    moment = (await player.task(first[4])).sequence - 1
+    asked = [
+        ("/v1/tasks", {"as_of": str(moment)}),
+        (f"/v1/tasks/{first[4]}", {"as_of": str(moment)}),
+        (f"/v1/tasks/{first[4]}/timeline", {"as_of": str(moment)}),
+        ("/v1/queues", {"as_of": str(moment)}),
+        ("/v1/cluster", {"as_of": str(moment)}),
+    ]
+    before = [(await client.get(path, params=params)).json() for path, params in asked]
+    assert before[1]["state"] == "running"
+    assert {task["state"] for task in before[0]["tasks"]} == {"queued", "running", "succeeded"}
+    assert (await archived(client))["trimmed"]["removed"] == 30
+    assert await log.messages(TASKS) == 0
+    for (path, params), told in zip(asked, before, strict=True):
+        assert (await client.get(path, params=params)).json() == told, path
