@@ -62,11 +62,12 @@ def run(
     """Simulate the arrivals of a part of the log, and print the figures beside those of what happened.
 
     Raises:
-        InvalidInput: the cards or a policy cannot be read, or there is no task in that part.
+        InvalidInput: the cards or a policy cannot be read, or no task became ready to run in that part.
     """
-    tasks = list(tasks_of(Part("tasks", begin, end, TYPES).events(gateway)).values())
+    told_of = tasks_of(Part("tasks", begin, end, TYPES).events(gateway)).values()
+    tasks = [task for task in told_of if task.ready_at is not None]  # others asked nothing of a card
     if not tasks:
-        raise InvalidInput(field="--from", problem="no task was submitted in this part of the log")
+        raise InvalidInput(field="--from", problem="no task became ready to run in this part of the log")
     loaded = list(Part("workers", 1, None, ("worker.model_loaded",)).events(gateway))
     sizes = read_cards(cards) if cards is not None else _real_cards(gateway, tasks)
     question = {

@@ -289,6 +289,7 @@ class TestOnACluster:
     async def test_what_would_have_been_stands_beside_what_was(self, url: str) -> None:
         slow = ("task", "submit", "echo", "-m", "echo", "-p", "steps=2", "-p", "step_ms=20", "--url", url)
         await bitinglip(*slow, "--wait")
+        later = (await bitinglip(*slow, "--delay", "3600")).out.strip()  # asks nothing of a card
         asked = ("events", "replay", "--what-if", "--cards", "2x8GB,24GB", "--policy", "ours", "--policy", "fifo")
         told = (await bitinglip(*asked, "--json", "--url", url)).json
         assert told["happened"]["tasks"] == told["results"]["ours"]["tasks"] + told["fits_nowhere"]
@@ -297,6 +298,7 @@ class TestOnACluster:
         assert all(word in shown.out for word in ("happened", "utilisation", "makespan"))
         for wrong in (("--cards", "many"), ("--policy", "luck"), ("--into", url), ("--from", "9999999")):
             assert (await bitinglip(*asked[:3], *wrong, "--url", url)).status == 2
+        await bitinglip("task", "cancel", later, "--url", url)
 
     async def test_a_private_task_is_read_and_then_forgotten(self, url: str) -> None:
         echo = ("task", "submit", "echo", "-m", "echo", "--private", "--url", url)
