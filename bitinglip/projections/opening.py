@@ -75,7 +75,7 @@ def create_bulk(path: Path, settings: Projections, catalogue: Catalogue = sql.CA
     One thread fills it: a second costs a quarter more work for the same rows, and the log is read meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    database = Database(_connect(":memory:", settings.model_copy(update={"threads": 1}), attaches=True))
+    database = Database(_connect(":memory:", settings.model_copy(update={"threads": 1}), spills=path))
     try:
         database.execute("set timezone = 'UTC'")
         database.execute(f"attach '{str(path).replace(chr(39), 2 * chr(39))}' as bulk (recovery_mode no_wal_writes)")
@@ -128,20 +128,23 @@ def _open(path: Path, settings: Projections, catalogue: Catalogue) -> Database:
     return database
 
 
-def _connect(path: Path | str, settings: Projections, *, attaches: bool = False) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path | str, settings: Projections, *, spills: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """Connect. `spills`: the file that is to be attached; what does not fit into memory goes beside it."""
+    beside = {} if spills is None else {"temp_directory": f"{spills}.tmp"}
     try:
         return duckdb.connect(
             path,
             config={
                 "memory_limit": settings.memory_limit,
                 "threads": settings.threads,
-                "wal_autocheckpoint": BULK_BYTES if attaches else WAL_BYTES,
+                "wal_autocheckpoint": WAL_BYTES if spills is None else BULK_BYTES,
                 "preserve_insertion_order": False,
                 "python_enable_replacements": False,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 "allow_community_extensions": False,
-            },
+            }
+            | beside,
         )
     except duckdb.Error as error:
         raise _meaning(error, path) from error

@@ -69,3 +69,10 @@ def test_a_full_file_has_its_keys(tmp_path: Path) -> None:
     with pytest.raises(duckdb.ConstraintException):
         database.execute(f"insert into {home}.tasks from {home}.tasks")
     database.close()
+
+
+def test_what_does_not_fit_into_memory_goes_beside_the_file(tmp_path: Path) -> None:
+    database = create_bulk(tmp_path / "bulk.duckdb", SETTINGS)
+    told = database.rows("select current_setting('temp_directory')")
+    database.close()
+    assert told == [(str(tmp_path / "bulk.duckdb.tmp"),)]
