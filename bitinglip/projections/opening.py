@@ -130,22 +130,20 @@ def _open(path: Path, settings: Projections, catalogue: Catalogue) -> Database:
 
 def _connect(path: Path | str, settings: Projections, *, spills: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Connect. `spills`: the file that is to be attached; what does not fit into memory goes beside it."""
-    beside = {} if spills is None else {"temp_directory": f"{spills}.tmp"}
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": settings.memory_limit,
+        "threads": settings.threads,
+        "wal_autocheckpoint": WAL_BYTES if spills is None else BULK_BYTES,
+        "preserve_insertion_order": False,
+        "python_enable_replacements": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "allow_community_extensions": False,
+    }
+    if spills is not None:
+        config["temp_directory"] = f"{spills}.tmp"
     try:
-        return duckdb.connect(
-            path,
-            config={
-                "memory_limit": settings.memory_limit,
-                "threads": settings.threads,
-                "wal_autocheckpoint": WAL_BYTES if spills is None else BULK_BYTES,
-                "preserve_insertion_order": False,
-                "python_enable_replacements": False,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-                "allow_community_extensions": False,
-            }
-            | beside,
-        )
+        return duckdb.connect(path, config=config)
     except duckdb.Error as error:
         raise _meaning(error, path) from error
 
