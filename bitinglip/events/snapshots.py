@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nats.errors import Error as NatsError
@@ -65,9 +65,9 @@ async def keep(connection: Connection, names: frozenset[str]) -> None:
             found = await store.list(ignore_deletes=True)
         except NotFoundError:
             return
-        for info in found:
-            if info.name not in names:
-                await store.delete(info.name)
+        for name in sorted({info.name for info in found} - names):
+            with suppress(NotFoundError):  # another gateway was faster
+                await store.delete(name)
 
 
 async def _bucket(connection: Connection) -> ObjectStore:

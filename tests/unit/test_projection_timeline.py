@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitinglip.events.envelope import RawMessage
+from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued, TaskSubmitted
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.gateway.history import filled
+from bitinglip.ids import encode_ulid
 from bitinglip.projections import queries
 from bitinglip.projections.database import Database
 from bitinglip.projections.moment import Moment
@@ -62,6 +64,27 @@ def test_levels_are_the_counts_of_that_moment(story: list[RawMessage], begin: in
             with travelled(database, Moment(bucket["end"], {"TASKS": last})) as state:
                 counts: Mapping[str, int] = state.counts()
             assert (bucket["waiting"], bucket["running"]) == (counts.get("queued", 0), counts.get("running", 0)), last
+
+
+def test_a_timer_that_fires_late_makes_nobody_wait() -> None:
+    task = encode_ulid(1)
+    failed = TaskFailed.example | {"task_id": task, "attempt": 1, "retry_at": START + timedelta(hours=1)}
+    log = [
+        message(
+            TaskSubmitted.model_validate(TaskSubmitted.example | {"task_id": task, "run_at": START}), 1, about=task
+        ),
+        message(TaskQueued(task_id=task, attempt=1, reason="scheduled"), 2, about=task),
+        message(TaskAssigned.model_validate(TaskAssigned.example | {"task_id": task, "attempt": 1}), 3, about=task),
+        message(TaskFailed.model_validate(failed), 4, about=task),
+        message(TaskQueued(task_id=task, attempt=1, reason="scheduled"), 5, about=task),
+        message(TaskQueued(task_id=task, attempt=2, reason="retry"), 6, about=task),
+        message(TaskQueued(task_id=task, attempt=2, reason="stranded"), 7, about=task),
+    ]
+    with fresh_database() as database:
+        write(database, "TASKS", log)
+        told = _buckets(database, 0, 9, 1)
+    assert [bucket["waiting"] for bucket in told] == [0, 0, 1, 0, 0, 0, 1, 1, 1]
+    assert [bucket["running"] for bucket in told] == [0, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
 @SLOW

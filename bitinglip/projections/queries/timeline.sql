@@ -2,7 +2,8 @@
 -- `arrived`, `started` and the states in which tasks ended are counts; `waiting`, `running` and `workers` are changes,
 -- whose sums up to a bucket are what there was at its end. What was before counts as a change of the first bucket.
 --
--- A task that was attempted no more than once says all of it in its row; the others are asked of their events.
+-- A task that was attempted no more than once says all of it in its row; the others are asked of their events, where a
+-- timer that fired too late changes nothing.
 -- A worker that fell silent is taken to have lived $silence_s longer, if it was not seen since $alive_since.
 -- The large parts are counted each for itself, by the bucket alone: that is several times as fast as all of them at once.
 
@@ -19,7 +20,15 @@ with alive as (
     where submitted_at < $until and coalesce(finished_at, $until) >= $begin
 ),
 steps as (
-    select about, sequence, time, type, delayed
+    select
+        about, sequence, time, type, delayed,
+        case type  -- how far it brings its task: the `state_key` of tasks.sql
+            when 'task.submitted' then if(delayed, 4, 5)
+            when 'task.queued' then (data->>'attempt')::integer * 4 + 1
+            when 'task.assigned' then (data->>'attempt')::integer * 4 + 2
+            when 'task.failed' then if(data->>'retry_at' is null, 2147483647, (data->>'attempt')::integer * 4 + 3)
+            else 2147483647
+        end as key
     from events join alive on task_id = about and not plain
     where stream = 'TASKS'
         and sequence >= (select min(submitted_sequence) from tasks where coalesce(finished_at, $until) >= $begin)
@@ -27,8 +36,9 @@ steps as (
             'task.submitted', 'task.queued', 'task.assigned', 'task.failed', 'task.succeeded', 'task.cancelled',
             'task.expired', 'task.dead_lettered'
         )
-    qualify type <> 'task.queued'
-        or lag(type) over (partition by about order by sequence) in ('task.submitted', 'task.failed')
+    qualify type <> 'task.queued' or key > coalesce(
+        max(key) over (partition by about order by sequence rows between unbounded preceding and 1 preceding), 0
+    )
 ),
 spans as (
     select

@@ -198,6 +198,18 @@ async def test_of_two_that_make_one_at_once_only_one_does(log: EventLog, first: 
     assert [info.name for info in await store.list(ignore_deletes=True)] == [made[0].file]
 
 
+async def test_two_may_drop_the_old_ones_at_once(log: EventLog, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"rows")
+    names = [f"snapshot-{number}" for number in range(8)]
+    for name in names:
+        await snapshots.put(log.connection, name, tmp_path / "one")
+    drops = [
+        snapshots.keep(log.connection, frozenset(names[:kept])) for kept in (0, 4)
+    ]  # the first finds the last gone
+    await asyncio.gather(*drops)
+    assert not any([await snapshots.get(log.connection, name, Path(os.devnull)) for name in names])
+
+
 async def test_one_is_made_after_so_many_events(log: EventLog, first: Path) -> None:
     settings = SETTINGS.model_copy(update={"snapshot_events": 3})
     readmodel = await ReadModel.open(settings, first, log)
