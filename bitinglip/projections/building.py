@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
 from bitinglip.errors import NoServer, ProjectionNotFound
-from bitinglip.events.envelope import Messages
 from bitinglip.projections import sql, versions
+from bitinglip.projections.catchup import catch_up
 from bitinglip.projections.database import Build, Database, WriteError
-from bitinglip.projections.projector import BACKOFF_S, BATCH_MOST_BYTES, Projector, end
-from bitinglip.projections.source import Source, read_up_to
+from bitinglip.projections.projector import BACKOFF_S, Projector, end
+from bitinglip.projections.source import Source
 from bitinglip.projections.sql import Catalogue
 from bitinglip.projections.versions import Version
-from bitinglip.projections.writer import write
 from bitinglip.settings import Projections
 
 log = logging.getLogger(__name__)
@@ -142,18 +140,14 @@ class Builder:
             await self._catch_up(build)
             await self._do(lambda: versions.take_over(self._cursor, group))
             here = await self._do(lambda: versions.read(self._cursor))
-            kept = {version.home for version in self._live.applied_to} | {version.home for version in group}
-            self._live.applied_to = [version for version in versions.served(here) if version.home in kept]
+            kept = {version.home for version in self._live.served} | {version.home for version in group}
+            self._live.serve([version for version in versions.served(here) if version.home in kept])
         log.info("made anew, and serving: %s", names)
 
     async def _catch_up(self, build: Build) -> dict[str, int]:
         """Apply what the live writer has applied by now, and return up to where that is."""
         targets = await self._do(self._live_checkpoints)
-        done = await self._do(build.checkpoints)
-        for stream in build.streams:
-            async with aclosing(read_up_to(self._source, stream, done[stream][0], targets[stream])) as batches:
-                async for gathered in _gathered(batches, self._most):
-                    await self._do(lambda stream=stream, gathered=gathered: write(build, stream, *gathered))
+        await catch_up(build, self._source, targets, self._most, self._do)
         return {stream: targets[stream] for stream in build.streams}
 
     # --- on the thread ------------------------------------------------------------------------------------------------
@@ -178,9 +172,8 @@ class Builder:
 
     def _state(self, version: Version) -> VersionState:
         params = {"home": version.home}
-        done = self._live_checkpoints()
-        if not version.serving:
-            done = dict(self._cursor.rows(sql.blocks(sql.SYSTEM)["build_checkpoints"], params))
+        own = dict(self._cursor.rows(sql.blocks(sql.SYSTEM)["build_checkpoints"], params))
+        done = own if own or not version.serving else self._live_checkpoints()
         return VersionState(
             version.name,
             version.projection.version,
@@ -189,15 +182,3 @@ class Builder:
             dict(self._cursor.rows(sql.blocks(sql.SYSTEM)["rows"], params)),
             {stream: done.get(stream, 0) for stream in version.projection.streams},
         )
-
-
-async def _gathered(batches: AsyncIterable[Messages], most: int) -> AsyncGenerator[list[Messages], None]:
-    """Put batches together until they are worth a transaction."""
-    gathered: list[Messages] = []
-    async for batch in batches:
-        gathered.append(batch)
-        if sum(map(len, gathered)) >= most or sum(each.size_bytes for each in gathered) >= BATCH_MOST_BYTES:
-            yield gathered
-            gathered = []
-    if gathered:
-        yield gathered

@@ -41,6 +41,8 @@ class Database:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self.applied_to: list[Version] = []
         """Versions of projections to which a batch is applied."""
+        self.trailing: list[Build] = []
+        """Those that are served as well, and applied later, by cursors and with checkpoints of their own."""
         self.corrupt: Counter[str] = Counter()
         """Messages of each stream that could not be read."""
         self._connection = connection
@@ -51,7 +53,9 @@ class Database:
         return Database(self._connection.cursor())
 
     def close(self) -> None:
-        """Close this cursor; the file is closed with the last of them."""
+        """Close this cursor, and those of what trails; the file is closed with the last of them."""
+        for build in self.trailing:
+            build.close()
         self._connection.close()
 
     def fold(self, threads: int) -> None:
@@ -139,6 +143,22 @@ class Database:
             raise
         self._connection.execute("commit")
 
+    # --- what is served -----------------------------------------------------------------------------------------------
+
+    @property
+    def served(self) -> list[Version]:
+        """All versions that are kept up with the log."""
+        return [*self.applied_to, *(version for build in self.trailing for version in build.applied_to)]
+
+    def serve(self, versions: Seq[Version]) -> None:
+        """Keep these up with the log from now on: at once, or, what trails, later."""
+        before = {build.applied_to[0].home: build for build in self.trailing}
+        trailing = [version for version in versions if version.projection.trails]
+        self.applied_to = [version for version in versions if not version.projection.trails]
+        self.trailing = [before.pop(version.home, None) or self.build([version]) for version in trailing]
+        for build in before.values():
+            build.close()
+
     # --- the projector's side -----------------------------------------------------------------------------------------
 
     def apply(self, stream: str, incoming: Any, sequence: int) -> None:
@@ -213,7 +233,7 @@ class Database:
             self._connection.unregister("incoming")
 
     def build(self, versions: Seq[Version]) -> Build:
-        """Return a cursor by which versions are made that do not serve yet."""
+        """Return a cursor by which versions are made that do not serve yet, or that trail."""
         return Build(self._connection.cursor(), versions)
 
 

@@ -185,7 +185,14 @@ def _prepare(
         versions.reconcile(database, catalogue)
     database.checkpoints()  # what is damaged here is of no use
     served = versions.served(versions.read(database))
-    database.applied_to = [version for version in served if _is_applicable(database, version, catalogue)]
+    applicable = [version for version in served if _is_applicable(database, version, catalogue)]
+    if keyed:
+        for version in applicable:
+            if version.projection.trails:
+                versions.trail(database, version)
+        database.serve(applicable)
+    else:  # nobody asks before it is full
+        database.applied_to = applicable
     database.corrupt.update(dict(_corrupt(database, served)))
 
 

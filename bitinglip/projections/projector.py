@@ -27,18 +27,18 @@ from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
+from bitinglip.projections.catchup import BATCH_MOST_BYTES
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
 from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, timed
 from bitinglip.projections.source import LogSource, Source
-from bitinglip.projections.writer import write
+from bitinglip.projections.trailing import Trailing
+from bitinglip.projections.writer import write_prompt
 from bitinglip.settings import Projections
 
 log = logging.getLogger(__name__)
 
 STREAMS = sql.STREAMS
-BATCH_MOST_BYTES = 16 * 2**20
-"""Bytes of payload in one transaction: DuckDB holds several times as much while it takes the fields out."""
 BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
 CANCEL_AGAIN_S = 0.5
@@ -107,6 +107,7 @@ class Projector:
         self._patient = batches > 1
         """Whether nobody reads what it writes: then the fewest transactions are the best."""
         self._most_bytes = BATCH_MOST_BYTES * batches
+        self._trailing = Trailing(database, settings.batch_max)
         self._targets: dict[str, int] = {}
         self._buffers = {stream: _Buffer() for stream in STREAMS}
         self._arrived = asyncio.Event()
@@ -126,9 +127,23 @@ class Projector:
         self._task.add_done_callback(_report)
 
     async def stop(self) -> None:
-        """End after the transaction that runs; nothing is lost, the checkpoint says where to go on."""
+        """End after the transaction that runs; nothing is lost, the checkpoints say where to go on."""
         await end(lambda: [self._task, *self._parts], CANCEL_AGAIN_S)
         await asyncio.to_thread(self._thread.shutdown)
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until what trails is as far as all else is now.
+
+        Raises:
+            ProjectionBehind: it was not in time.
+        """
+        wanted = {stream: self._checkpoints.applied(stream) for stream in self._trailing.streams}
+        for stream, sequence in wanted.items():
+            if self._trailing.settled.applied(stream) < sequence:
+                self._trailing.ask()
+                self._arrived.set()
+                self._full.set()
+                await self._trailing.settled.wait(stream, sequence, timeout_s)
 
     async def wait_caught_up(self) -> None:
         """Wait until all is applied that was in the log at the start; raises what ended the projector before that."""
@@ -146,6 +161,7 @@ class Projector:
     async def _run(self) -> None:
         try:
             self._targets = await self._ask_targets()
+            await self._catch_up_trailing()
             self._enter(State.CATCHING_UP)
             self._look_whether_caught_up()
             self._parts = [asyncio.create_task(self._pump(stream), name=f"pump {stream}") for stream in STREAMS]
@@ -173,6 +189,23 @@ class Projector:
                 log.warning("the projector waits for the log: %s", error)
                 await asyncio.sleep(_backoff(failures))
                 failures += 1
+
+    async def _catch_up_trailing(self) -> None:
+        loop = asyncio.get_running_loop()
+        targets = {stream: self._checkpoints.applied(stream) for stream in STREAMS}
+        failures = 0
+        while True:
+            try:
+                return await self._trailing.catch_up(
+                    self._source, targets, lambda work: loop.run_in_executor(self._thread, work)
+                )
+            except NoServer as error:
+                log.warning("the projector waits for the log: %s", error)
+            except WriteError as error:
+                log.exception("the read model could not be written by what trails")
+                self._tell(error)
+            await asyncio.sleep(_backoff(failures))
+            failures += 1
 
     def _look_whether_caught_up(self) -> None:
         behind = any(self._checkpoints.applied(stream) < target for stream, target in self._targets.items())
@@ -217,12 +250,17 @@ class Projector:
 
     async def _write_all(self) -> None:
         while True:
-            await self._arrived.wait()
-            await self._gather()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._trailing.due_in_s()):
+                    await self._arrived.wait()
+            if any(buffer.count for buffer in self._buffers.values()):
+                await self._gather()
             self._arrived.clear()
             for stream in STREAMS:
                 if messages := self._take(stream):
                     await self._write(stream, messages)
+            if self._trailing.due_in_s() == 0:
+                await self._settle()
 
     async def _gather(self) -> None:
         """Let a batch grow while it is small, unless somebody waits for it.
@@ -267,15 +305,27 @@ class Projector:
         return batches
 
     async def _write(self, stream: str, batches: Seq[Messages]) -> None:
+        work = partial(write_prompt, self._database, stream, *batches)
+        self._rest_s = await self._patiently(work, f"at {stream}:{batches[0].sequences[0]}")
+        self._wrote_at = time.monotonic()
+        self._trailing.add(stream, batches)
+        self._checkpoints.advance(stream, batches[-1].sequences[-1])
+        self._look_whether_caught_up()
+
+    async def _settle(self) -> None:
+        await self._patiently(self._trailing.apply, "by what trails")
+        self._trailing.done()
+
+    async def _patiently(self, work: Callable[[], None], where: str) -> float:
+        """Have something written, however often that must be tried, and return how long to rest, in seconds."""
         failures, before, loop = 0, self.state, asyncio.get_running_loop()
         while True:
             try:
                 async with self.writing:
-                    work = partial(write, self._database, stream, *batches)
-                    self._rest_s = await loop.run_in_executor(self._thread, timed, work)
+                    rest_s = await loop.run_in_executor(self._thread, timed, work)
                 break
             except WriteError as error:
-                log.exception("the read model could not be written at %s:%d", stream, batches[0].sequences[0])
+                log.exception("the read model could not be written %s", where)
                 self._tell(error)
                 if self.state is before:
                     self._enter(State.RETRYING)
@@ -284,9 +334,7 @@ class Projector:
         if self.state is State.RETRYING:
             self._enter(before)
             self.problem = None
-        self._wrote_at = time.monotonic()
-        self._checkpoints.advance(stream, batches[-1].sequences[-1])
-        self._look_whether_caught_up()
+        return rest_s
 
     def _tell(self, error: WriteError) -> None:
         self.problem = str(error).partition("\n")[0]

@@ -80,7 +80,7 @@ class Pruner:
     def _prune(self, now: datetime) -> None:
         before = now - self._keep_ticks
         ticks = [name for name, cls in REGISTRY.items() if not cls.lasting]
-        for version in self._live.applied_to:
+        for version in self._live.served:
             if (block := version.projection.prune(version.home)) is not None:
                 since = self._since.get(version.home, EPOCH)
                 with self._cursor.transaction():

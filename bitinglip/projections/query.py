@@ -32,6 +32,7 @@ from bitinglip.projections.rows import (
     WorkerRow,
     reader,
 )
+from bitinglip.projections.trailing import Settle
 
 THREADS = 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -141,10 +142,14 @@ class CursorPool:
 
 
 class Queries:
-    """The named queries. `pool` returns the threads of the database that is served now."""
+    """The named queries. `run` does some work with a cursor of the database that is served now.
 
-    def __init__(self, run: Callable[[Callable[[Database], Any]], Any]) -> None:
+    `settle` waits until all that is applied is in the tables that a text may name.
+    """
+
+    def __init__(self, run: Callable[[Callable[[Database], Any]], Any], settle: Settle) -> None:
         self._run = run
+        self._settle = settle
 
     async def task(self, task_id: str) -> TaskRow | None:
         """Return a task, or none if the read model has no such task."""
@@ -272,6 +277,7 @@ class Queries:
         """Make a report."""
 
         async def rows(name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+            await self._settle(queries.text(name))
             return await self._run(lambda cursor: cursor.named_rows(queries.text(name), params))
 
         return await report(chosen, rows)

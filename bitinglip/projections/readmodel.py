@@ -77,8 +77,8 @@ class ReadModel:
     def __init__(self, ground: Ground, path: Path) -> None:
         self.feed = TaskFeed()
         """What it reads of TASKS, for whoever follows a task."""
-        self.queries = Queries(self._read)
-        self.sandbox = Sandbox(self._run_stranger)
+        self.queries = Queries(self._read, self._settle)
+        self.sandbox = Sandbox(self._run_stranger, self._settle)
         self.past = TimeTravel(self._travel, self.wait, self.applied, ground)
         self._ground = ground
         self._path = path
@@ -253,6 +253,13 @@ class ReadModel:
             return await self._current.readers.run(work)
         except WriteError as error:
             raise await self._meaning(error) from error
+
+    async def _settle(self, text: str) -> None:
+        """Wait until what trails is as far as all else, if a text may name one of its tables."""
+        await self._wait_serving()
+        trailing = [projection for projection in self._ground.catalogue.values() if projection.trails]
+        if any(table in text.lower() for projection in trailing for table in projection.tables):
+            await self._current.projector.settle(self._ground.settings.read_wait_s)
 
     async def _run_stranger(self, work: Callable[[Database], _T]) -> _T:
         await self._wait_serving()

@@ -14,6 +14,7 @@ from bitinglip.errors import QueriesBusy, QueryRefused, QueryTimeout
 from bitinglip.projections.brake import Brake
 from bitinglip.projections.database import Database, Interrupted, Params, WriteError
 from bitinglip.projections.scope import EVERYTHING, Scope, vetted
+from bitinglip.projections.trailing import Settle, nothing_trails
 from bitinglip.projections.values import jsonable, rows_of
 
 __all__ = ["EVERYTHING", "Bounds", "Question", "Sandbox", "Scope", "Table", "jsonable"]
@@ -73,10 +74,15 @@ class Table:
 
 
 class Sandbox:
-    """Runs strangers' queries. `run` does some work on a thread that is kept for them, with its cursor."""
+    """Runs strangers' queries.
 
-    def __init__(self, run: Run) -> None:
+    `run` does some work on a thread that is kept for them, with its cursor; `settle` waits until all that is applied
+    is in the tables that a text may name.
+    """
+
+    def __init__(self, run: Run, settle: Settle = nothing_trails) -> None:
         self._run = run
+        self._settle = settle
         self._brake = Brake()
         self._open = 0
         self._stopping: set[asyncio.Future[None]] = set()
@@ -125,9 +131,13 @@ class Sandbox:
         if self._open >= THREADS + WAITING_MOST:
             raise QueriesBusy(most=THREADS + WAITING_MOST)
         self._open += 1
-        running = asyncio.ensure_future(self._run(query.run))
+        running = asyncio.ensure_future(self._settled(query))
         running.add_done_callback(self._ended)
         return running
+
+    async def _settled(self, query: _Query[_T]) -> _T:
+        await self._settle(query.question.sql)
+        return await self._run(query.run)
 
     def _ended(self, running: asyncio.Future[Any]) -> None:
         """Count one less; a query that does not heed that it is stopped counts until it ends."""
@@ -158,7 +168,7 @@ class _Query(Generic[_T]):
         self.bounds = bounds
         self.refused: str | None = None
         self.started = False
-        self._question = question
+        self.question = question
         self._rows_per_batch = rows_per_batch
         self._use = use
         self._halt = Event()
@@ -178,7 +188,7 @@ class _Query(Generic[_T]):
         try:
             self._look()
             self.started = True
-            statement = _explained(vetted(cursor, self._question.sql, self._question.scope), self._question)
+            statement = _explained(vetted(cursor, self.question.sql, self.question.scope), self.question)
             with cursor.read_only():
                 return self._answer(cursor, statement)
         except (WriteError, *ARROW_ERRORS) as error:
@@ -191,7 +201,7 @@ class _Query(Generic[_T]):
 
     def _answer(self, cursor: Database, statement: str) -> _T:
         self._look()
-        reader = cursor.arrow(statement, self._question.params, self._rows_per_batch)
+        reader = cursor.arrow(statement, self.question.params, self._rows_per_batch)
         return self._use(reader, self.bounds, self._look)
 
     def _hold(self, cursor: Database | None) -> None:

@@ -145,7 +145,15 @@ def _copy_rows(cursor: Database, copy: Database, catalogue: Catalogue) -> None:
         for (table,) in copy.rows(sql.blocks(sql.SYSTEM)["tables"], {"home": version.home}):
             reader = cursor.arrow(f'from {mine.home}."{table}"', (), ROWS_PER_BATCH)
             copy.load(f'{version.home}."{table}"', reader)
+        if version.projection.trails:
+            _copy_checkpoints(cursor, copy, mine.home, version.home)
     copy.load("main.archived", cursor.arrow("from main.archived", (), ROWS_PER_BATCH))
+
+
+def _copy_checkpoints(cursor: Database, copy: Database, home: str, new_home: str) -> None:
+    blocks = sql.blocks(sql.SYSTEM)
+    for stream, sequence in cursor.rows(blocks["build_checkpoints"], {"home": home}):
+        copy.execute(blocks["advance_build"], {"home": new_home, "stream": stream, "sequence": sequence})
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------

@@ -107,8 +107,17 @@ def take_over(database: Database, made: Seq[Version]) -> None:
                 drop(database, version)
         for version in made:
             publish(database, version)
-            for block in ("serve_version", "drop_build"):
-                database.execute(sql.blocks(sql.SYSTEM)[block], {"home": version.home})
+            database.execute(sql.blocks(sql.SYSTEM)["serve_version"], {"home": version.home})
+            if version.projection.trails:
+                trail(database, version)
+            else:
+                database.execute(sql.blocks(sql.SYSTEM)["drop_build"], {"home": version.home})
+
+
+def trail(database: Database, version: Version) -> None:
+    """Let a version have checkpoints of its own from now on: where it has none, those of all others."""
+    streams = list(version.projection.streams)
+    database.execute(sql.blocks(sql.SYSTEM)["trail"], {"home": version.home, "streams": streams})
 
 
 def publish(database: Database, version: Version, wanted: Version | None = None) -> None:

@@ -13,7 +13,28 @@ log = logging.getLogger(__name__)
 
 
 def write(database: Database, stream: str, *batches: Seq[RawMessage]) -> None:
-    """Apply a stream's messages, in order and exactly once each, in one transaction.
+    """Apply a stream's messages to all that is served, also to what trails.
+
+    Raises:
+        WriteError: see `write_prompt`.
+    """
+    write_prompt(database, stream, *batches)
+    write_trailing(database, stream, *batches)
+
+
+def write_trailing(database: Database, stream: str, *batches: Seq[RawMessage]) -> None:
+    """Apply messages that all else has been applied to already to what trails.
+
+    Raises:
+        WriteError: see `write_prompt`.
+    """
+    for build in database.trailing:
+        if stream in build.streams:
+            write_prompt(build, stream, *batches)
+
+
+def write_prompt(database: Database, stream: str, *batches: Seq[RawMessage]) -> None:
+    """Apply a stream's messages, in order and exactly once each, in one transaction; not to what trails.
 
     Raises:
         WriteError: the database could not be written; everything up to its checkpoint is.

@@ -198,7 +198,7 @@ def fresh_database() -> Generator[Database]:
     """Lend a database without a row: the same one each time, because opening one costs more than a test."""
     database = _shared()
     for home, table in database.rows("select schema_name, table_name from duckdb_tables() where not temporary"):
-        if home != "main" or table == "checkpoints":
+        if home != "main" or table in {"checkpoints", "build_checkpoints"}:
             database.execute(f"delete from {home}.{table}")
     for stream in ("TASKS", "WORKERS", "MODELS", "SCHEDULES", "LEDGER"):
         database.add_checkpoint(stream, "then")
@@ -224,7 +224,7 @@ def prune(database: Database, now: datetime, keep_ticks: timedelta = timedelta(d
     now = now.astimezone(UTC).replace(tzinfo=None)
     ticks = [name for name, cls in REGISTRY.items() if not cls.lasting]
     params = {"now": now, "before": now - keep_ticks, "since": datetime(1970, 1, 1), "ticks": ticks}  # noqa: DTZ001
-    for version in database.applied_to:
+    for version in database.served:
         if (block := version.projection.prune(version.home)) is not None:
             database.run(block, params)
 

@@ -15,7 +15,7 @@ import pytest
 from bitinglip.errors import ProjectionFileForeign, ProjectionFileRefused
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.projections.opening import UNUSABLE, has_no_room, is_damaged, open_database
-from bitinglip.projections.writer import write
+from bitinglip.projections.writer import write_prompt
 from bitinglip.settings import Projections
 from tests.unit.projection_support import SETTINGS, message
 
@@ -36,7 +36,7 @@ def left(path: Path) -> Path:
     database = open_database(path, SETTINGS)
     database.add_checkpoint("TASKS", "then")
     database.execute("checkpoint")
-    write(database, "TASKS", [SUBMITTED])
+    write_prompt(database, "TASKS", [SUBMITTED])
     folder = path.with_name("left")
     folder.mkdir()
     for name in (path.name, WAL):

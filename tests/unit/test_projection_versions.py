@@ -64,7 +64,7 @@ def test_made_in_the_background_it_has_the_same_rows(both: tuple[Log, Log], name
             fill(build, [(stream, batch) for stream, batch in part if stream in build.streams])
             build.close()
         versions.take_over(database, made)
-        database.applied_to = versions.served(versions.read(database))
+        database.serve(versions.served(versions.read(database)))
         assert dump(database) == live
 
 

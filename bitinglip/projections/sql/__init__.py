@@ -24,6 +24,9 @@ A file writes its own tables as `self.<table>`: `self` stands for the schema tha
 beside another one, and any of them in a scratch schema, for the state of the past. It reads no table of another file.
 Its temporary tables have names that no other file uses. The names of all tables are different.
 
+A line `-- trails` in its head: it is applied some seconds after the others, in transactions and with checkpoints of its
+own (see `trailing.py`), and before somebody asks for it. So it costs little, and what it costs delays nobody.
+
 A new file here is a new projection; there is no list to add it to.
 """
 
@@ -48,6 +51,8 @@ STAGE, SYSTEM = "batch", "system"
 TABLE, KEY, PRUNE = "table", "key", "prune"
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _STREAMS = re.compile(r"^-- streams: (.+)\n", re.MULTILINE)
+_TRAILS = re.compile(r"^-- trails$", re.MULTILINE)
+_TABLES = re.compile(r"^create (?:table|view) self\.(\w+)", re.MULTILINE)
 _PARTS = re.compile(r"^-- parts: (.+)\n", re.MULTILINE)
 _CONDITION = re.compile(r"\A-- (when|alone): (.+)\n")
 _SELF = re.compile(r"\bself\.")
@@ -74,6 +79,16 @@ class Projection:
     def streams(self) -> tuple[str, ...]:
         """The streams that it is made from."""
         return _listed(_STREAMS, self.text)
+
+    @cached_property
+    def trails(self) -> bool:
+        """Whether it may be applied later than the others."""
+        return _TRAILS.search(self.text) is not None
+
+    @cached_property
+    def tables(self) -> tuple[str, ...]:
+        """The names of its tables and views."""
+        return tuple(_TABLES.findall(self.text))
 
     @property
     def staging(self) -> dict[str, str]:

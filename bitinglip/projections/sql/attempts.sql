@@ -9,6 +9,7 @@
 -- read once, and what is open is kept once.
 --
 -- streams: TASKS
+-- trails
 -- parts: queues usage latency errors
 
 -- name: table

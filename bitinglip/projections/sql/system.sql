@@ -46,7 +46,7 @@ create table build_checkpoints (
     primary key (home, stream)
 );
 
-comment on table build_checkpoints is 'How far versions are that are being made; one row per version and stream.';
+comment on table build_checkpoints is 'How far versions are that are being made, or trail; one row per version and stream.';
 comment on column build_checkpoints.home is 'Schema of the version''s tables.';
 comment on column build_checkpoints.stream is 'Name of the stream.';
 comment on column build_checkpoints.sequence is 'Sequence of the last event that is applied to it; 0 before the first.';
@@ -83,6 +83,11 @@ select stream, sequence from build_checkpoints where home = $home;
 
 -- name: advance_build
 insert or replace into build_checkpoints values ($home, $stream, $sequence);
+
+-- name: trail
+insert or ignore into build_checkpoints
+select $home, stream, coalesce(sequence, 0)
+from (select unnest($streams::varchar[]) as stream) left join checkpoints using (stream);
 
 -- name: drop_build
 delete from build_checkpoints where home = $home;
