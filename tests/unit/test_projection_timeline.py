@@ -15,7 +15,7 @@ from bitinglip.events.envelope import RawMessage
 from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued, TaskSubmitted
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.gateway.history import filled
-from bitinglip.ids import encode_ulid
+from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.projections import queries
 from bitinglip.projections.database import Database
 from bitinglip.projections.moment import Moment
@@ -67,7 +67,7 @@ def test_levels_are_the_counts_of_that_moment(story: list[RawMessage], begin: in
 
 
 def test_a_timer_that_fires_late_makes_nobody_wait() -> None:
-    task = encode_ulid(1)
+    task = TaskId(encode_ulid(1))
     failed = TaskFailed.example | {"task_id": task, "attempt": 1, "retry_at": START + timedelta(hours=1)}
     log = [
         message(
