@@ -35,8 +35,9 @@ MOST = 200_000
 """Most that are made anew for one answer."""
 WINDOW = 200
 """Tasks that a page makes anew at first; while it is not full, eight times as many as before."""
-UNNEEDED = {"tasks": ("retried", "update")}
-"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries."""
+UNNEEDED = {"tasks": ("retried", "update", "setbacks")}
+"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries. Setbacks
+are not asked for."""
 _task, _batch, _usage = reader(TaskRow), reader(BatchRow), reader(ModelUsageRow)
 _worker, _node = reader(WorkerRow), reader(NodeRow)
 
