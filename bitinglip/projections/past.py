@@ -36,8 +36,8 @@ MOST = 200_000
 WINDOW = 200
 """Tasks that a page makes anew at first; while it is not full, eight times as many as before."""
 UNNEEDED = {"tasks": ("retried", "update", "setbacks")}
-"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries. Setbacks
-are not asked for."""
+"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries; and for
+another table."""
 _task, _batch, _usage = reader(TaskRow), reader(BatchRow), reader(ModelUsageRow)
 _worker, _node = reader(WorkerRow), reader(NodeRow)
 
@@ -239,8 +239,8 @@ class Past:
         self._execute("payloads")
         kept_s = HEARD_S if stream == WORKERS else FOR_EVER_S
         since = self.moment.at.replace(tzinfo=None) - timedelta(seconds=kept_s)
-        params = {"stream": stream, "first": first, "last": self.moment.of(stream), "ticks": TICKS, "ticks_since": since}
-        self._execute("incoming", params)
+        bounds = {"stream": stream, "first": first, "last": self.moment.of(stream)}
+        self._execute("incoming", bounds | {"ticks": TICKS, "ticks_since": since})
         self._look()
         projection = sql.CATALOGUE[name]
         types = self._cursor.stage(stream, projection.staging)

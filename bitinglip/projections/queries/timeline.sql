@@ -34,7 +34,7 @@ tries as (
         started_at, started_at, failed_at
     from setbacks
 ),
-turns as (
+turns as materialized (
     select
         started >= $begin as starts,
         (epoch_us(queued) - epoch_us($begin::timestamp)) // $width_us + 1 as queued,
