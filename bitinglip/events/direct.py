@@ -41,15 +41,18 @@ async def get_at(connection: Connection, stream: str, sequence: int) -> RawMessa
 async def get_after(connection: Connection, stream: str, subject: str, after: int) -> list[RawMessage]:
     """Return all messages on a subject (wildcards allowed) after a sequence, in order.
 
+    The server is never asked for one more than there are: to find that there is none it looks, for a wildcard, through
+    the rest of the stream (2.15: 5 ms for every 100,000 messages). Each answer tells how many are left.
+
     Raises:
         NoServer: the server does not answer.
     """
     found: list[RawMessage] = []
-    more = True
-    while more:
+    left = 1 if not after or await _goes_on(connection, stream, subject, after) else 0
+    while left:
         start = (found[-1].sequence if found else after) + 1
-        request = {"seq": start, "next_by_subj": subject, "batch": BATCH}
-        batch, more = await _request(connection, stream, request, batched=True)
+        request = {"seq": start, "next_by_subj": subject, "batch": min(left, BATCH)}
+        batch, left = await _request(connection, stream, request, batched=True)
         found += batch
     return found
 
@@ -74,22 +77,29 @@ async def get_last_each(connection: Connection, stream: str, subject: str) -> li
     return found
 
 
+async def _goes_on(connection: Connection, stream: str, subject: str, after: int) -> bool:
+    last = await get_last(connection, stream, subject)
+    return last is not None and last.sequence > after
+
+
 async def _request(
     connection: Connection, stream: str, request: dict[str, Any], *, batched: bool
-) -> tuple[list[RawMessage], bool]:
+) -> tuple[list[RawMessage], int]:
+    """Return what is found, and, for a batch, how many messages are left after it."""
     found: list[RawMessage] = []
-    done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def answered(msg: Msg) -> None:
         if done.done():
             return
-        status = (msg.headers or {}).get("Status")
+        headers = msg.headers or {}
+        status = headers.get("Status")
         if status is None:
             found.append(raw_from_headers(msg))
             if not batched:
-                done.set_result(False)
+                done.set_result(0)
         elif status in {"204", "404"}:
-            done.set_result(len(found) == request.get("batch"))
+            done.set_result(int(headers.get("Nats-Num-Pending", 0)) if found else 0)
         else:
             done.set_exception(NoServer(problem=f"direct get: status {status}"))
 

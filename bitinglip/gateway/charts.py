@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any, cast
 
-import pygal  # pyright: ignore[reportMissingTypeStubs]
-from pygal.style import Style  # pyright: ignore[reportMissingTypeStubs]
-
 from bitinglip.projections.reports import Chart
-
-sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
-# pygal adds a finder of its plug-ins, of a form that Python no longer takes: each import that fails would warn.
 
 COLOURS = ("#3b78c3", "#e08b2d", "#3f9b5c", "#c4484f", "#8a63b5", "#7d7d7d", "#2fa3a8")
 """Told apart on white and on black, also by those who do not see red and green as different."""
 FONT = "system-ui, sans-serif"
 WIDTH, HEIGHT = 860, 340
 LABELS_MOST = 12
-_KINDS: dict[str, Any] = {"stacked": pygal.StackedBar, "lines": pygal.Line, "bars": pygal.HorizontalBar}
+_KINDS = {"stacked": "StackedBar", "lines": "Line", "bars": "HorizontalBar"}
 
 
 def svg(chart: Chart) -> str:
     """Draw a chart."""
-    drawn = _KINDS[chart.kind](
+    drawn = getattr(_pygal(), _KINDS[chart.kind])(
         width=WIDTH,
         height=_height(chart),
         style=_style(),
@@ -51,6 +46,16 @@ def svg(chart: Chart) -> str:
     return cast("str", drawn.render(is_unicode=True))
 
 
+@cache
+def _pygal() -> Any:
+    """Return what draws; it is loaded with the first chart, which few gateways draw."""
+    import pygal  # pyright: ignore[reportMissingTypeStubs]
+
+    # It adds a finder of its plug-ins, of a form that Python no longer takes: each import that fails would warn.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    return pygal
+
+
 def _some(chart: Chart) -> list[str]:
     """Return the labels that there is room for."""
     return chart.labels if chart.kind == "bars" else chart.labels[:: -(-len(chart.labels) // LABELS_MOST) or 1]
@@ -63,7 +68,7 @@ def _height(chart: Chart) -> int:
 
 def _style() -> Any:
     ink = "var(--ink, #222)"
-    return Style(
+    return _pygal().style.Style(
         background="transparent",
         plot_background="transparent",
         foreground=ink,

@@ -2,6 +2,7 @@
 
 No more of a file travels than was asked for, whatever the hub sends. huggingface_hub does the downloads, not this: it
 reads its environment when it is imported, waits without end in places, and is larger than the rest of a gateway.
+httpx is loaded with the first question: it takes 4 MB, and a gateway may never ask a hub.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, cast
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NoReturn, cast
 from urllib.parse import quote
 
-import httpx
 import orjson
 from pydantic import SecretStr
 
@@ -29,6 +30,9 @@ from bitinglip.errors import (
 )
 from bitinglip.models.headers import LENGTH_BYTES, Tensor, header_bytes, parse_header
 from bitinglip.models.reference import Reference
+
+if TYPE_CHECKING:
+    import httpx
 
 HUB = "https://huggingface.co"
 TIMEOUT_S = 15.0
@@ -130,6 +134,8 @@ class HubClient:
         self, url: str, query: Query, most: int, part: tuple[int, int] | None, model: Reference | None
     ) -> tuple[bytes, httpx.Response]:
         """Read at most so many bytes of an answer; `part`: its first byte, and the one behind its last."""
+        import httpx
+
         headers = self._headers | ({"Range": f"bytes={part[0]}-{part[1] - 1}"} if part else {})
         try:
             with self._client.stream("GET", url, params=[*query] or None, headers=headers) as answer:
@@ -165,6 +171,8 @@ def hub_client(endpoint: str | None, token: SecretStr | None) -> Iterator[HubCli
     """
     if variable := offline(os.environ):
         raise HubOffline(variable=variable)
+    import httpx
+
     with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
         yield HubClient(endpoint, token, client)
 
@@ -185,7 +193,7 @@ def _refusal(answer: httpx.Response, model: Reference, endpoint: str) -> BitingL
     """Return what an answer's status and code mean; none if that is nothing about the model."""
     message = answer.headers.get("x-error-message")
     match answer.headers.get("x-error-code"), answer.status_code:
-        case "GatedRepo", httpx.codes.UNAUTHORIZED:
+        case "GatedRepo", HTTPStatus.UNAUTHORIZED:
             return ModelGated(name=model.name, problem="it is not read without a token, and none is set")
         case "GatedRepo", _:
             return ModelGated(name=model.name, problem="the token's account has not been let in")
@@ -193,9 +201,9 @@ def _refusal(answer: httpx.Response, model: Reference, endpoint: str) -> BitingL
             return RevisionNotOnHub(name=model.name, revision=model.revision or "main")
         case "EntryNotFound", _:
             return BrokenModel(reference=model.name, path=message or "a file", problem="the hub has it not")
-        case ("RepoNotFound", _) | (_, httpx.codes.UNAUTHORIZED | httpx.codes.NOT_FOUND):
+        case ("RepoNotFound", _) | (_, HTTPStatus.UNAUTHORIZED | HTTPStatus.NOT_FOUND):
             return ModelNotOnHub(name=model.name, endpoint=endpoint)
-        case _, httpx.codes.FORBIDDEN:
+        case _, HTTPStatus.FORBIDDEN:
             return ModelGated(name=model.name, problem=message or "the token does not allow to read it")
         case _:
             return None

@@ -10,10 +10,9 @@ from array import array
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
-import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
 
 from bitinglip.events.envelope import Messages, RawMessage
 from bitinglip.events.registry import SCHEMA_PREFIX
@@ -25,7 +24,6 @@ ROWS = 10_000
 LEVEL = 6
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_pq: Any = parquet
 
 SCHEMA: Any = pa.schema(
     [
@@ -68,7 +66,7 @@ class ArchiveWriter:
         self.payload_bytes = 0
         self._stream = stream
         self._rows = Messages()
-        self._file: Any = _pq.ParquetWriter(
+        self._file: Any = _parquet().ParquetWriter(
             path, SCHEMA, compression="zstd", compression_level=LEVEL, use_dictionary=_REPEATED
         )
 
@@ -93,7 +91,7 @@ class ArchiveWriter:
 
 def messages_of(path: Path, after: int = 0, up_to: int = 2**63) -> Iterator[Messages]:
     """Yield a file's messages after a sequence, up to another one, a group of rows at a time."""
-    with _pq.ParquetFile(path) as file:
+    with _parquet().ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             bounds = file.metadata.row_group(group).column(1).statistics
             if bounds.max > after and bounds.min <= up_to:
@@ -104,17 +102,24 @@ def messages_of(path: Path, after: int = 0, up_to: int = 2**63) -> Iterator[Mess
 
 def task_messages_of(path: Path, task_id: str) -> list[RawMessage]:
     """Return the messages of one task."""
-    found = _pq.read_table(path, columns=_MESSAGE, filters=[("about", "==", task_id)])
+    found = _parquet().read_table(path, columns=_MESSAGE, filters=[("about", "==", task_id)])
     begins = f"bl.task.{task_id}.".encode()
     return [message for message in _messages(found) if message.subject.encode().startswith(begins)]
+
+
+def _parquet() -> Any:
+    """Return what reads and writes Parquet, which most gateways do seldom, and which takes 5 MB."""
+    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    return parquet
 
 
 def _messages(table: Any) -> Messages:
     """Return rows as messages, column by column."""
     made = Messages()
     table = table.combine_chunks()
-    made.sequences = array("Q", table.column("sequence").to_numpy().tobytes())
-    made.times_ns = array("q", table.column("time_ns").to_numpy().tobytes())
+    made.sequences = _numbers(table.column("sequence"), "Q")
+    made.times_ns = _numbers(table.column("time_ns"), "q")
     made.subjects = table.column("subject").to_pylist()
     for chunk in table.column("payload").chunks:
         _, offsets, data = chunk.buffers()
@@ -122,6 +127,16 @@ def _messages(table: Any) -> Messages:
         before = len(made.payload) - at[0]
         made.payload += memoryview(data)[at[0] : at[-1]]
         made.offsets.extend(offset + before for offset in at[1:])
+    return made
+
+
+def _numbers(column: Any, code: Literal["Q", "q"]) -> array[int]:
+    """Return a column of whole numbers of 64 bits, none of them null; without numpy, which a gateway need not have."""
+    made: array[int] = array(code)
+    for chunk in column.chunks:
+        _, data = chunk.buffers()
+        if len(chunk):
+            made.frombytes(memoryview(data)[chunk.offset * 8 : (chunk.offset + len(chunk)) * 8])
     return made
 
 

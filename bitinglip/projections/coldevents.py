@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from bitinglip.events import model, node, schedule, task, worker
 from bitinglip.events.registry import REGISTRY
 from bitinglip.projections import sql
-from bitinglip.projections.archivefile import ArchiveWriter
 
 if TYPE_CHECKING:
     from bitinglip.projections.database import Database
@@ -29,12 +28,23 @@ NONE = "none/none/none.parquet"
 def attach(database: Database, folder: Path | None) -> None:
     """Make what the view needs: the table `archived`, and the view `cold.events` of the files in a folder."""
     if folder is not None and not (folder / NONE).exists():
-        (folder / NONE).parent.mkdir(parents=True, exist_ok=True)
-        ArchiveWriter(folder / NONE, "none").close()
-    files = "" if folder is None else str(folder / "*" / "*" / "*.parquet").replace("'", "''")
+        _make_none(database, folder / NONE)
+    files = "" if folder is None else _quoted(folder / "*" / "*" / "*.parquet")
     blocks = sql.blocks(sql.SYSTEM)
     database.execute(blocks["archived"])
-    database.execute(blocks["cold_none"] if folder is None else blocks["cold"].replace("$files", f"'{files}'"))
+    database.execute(blocks["cold_none"] if folder is None else blocks["cold"].replace("$files", files))
+
+
+def _make_none(database: Database, path: Path) -> None:
+    """Make the file without rows; never a half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.with_suffix(".new")
+    database.execute(sql.blocks(sql.SYSTEM)["cold_file"].replace("$file", _quoted(begun)))
+    begun.replace(path)
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def joined(home: str) -> str:

@@ -35,8 +35,9 @@ MOST = 200_000
 """Most that are made anew for one answer."""
 WINDOW = 200
 """Tasks that a page makes anew at first; while it is not full, eight times as many as before."""
-UNNEEDED = {"tasks": ("retried", "update")}
-"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries."""
+UNNEEDED = {"tasks": ("retried", "update", "setbacks")}
+"""Blocks for what a batch does not bring from the start: here it does, and `retried_as` is made of all retries; and for
+another table."""
 _task, _batch, _usage = reader(TaskRow), reader(BatchRow), reader(ModelUsageRow)
 _worker, _node = reader(WorkerRow), reader(NodeRow)
 
@@ -124,7 +125,7 @@ class Past:
         if chosen:
             params = {"ids": [task_id for task_id, _ in chosen], "firsts": [first for _, first in chosen]}
             self._execute("choose_tasks", params)
-            self._apply(TASKS, "tasks")
+            self._apply(TASKS, "tasks", min(params["firsts"]))
 
     # --- all tasks together -------------------------------------------------------------------------------------------
 
@@ -228,18 +229,18 @@ class Past:
         """Make the rows of a projection anew that have changed since; returns what they are about."""
         self._cursor.run_again(sql.CATALOGUE[name].scratch())
         self._execute(f"choose_{name}", params)
-        changed = {about for (about,) in self._select("select about from chosen")}
-        if changed:
-            self._apply(stream, name)
-        return changed
+        chosen = dict(self._select("select about, first from chosen"))
+        if chosen:
+            self._apply(stream, name, min(chosen.values()))
+        return set(chosen)
 
-    def _apply(self, stream: str, name: str) -> None:
-        """Stage the events of what is chosen, and apply them to the temporary table of a projection."""
+    def _apply(self, stream: str, name: str, first: int) -> None:
+        """Stage the events of what is chosen, none of which is before `first`, and apply them to a temporary table."""
         self._execute("payloads")
         kept_s = HEARD_S if stream == WORKERS else FOR_EVER_S
         since = self.moment.at.replace(tzinfo=None) - timedelta(seconds=kept_s)
-        params = {"stream": stream, "last": self.moment.of(stream), "ticks": TICKS, "ticks_since": since}
-        self._execute("incoming", params)
+        bounds = {"stream": stream, "first": first, "last": self.moment.of(stream)}
+        self._execute("incoming", bounds | {"ticks": TICKS, "ticks_since": since})
         self._look()
         projection = sql.CATALOGUE[name]
         types = self._cursor.stage(stream, projection.staging)

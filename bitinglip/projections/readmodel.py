@@ -298,10 +298,8 @@ class ReadModel:
         return error
 
     async def _being_made(self, problem: str) -> ProjectionBuilding | None:
-        states = await self.projections()
-        served = {state.projection for state in states if state.serving}
-        for state in states:
-            if state.projection not in served and any(f"name {table} " in problem for table in state.rows):
+        for state in await self.projections():
+            if not state.serving and any(f"name {table} " in problem for table in state.rows):
                 last = sum(self.applied(stream) for stream in state.checkpoint)
                 return ProjectionBuilding(
                     projection=state.projection, applied=sum(state.checkpoint.values()), last=last

@@ -23,6 +23,7 @@ from bitinglip.events.task import TaskAssigned, TaskCancelRequested, TaskProgres
 from bitinglip.events.worker import WorkerHeartbeat
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
+from tests.support.server import eventually
 
 ROUTE = ("normal", encode_token("demo/m.1"))
 
@@ -136,6 +137,8 @@ async def test_the_tail_starts_where_it_is_told_and_passes_timers_over(log: Even
         (("bl.timer.*.>", "bl.batch.>"), [2]),
         (("bl.timer.>",), [2]),
         (("bl.task.*.submitted.>", "bl.timer.*.2"), [1, 2, 3]),
+        (("bl.task.*.submitted.>", "bl.task.*.failed"), [1, 3]),
+        (("bl.task.*.submitted", "bl.timer.*.2", "bl.batch.>"), [2]),
         (("bl.task.>", "bl.timer.>"), [1, 2, 3]),
     ],
 )
@@ -150,6 +153,40 @@ async def test_a_tail_yields_what_its_filters_say(log: EventLog, filters: list[s
         if len(seen) >= len(expected):
             break
     assert seen == expected
+
+
+async def test_a_tail_with_several_filters_goes_on_from_the_history_without_gap_or_repeat(log: EventLog) -> None:
+    """What is there is read in one way, and what comes in another; the last of what is there is not wanted."""
+    filters = ["bl.task.*.submitted.>", "bl.task.*.failed"]
+    task_id, last = await submit(log)
+    wanted = [last, *[(await submit(log))[1] for _ in range(20)]]
+    last = await log.append(tick(log, task_id, wanted[0]))
+    seen: list[int] = []
+    async with aclosing(log.tail(TASKS, 0, filters=filters, most=8)) as batches:  # pyright: ignore[reportArgumentType]
+        async for batch in batches:
+            seen += batch.sequences
+            if len(seen) == len(wanted) > 100:
+                break
+            if len(seen) == len(wanted):
+                last = await log.append(tick(log, task_id, last))
+                wanted += [(await submit(log))[1] for _ in range(30)]
+    assert seen == wanted
+
+
+async def test_a_tail_with_several_filters_asks_the_server_for_them_when_it_has_the_history(log: EventLog) -> None:
+    filters = ["bl.task.*.submitted.>", "bl.task.*.failed"]
+    await submit(log)
+
+    async def asked() -> bool:
+        told = await log.connection.js.consumers_info(TASKS)
+        return filters in [each.config.filter_subjects for each in told]
+
+    async with aclosing(log.tail(TASKS, 0, filters=filters)) as batches:  # pyright: ignore[reportArgumentType]
+        assert list((await anext(batches)).sequences) == [1]
+        coming = asyncio.ensure_future(anext(batches))
+        await eventually(asked)
+        _, last = await submit(log)
+        assert list((await coming).sequences) == [last]
 
 
 async def test_a_tail_can_be_cancelled_at_any_moment(log: EventLog) -> None:

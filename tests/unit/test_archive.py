@@ -58,7 +58,7 @@ def test_the_columns_tell_what_the_payload_is(tmp_path: Path) -> None:
     written(
         [RawMessage(1, 2_000_001, "bl.task.01A.submitted", old), RawMessage(2, 5_000, "s", b"\xff")], tmp_path / "a"
     )
-    (first, second) = archivefile._pq.read_table(tmp_path / "a").to_pylist()
+    (first, second) = archivefile._parquet().read_table(tmp_path / "a").to_pylist()
     shown: dict[str, Any] = {name: first[name] for name in ("type", "version", "id", "about", "source", "causation")}
     assert shown == {
         "type": "task.submitted", "version": 7, "id": "E", "about": "01A", "source": "/t", "causation": "r",

@@ -267,7 +267,8 @@ def test_what_is_staged_from_events_is_what_was_staged_from_messages(story: list
             database.execute(
                 "create or replace temp table chosen as select distinct about, 0::ubigint as first from events"
             )
-            params = {"stream": "TASKS", "last": 10**9, "ticks": [], "ticks_since": START.replace(tzinfo=None)}
+            since = START.replace(tzinfo=None)
+            params = {"stream": "TASKS", "first": 0, "last": 10**9, "ticks": [], "ticks_since": since}
             database.execute(blocks["incoming"], params)
             database.stage("TASKS", sql.CATALOGUE["tasks"].staging)
             assert database.rows(settled) == staged

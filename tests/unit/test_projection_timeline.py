@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from datetime import timedelta
 from typing import Any
 
@@ -15,19 +16,21 @@ from bitinglip.events.envelope import RawMessage
 from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued, TaskSubmitted
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.gateway.history import filled
-from bitinglip.ids import encode_ulid
+from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.projections import queries
 from bitinglip.projections.database import Database
 from bitinglip.projections.moment import Moment
 from bitinglip.projections.past import travelled
 from bitinglip.projections.writer import write
-from tests.unit.projection_support import START, fresh_database, message, stories
+from tests.unit.projection_support import START, cut, fresh_database, long_stories, message, stories
 
 SLOW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 ENDS = {"task.succeeded": "succeeded", "task.cancelled": "cancelled", "task.dead_lettered": "dead_lettered"}
 MS = timedelta(milliseconds=1)
+Log = list[Seq[RawMessage]]
+"""Messages in batches."""
 
 
 def _in_step(story: list[RawMessage]) -> list[RawMessage]:
@@ -38,6 +41,12 @@ def _in_step(story: list[RawMessage]) -> list[RawMessage]:
         payload = orjson.dumps(orjson.loads(one.payload) | {"time": at}, option=orjson.OPT_UTC_Z)
         found.append(one._replace(payload=payload, time_ns=int(at.timestamp() * 1e6) * 1_000))
     return found
+
+
+@st.composite
+def _logs(draw: Any) -> Log:
+    """Draw a story, some with many attempts, as it came in: in one batch or several."""
+    return draw(cut(_in_step(draw(st.one_of(stories(), long_stories())))))
 
 
 def _buckets(database: Database, begin: int, buckets: int, width: int, silence: timedelta = MS) -> list[dict[str, Any]]:
@@ -54,10 +63,11 @@ def _buckets(database: Database, begin: int, buckets: int, width: int, silence: 
 
 
 @SLOW
-@given(stories().map(_in_step), st.integers(0, 20), st.integers(1, 12), st.integers(1, 6))
-def test_levels_are_the_counts_of_that_moment(story: list[RawMessage], begin: int, buckets: int, width: int) -> None:
+@given(_logs(), st.integers(0, 60), st.integers(1, 12), st.integers(1, 12))
+def test_levels_are_the_counts_of_that_moment(log: Log, begin: int, buckets: int, width: int) -> None:
     with fresh_database() as database:
-        write(database, "TASKS", *([story] if story else []))
+        for batch in log:
+            write(database, "TASKS", batch)
         told = _buckets(database, begin, buckets, width)
         for bucket in told:
             last = (bucket["end"] - START) // MS - 1  # an event at its very end is in the next one
@@ -67,7 +77,7 @@ def test_levels_are_the_counts_of_that_moment(story: list[RawMessage], begin: in
 
 
 def test_a_timer_that_fires_late_makes_nobody_wait() -> None:
-    task = encode_ulid(1)
+    task = TaskId(encode_ulid(1))
     failed = TaskFailed.example | {"task_id": task, "attempt": 1, "retry_at": START + timedelta(hours=1)}
     log = [
         message(
@@ -88,10 +98,11 @@ def test_a_timer_that_fires_late_makes_nobody_wait() -> None:
 
 
 @SLOW
-@given(stories().map(_in_step), st.integers(0, 20), st.integers(1, 12), st.integers(1, 6))
-def test_counts_are_those_of_the_events(story: list[RawMessage], begin: int, buckets: int, width: int) -> None:
+@given(_logs(), st.integers(0, 60), st.integers(1, 12), st.integers(1, 12))
+def test_counts_are_those_of_the_events(log: Log, begin: int, buckets: int, width: int) -> None:
     with fresh_database() as database:
-        write(database, "TASKS", *([story] if story else []))
+        for batch in log:
+            write(database, "TASKS", batch)
         told = _buckets(database, begin, buckets, width)
         known = {task_id for (task_id,) in database.rows("select task_id from tasks")}
         events = database.rows("select sequence, type, about from events where stream = 'TASKS'")

@@ -21,11 +21,12 @@ select
 from self.events;
 
 -- name: incoming
+-- $first is the least `first` of what is chosen: given as a number it lets all that is before it be passed over unread.
 create or replace temp table incoming as
 select sequence, time_ns, payload
 from payloads join chosen on chosen.about = payloads.about
 where stream = $stream
-    and sequence between (select min(first) from chosen) and $last
+    and sequence between $first and $last
     and sequence >= first
     and (recorded_at >= $ticks_since or type not in $ticks);
 

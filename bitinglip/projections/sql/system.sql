@@ -139,6 +139,16 @@ comment on column archived.up_to is 'Sequence of the last event that is read fro
 
 create schema if not exists cold;
 
+-- name: cold_file
+copy (
+    select
+        null::varchar as stream, null::ubigint as sequence, null::bigint as time_ns, null::blob as subject,
+        null::blob as payload, null::timestamp as recorded_at, null::timestamp as time, null::varchar as id,
+        null::varchar as type, null::usmallint as version, null::varchar as source, null::varchar as about,
+        null::varchar as causation
+    where false
+) to $file (format parquet);
+
 -- name: cold
 create or replace view cold.events as
 select

@@ -11,6 +11,7 @@
 -- which does what the others would do.
 --
 -- streams: TASKS
+-- parts: setbacks
 
 -- name: table
 create table self.tasks (
@@ -198,6 +199,9 @@ select
         "usage": {"input_tokens": "BIGINT", "output_tokens": "BIGINT"}
     }') as r
 from told;
+
+-- name: setbacks
+-- when: task.failed
 
 -- name: known
 -- when: task.submitted

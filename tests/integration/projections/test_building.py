@@ -134,6 +134,22 @@ async def test_a_new_projection_is_waited_for(log: EventLog, path: Path, eventua
         assert await ask(readmodel, "from asked") == [["openai-community/gpt2", 4]]
 
 
+async def test_a_new_part_is_waited_for_and_what_was_there_serves(
+    log: EventLog, path: Path, eventually: Eventually
+) -> None:
+    await submit(log)
+    before = sql.texts()["tasks"].replace("-- parts: setbacks\n", "")
+    async with reading(log, path, changed(tasks=before, setbacks=None)) as readmodel:
+        await readmodel.wait_ready()
+    async with reading(log, path) as readmodel:
+        async with readmodel._current.projector.writing:
+            assert await readmodel.queries.counts() == {"queued": 1}
+            with pytest.raises(ProjectionBuilding, match="tasks"):
+                await ask(readmodel, "from setbacks")
+        await eventually(lambda: is_made(readmodel))
+        assert await ask(readmodel, "from setbacks") == []
+
+
 async def test_a_projection_that_is_no_more_is_dropped(log: EventLog, path: Path, eventually: Eventually) -> None:
     await submit(log)
     async with reading(log, path, changed(asked=COUNTS)) as readmodel:
