@@ -88,6 +88,7 @@ async def projecting(url: str, folder: Path, settings: Projections) -> AsyncIter
     generation = await open_generation(path, Ground.of(settings, log), checkpoints, TaskFeed())
     try:
         await generation.projector.wait_caught_up()
+        await generation.projector.settle(60.0)  # what trails would do that while nothing comes
         yield generation, checkpoints
     finally:
         await generation.close()

@@ -211,6 +211,7 @@ class Projector:
         behind = any(self._checkpoints.applied(stream) < target for stream, target in self._targets.items())
         if self.state is State.CATCHING_UP and not behind:
             self._enter(State.LIVE)
+            self._trailing.ask()  # nobody has to wait for what was there already
             self.caught_up.set()
             self._let_flow()
 
