@@ -15,7 +15,7 @@ from pathlib import Path
 AIM_S = 0.045
 """How soon half of the events that come on and on are to be seen. On the average an event waits for half of a rest and
 a transaction, and then for the transaction that it is in."""
-LEAST_REST, BUSY_REST = 1.5, 8
+LEAST_REST, BUSY_REST = 0.7, 8
 """How many times as long as the last transaction took it rests at least; and on a machine that is busy."""
 BUSY = 0.8
 """Seconds that a transaction waited for a core, for each second in which it had one, at which a machine is busy."""

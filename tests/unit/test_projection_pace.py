@@ -40,7 +40,7 @@ def test_where_others_wait_for_the_cores_it_rests_longer(worked: float, more: fl
 
 def test_work_is_done_and_timed_in_its_own_thread() -> None:
     def work() -> None:
-        until = time.thread_time() + 0.2
+        until = time.thread_time() + 0.4
         while time.thread_time() < until:
             pass
 
