@@ -135,7 +135,7 @@ class _Consumer:
             deliver_subject=inbox,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=after + 1,
-            # Before 2.12.5 the server treats one in a list as if it were several (nats-server#7852).
+            # One in a list may be looked for as several are (nats-server#7852).
             filter_subject=filters[0] if len(filters) == 1 else None,
             filter_subjects=filters if len(filters) > 1 else None,
             ack_policy=AckPolicy.NONE,

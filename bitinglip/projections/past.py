@@ -123,9 +123,9 @@ class Past:
         if anew:
             self._cursor.run_again(sql.CATALOGUE["tasks"].scratch())
         if chosen:
-            params = {"ids": [task_id for task_id, _ in chosen], "firsts": [first for _, first in chosen]}
-            self._execute("choose_tasks", params)
-            self._apply(TASKS, "tasks", min(params["firsts"]))
+            firsts = [first for _, first in chosen]
+            self._execute("choose_tasks", {"ids": [task_id for task_id, _ in chosen], "firsts": firsts})
+            self._apply(TASKS, "tasks", min(firsts))
 
     # --- all tasks together -------------------------------------------------------------------------------------------
 
