@@ -256,10 +256,17 @@ class ReadModel:
 
     async def _settle(self, text: str) -> None:
         """Wait until what trails is as far as all else, if a text may name one of its tables."""
-        await self._wait_serving()
         trailing = [projection for projection in self._ground.catalogue.values() if projection.trails]
-        if any(table in text.lower() for projection in trailing for table in projection.tables):
-            await self._current.projector.settle(self._ground.settings.read_wait_s)
+        if not any(table in text.lower() for projection in trailing for table in projection.tables):
+            return
+        while True:
+            await self._wait_serving()
+            projector = self._current.projector
+            try:
+                return await projector.settle(self._ground.settings.read_wait_s)
+            except ProjectionBehind:
+                if projector is self._current.projector:  # else it was replaced, and its own will not come
+                    raise
 
     async def _run_stranger(self, work: Callable[[Database], _T]) -> _T:
         await self._wait_serving()

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
+from bitinglip.projections.background import background_thread
+from bitinglip.projections.database import Database
 from bitinglip.projections.generation import open_bulk
 from bitinglip.projections.ground import Ground
 from bitinglip.projections.opening import discard
@@ -41,13 +43,21 @@ async def rebuild(path: Path, ground: Ground, swap: Swap) -> None:
     try:
         await generation.projector.wait_caught_up()
         await generation.projector.stop()
-        await asyncio.to_thread(generation.database.fold, ground.settings.threads)
+        await _fold(generation.database, ground.settings.threads)
     except BaseException:
         await generation.close()
         await asyncio.to_thread(sweep, path)
         raise
     await generation.close()
     await swap(partial(_put_in_place, path))
+
+
+async def _fold(database: Database, threads: int) -> None:
+    thread = background_thread("fold")
+    try:
+        await asyncio.get_running_loop().run_in_executor(thread, database.fold, threads)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _put_in_place(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from bitinglip.events import archive, subjects
 from bitinglip.events.log import EventLog
-from bitinglip.events.streams import LEDGER, QUEUE, TASKS
+from bitinglip.events.streams import ARCHIVE_BUCKET, LEDGER, QUEUE, TASKS
 from bitinglip.ids import TaskId
 from bitinglip.projections.archivefile import messages_of
 from bitinglip.settings import Archive, Gateway, Nats, Settings
@@ -299,6 +299,61 @@ async def test_nothing_leaves_when_the_archive_is_damaged(log: EventLog, nats_ur
         good = tmp_path / "first" / "archive" / file.file
         await archive.store(log.connection, file.file, good)
         assert (await archived(client))["trimmed"]["removed"] == file.events
+
+
+async def test_what_is_over_leaves_by_its_age(log: EventLog, nats_url: str, tmp_path: Path) -> None:
+    many = SMALL.model_copy(update={"hot_tasks": 10**9})
+    async with a_gateway(nats_url, tmp_path, many) as client:
+        made = await ended(client, Player(log), 4)
+        assert (await archived(client))["trimmed"] is None
+        assert await log.messages(TASKS) == 4 * 3
+    async with a_gateway(nats_url, tmp_path, many.model_copy(update={"hot_age_s": 0.0})) as client:
+        waiting = await submitted(client)
+        assert (await archived(client))["trimmed"]["removed"] == 4 * 3
+        assert await log.messages(TASKS) == 1
+        for task_id in made:
+            assert (await client.get(f"/v1/tasks/{task_id}")).json()["state"] == "succeeded"
+        assert (await client.get(f"/v1/tasks/{waiting}")).json()["state"] == "queued"
+
+
+async def test_an_archive_without_room_is_told_of_and_loses_nothing(
+    log: EventLog, nats_url: str, tmp_path: Path
+) -> None:
+    often = SMALL.model_copy(update={"every_s": 0.05, "part_events": 5})
+    player = Player(log)
+    async with a_gateway(nats_url, tmp_path, often) as client:
+
+        async def ready() -> dict[str, Any]:
+            return (await client.get("/readyz")).json()
+
+        async def is_degraded() -> bool:
+            return (await ready())["status"] == "degraded"
+
+        async def is_archived() -> bool:
+            told = (await client.get("/v1/log/archive")).json()["streams"]
+            return all(each["archived_to"] >= 30 for each in told if each["stream"] == TASKS)
+
+        first = await ended(client, player, 2)
+        await archived(client)
+        await room_of_archive(log, 1)
+        second = await ended(client, player, 10)
+        await eventually(is_degraded)
+        assert "wait for the archive" in (await ready())["archive"]
+        assert await log.messages(TASKS) == 10 * 3
+        for task_id in (*first, *second):
+            assert (await client.get(f"/v1/tasks/{task_id}")).json()["state"] == "succeeded"
+        check_problem(await client.post("/v1/log/archive", params={"now": "true"}), 503, "stream_full")
+        await room_of_archive(log, -1)
+        await eventually(is_archived)
+        assert await ready() == {"status": "ready", "log": "connected", "read_model": "ready"}
+        history = await collect(client, f"/v1/tasks/{second[0]}/events")
+        assert [event.type for event in history] == ["task.submitted", "task.assigned", "task.succeeded"]
+
+
+async def room_of_archive(log: EventLog, size_bytes: int) -> None:
+    """Let the archive take so many bytes in all; -1: any."""
+    config = (await log.connection.js.stream_info(f"OBJ_{ARCHIVE_BUCKET}")).config
+    await log.connection.js.update_stream(config.evolve(max_bytes=size_bytes))
 
 
 async def test_the_index_and_the_files(log: EventLog, client: httpx.AsyncClient, tmp_path: Path) -> None:
