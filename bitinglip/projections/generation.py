@@ -33,6 +33,7 @@ class Generation:
     ) -> None:
         self.projector = projector
         self.database = database
+        self._path = path
         self.readers = CursorPool(database, "query", THREADS)
         self.strangers = CursorPool(database, "sandbox", sandbox.THREADS)
         self.travellers = CursorPool(database, "past", timetravel.THREADS)
@@ -46,6 +47,14 @@ class Generation:
         self.builder.start()
         self.pruner.start()
         self.snapshots.start()
+
+    async def fold(self) -> None:
+        """Write the write-ahead log into the file, while it is read: closing it is quick then."""
+        try:
+            async with self.projector.writing:
+                await asyncio.to_thread(self.database.write_out)
+        except WriteError as error:
+            logger.warning("%s could not be folded before it is closed: %s", self._path, error)
 
     async def close(self) -> None:
         """Stop the writing, let running queries end, and close the file."""

@@ -218,6 +218,7 @@ class ReadModel:
 
     async def _swap(self, replace: Callable[[], None]) -> None:
         """Close the file, put another in its place, and open that; queries wait until it is as far as the old one."""
+        await self._current.fold()
         self._serving.clear()
         before = {stream: self.applied(stream) for stream in STREAMS}
         await self._current.close()
