@@ -120,7 +120,7 @@ def opened(path: Path, catalogue: Catalogue) -> tuple[list[tuple[Any, ...]], lis
     database = open_database(path, SETTINGS, catalogue)
     try:
         write(database, "TASKS", [an_event(2)])
-        columns = database.rows(sql.blocks("system")["columns"], {"home": "main"})
+        columns = [row[1:] for row in database.rows(sql.blocks("system")["columns"]) if row[0] == "main"]
         return database.rows("from things order by all"), [row[1:] for row in columns if row[0] == "things"]
     finally:
         database.close()

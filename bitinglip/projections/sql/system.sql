@@ -93,10 +93,10 @@ from (select unnest($streams::varchar[]) as stream) left join checkpoints using 
 delete from build_checkpoints where home = $home;
 
 -- name: columns
-select table_name, column_name, data_type, comment
+select schema_name, table_name, column_name, data_type, comment
 from duckdb_columns()
-where schema_name = $home and database_name = current_database()
-order by table_name, column_index;
+where database_name = current_database()
+order by schema_name, table_name, column_index;
 
 -- name: comments
 select table_name, comment from duckdb_tables() where schema_name = $home and database_name = current_database()
