@@ -66,14 +66,6 @@ class Database:
                 self._connection.execute(key)
         self._connection.execute("checkpoint")
 
-    def write_out(self) -> None:
-        """Write all into the file itself, by a cursor of its own; nothing may be written meanwhile."""
-        cursor = self.cursor()
-        try:
-            cursor.execute("checkpoint")
-        finally:
-            cursor.close()
-
     def interrupt(self) -> None:
         """Stop what this cursor runs; can be called by any thread."""
         self._connection.interrupt()

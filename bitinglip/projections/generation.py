@@ -48,16 +48,11 @@ class Generation:
         self.pruner.start()
         self.snapshots.start()
 
-    async def fold(self) -> None:
-        """Write the write-ahead log into the file, while it is read: closing it is quick then."""
-        try:
-            async with self.projector.writing:
-                await asyncio.to_thread(self.database.write_out)
-        except WriteError as error:
-            logger.warning("%s could not be folded before it is closed: %s", self._path, error)
+    async def close(self, *, fold: bool = True) -> None:
+        """Stop the writing, let running queries end, and close the file.
 
-    async def close(self) -> None:
-        """Stop the writing, let running queries end, and close the file."""
+        `fold`: whether to write its write-ahead log into it before, so that it is opened soon; that takes a while.
+        """
         await self.snapshots.stop()
         await self.builder.stop()
         await self.pruner.stop()
@@ -65,7 +60,15 @@ class Generation:
         await self.readers.close()
         await self.strangers.close()
         await self.travellers.close()
+        if fold:
+            await asyncio.to_thread(self._fold)
         await asyncio.to_thread(self.database.close)
+
+    def _fold(self) -> None:
+        try:
+            self.database.execute("checkpoint")
+        except WriteError as error:
+            logger.warning("%s is closed as it is, and will take longer to open: %s", self._path, error)
 
 
 async def open_generation(

@@ -116,6 +116,7 @@ def _open(path: Path, settings: Projections, catalogue: Catalogue) -> Database:
     database = Database(_connect(path, settings))
     try:
         database.execute("set global timezone = 'UTC'")
+        database.execute("pragma disable_checkpoint_on_shutdown")  # see `Generation.close`
         _close_to_files(database, settings)
         database.execute("set global lock_configuration = true")
         _prepare(database, path, settings, catalogue)

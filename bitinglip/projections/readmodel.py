@@ -218,10 +218,9 @@ class ReadModel:
 
     async def _swap(self, replace: Callable[[], None]) -> None:
         """Close the file, put another in its place, and open that; queries wait until it is as far as the old one."""
-        await self._current.fold()
         self._serving.clear()
         before = {stream: self.applied(stream) for stream in STREAMS}
-        await self._current.close()
+        await self._current.close(fold=False)
         await asyncio.to_thread(replace)
         self._current = await self._open_patiently()
         for stream, sequence in before.items():

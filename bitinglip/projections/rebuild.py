@@ -45,10 +45,10 @@ async def rebuild(path: Path, ground: Ground, swap: Swap) -> None:
         await generation.projector.stop()
         await _fold(generation.database, ground.settings.threads)
     except BaseException:
-        await generation.close()
+        await generation.close(fold=False)
         await asyncio.to_thread(sweep, path)
         raise
-    await generation.close()
+    await generation.close(fold=False)
     await swap(partial(_put_in_place, path))
 
 
