@@ -29,7 +29,7 @@ async def test_each_projection_is_told_of(client: httpx.AsyncClient, eventually:
     found = await eventually(told)
     assert found.keys() == sql.CATALOGUE.keys()
     tasks = found["tasks"]
-    assert (tasks["state"], tasks["current"], tasks["rows"]) == ("serving", True, {"tasks": 1})
+    assert (tasks["state"], tasks["current"], tasks["rows"]) == ("serving", True, {"tasks": 1, "setbacks": 0})
     assert tasks["version"] == sql.CATALOGUE["tasks"].version
     assert tasks["checkpoint"] == tasks["target"]
 
@@ -101,4 +101,8 @@ async def test_a_full_disk_shows_and_passes(client: httpx.AsyncClient, settings:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     await eventually(well)
-    assert len((await client.get("/v1/tasks")).json()["tasks"]) == 2
+
+    async def both() -> bool:
+        return len((await client.get("/v1/tasks")).json()["tasks"]) == 2
+
+    await eventually(both)
