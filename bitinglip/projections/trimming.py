@@ -103,7 +103,7 @@ class Trimmer:
 
     async def _announce(self, boundary: int, removed: int) -> LedgerTrimmed | None:
         last, expected = await archive.last_trimmed(self._log.connection, TASKS)
-        if last is not None and last.up_to_sequence == boundary:
+        if last is not None and last.up_to_sequence >= boundary:  # another gateway may have seen more files meanwhile
             return last if removed else None
         event = LedgerTrimmed(stream=TASKS, up_to_sequence=boundary, removed=removed)
         await self._log.append(self._log.ledger_append(event, TASKS, expected))

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from bitinglip.events import archive
 from bitinglip.events.backup import back_up, restore
@@ -18,6 +19,7 @@ from bitinglip.events.reading import end_of, read_between
 from bitinglip.events.streams import TASKS
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.archiving import Archiver
+from bitinglip.projections.trimming import Trimmer
 from bitinglip.settings import Archive as Settings
 from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
@@ -43,6 +45,20 @@ async def leave(log: EventLog, up_to: int) -> None:
     event = LedgerTrimmed(stream=TASKS, up_to_sequence=up_to, removed=up_to)
     await log.append(log.ledger_append(event, TASKS, expected))
     await archive.purge(log.connection, TASKS, "bl.task.>", up_to + 1)
+
+
+async def test_a_slower_trimmer_takes_nothing_back(log: EventLog, tmp_path: Path) -> None:
+    """It saw fewer files: what it said would hide from new read models what has left already."""
+    nothing: Any = None
+    trimmer = Trimmer(log, Archive(log, tmp_path), nothing, NOW)
+    assert await trimmer._announce(9, 3) is not None
+    for boundary in (6, 9):
+        told = await trimmer._announce(boundary, 3)
+        assert told is not None
+        assert told.up_to_sequence == 9
+        assert await archive.trimmed_to(log.connection, TASKS) == 9
+    await trimmer._announce(12, 3)
+    assert await archive.trimmed_to(log.connection, TASKS) == 12
 
 
 class Late(EventLog):
