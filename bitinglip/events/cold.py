@@ -69,7 +69,8 @@ async def history(
     """Yield a stream's messages after a sequence, in order: what has left the server from the archive, then the tail.
 
     What leaves the server while it is read is not missed: it is announced before (`ledger.trimmed`), and looked up
-    wherever sequences are missing. It waits for more, and for whatever does not answer, and never ends: close it.
+    wherever sequences are missing, and in quiet moments: what has left may have been the last. It waits for more, and
+    for whatever does not answer, and never ends: close it.
     """
     failures = 0
     while True:
@@ -95,7 +96,13 @@ async def _up_to_a_gap(
             async for batch in archived:
                 yield batch
         after = gone
-    async with aclosing(log.tail(stream, after, filters=filters, most=most)) as batches:
+
+    async def has_left(last: int) -> bool:
+        """Tell whether anything after the last that came may have left."""
+        return await trimmed_to(log.connection, stream) > last
+
+    over = has_left if cold is not None and stream == TASKS else None  # the only stream that is trimmed
+    async with aclosing(log.tail(stream, after, filters=filters, most=most, over=over)) as batches:
         async for batch in batches:
             if cold is not None and skips(batch, after) and await trimmed_to(log.connection, stream) > after:
                 return

@@ -32,7 +32,7 @@ from bitinglip.events.query import QueryEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
 from bitinglip.events.streams import FULL_CODES, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
-from bitinglip.events.tail import tail
+from bitinglip.events.tail import IsOver, tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
 from bitinglip.settings import Nats
@@ -420,14 +420,15 @@ class EventLog:
         return None if first is None else max(0.0, self.clock().timestamp() - first.time_ns / 1e9)
 
     def tail(
-        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096
+        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096, over: IsOver | None = None
     ) -> AsyncGenerator[Messages, None]:
         """Yield a stream's messages after a sequence, in order, without gap or repeat, over reconnects.
 
-        Each batch is what has arrived, 1 to `most` messages. It waits for more and never ends: close it.
+        Each batch is what has arrived, 1 to `most` messages. It waits for more: close it. It never ends, unless `over`,
+        which is asked in quiet moments with the last sequence, says so.
         """
         chosen = filters or STREAM_FILTERS[stream]
-        return tail(self.connection, stream, after, chosen, most)
+        return tail(self.connection, stream, after, chosen, most, over)
 
     async def follow_task(self, task_id: TaskId, after: int = 0) -> AsyncGenerator[list[Recorded], None]:
         """Yield a task's events after a sequence: its history, then live, joined without gap or repeat. Never ends."""

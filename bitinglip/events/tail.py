@@ -19,7 +19,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ BUFFER_BATCHES = 2
 STATUS = b"NATS/1.0 "
 """How the headers of the server's own messages begin."""
 BACKOFF_S = (0.05, 0.25, 1.0)
+IsOver = Callable[[int], Awaitable[bool]]
+"""Tells whether a tail that has come to a sequence, and is quiet, is to end."""
 
 
 class _BrokenError(Exception):
@@ -49,9 +51,12 @@ class _BrokenError(Exception):
 
 
 async def tail(
-    connection: Connection, stream: str, after: int, filters: Seq[str], most: int
+    connection: Connection, stream: str, after: int, filters: Seq[str], most: int, over: IsOver | None = None
 ) -> AsyncGenerator[Messages, None]:
-    """Yield the stream's messages after a sequence, as they arrive, 1 to `most` at a time; never ends."""
+    """Yield the stream's messages after a sequence, as they arrive, 1 to `most` at a time.
+
+    `over` is asked whenever nothing has come for a heartbeat, with the last sequence; without it the tail never ends.
+    """
     failures, history = 0, True
     while True:
         consumer = _Consumer(connection, stream, _Wanted.of(filters, history=history), most)
@@ -59,6 +64,10 @@ async def tail(
             async with aclosing(consumer.batches(after)) as batches:
                 async for batch in batches:
                     failures = 0
+                    if not batch:
+                        if over is not None and await over(after):
+                            return
+                        continue
                     after = batch.sequences[-1]
                     yield batch
             after, history = max(after, consumer.seen), False
@@ -104,12 +113,17 @@ class _Consumer:
         self._count = 0
         self._broken: str | None = None
         self._through = False
+        self._quiet = False
+        """Whether a heartbeat has told that there is nothing more for now."""
         self._wake = asyncio.Event()
         self._owed: str | None = None
         self._answering: asyncio.Future[None] | None = None
 
     async def batches(self, after: int) -> AsyncGenerator[Messages, None]:
-        """Yield what comes after a sequence; a consumer that is there for now ends when nothing is left."""
+        """Yield what comes after a sequence, and nothing (an empty batch) at a heartbeat.
+
+        A consumer that is there for now ends when nothing is left.
+        """
         inbox = self._connection.client.new_inbox()
         forget = self._connection.on_reconnect(lambda: self._break("reconnected"))
         subscription = await self._connection.subscribe_direct(inbox, self._received)
@@ -153,6 +167,9 @@ class _Consumer:
                 raise _BrokenError(self._broken)
             if self._through:
                 return None
+            if self._quiet:
+                self._quiet = False
+                return Messages()
             self._wake.clear()
             try:
                 async with asyncio.timeout(3 * HEARTBEAT_S):
@@ -212,6 +229,7 @@ class _Consumer:
         elif int(headers.get("Nats-Last-Consumer", self._count)) != self._count:
             self._break("a gap before a heartbeat")
         else:
+            self._quiet = True
             self._wake.set()
 
     def _go_on(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from bitinglip.events.ledger import LedgerTrimmed
 from bitinglip.events.log import EventLog
 from bitinglip.events.reading import end_of, read_between
 from bitinglip.events.streams import TASKS
+from bitinglip.events.tail import HEARTBEAT_S, IsOver
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.archiving import Archiver
 from bitinglip.projections.trimming import Trimmer
@@ -65,13 +67,15 @@ class Late(EventLog):
     """A log of which a part leaves just before its tail is read."""
 
     leaves: list[int]
+    tails = 0
 
     async def tail(
-        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096
+        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096, over: IsOver | None = None
     ) -> AsyncGenerator[Messages, None]:
+        self.tails += 1
         if self.leaves:
             await leave(self, self.leaves.pop(0))
-        async with aclosing(super().tail(stream, after, filters=filters, most=most)) as batches:
+        async with aclosing(super().tail(stream, after, filters=filters, most=most, over=over)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -87,6 +91,42 @@ async def test_who_is_behind_misses_nothing_that_leaves(log: EventLog, tmp_path:
                 break
     assert seen == stored
     assert not late.leaves[1:]
+
+
+async def test_who_is_behind_misses_nothing_when_all_of_it_leaves(log: EventLog, tmp_path: Path) -> None:
+    """Nothing that comes later shows that something is missing."""
+    stored = await archived(log, tmp_path, 100)
+    late, seen = Late(log.connection, "/test"), list[int]()
+    late.leaves = [stored[30], stored[-1]]
+    async with asyncio.timeout(20), aclosing(history(late, TASKS, 0, most=5)) as batches:
+        async for batch in batches:
+            seen += batch.sequences
+            if seen[-1] == stored[-1]:
+                break
+    assert seen == stored
+
+
+async def test_who_waits_is_not_disturbed_by_what_has_left(log: EventLog, tmp_path: Path) -> None:
+    """A reader that has all, and one that wants nothing of it, go on with the tail that they have."""
+    stored = await archived(log, tmp_path, 10)
+    await leave(log, stored[-1])
+    begun = Late(log.connection, "/test")
+    begun.leaves = []
+    wanted = ("bl.task.*.failed",)
+    async with (
+        aclosing(history(begun, TASKS, 0)) as batches,
+        aclosing(history(begun, TASKS, 0, filters=wanted)) as none,
+    ):
+        found = await anext(batches)
+        assert list(found.sequences) == stored
+        waiting = [asyncio.ensure_future(anext(each)) for each in (batches, none)]
+        await asyncio.wait(waiting, timeout=3 * HEARTBEAT_S)
+        assert begun.tails == 2
+        assert not any(each.done() for each in waiting)
+        last = (await Inbox(log, 65_536).submit(ECHO)).sequence
+        assert list((await waiting[0]).sequences) == [last]
+        waiting[1].cancel()
+        await asyncio.wait(waiting[1:])
 
 
 async def test_who_reads_once_misses_nothing_that_leaves(log: EventLog, tmp_path: Path) -> None:
