@@ -1,9 +1,9 @@
-"""What trails over a real log: asked for, it is up to date; killed, copied or opened again, it is made up."""
+"""What trails over a real log: asked for, it is up to date; copied, or opened again, it is brought up."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,10 @@ from bitinglip.projections import trailing
 from bitinglip.projections.database import Database
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.projections.reports import Chosen
-from bitinglip.settings import Nats
 from tests.integration.projections.test_readmodel import finish, reading, submit
 
 Eventually = Callable[..., Awaitable[Any]]
 COUNT = "select count(*)::integer from "
-
-
-@pytest.fixture
-async def log(nats_url: str) -> AsyncIterator[EventLog]:
-    log = await EventLog.connect(Nats(url=nats_url), "/test")
-    yield log
-    await log.close()
 
 
 @pytest.fixture
