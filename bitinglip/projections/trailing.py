@@ -38,6 +38,8 @@ class Trailing:
         self._database = database
         self._most = most
         self._waiting: dict[str, list[Messages]] = defaultdict(list)
+        self._events, self._bytes = 0, 0
+        """Of what waits."""
         self._since = 0.0
         self._is_asked = False
 
@@ -51,6 +53,8 @@ class Trailing:
         if stream in self.streams:
             self._since = self._since if self._waiting else time.monotonic()
             self._waiting[stream] += batches
+            self._events += sum(map(len, batches))
+            self._bytes += sum(batch.size_bytes for batch in batches)
         else:
             self.settled.advance(stream, batches[-1].sequences[-1])
 
@@ -63,8 +67,7 @@ class Trailing:
         if not self._waiting:
             self._is_asked = False
             return None
-        batches = [batch for each in self._waiting.values() for batch in each]
-        enough = sum(map(len, batches)) >= self._most or sum(batch.size_bytes for batch in batches) >= BATCH_MOST_BYTES
+        enough = self._events >= self._most or self._bytes >= BATCH_MOST_BYTES
         return 0.0 if self._is_asked or enough else max(0.0, self._since + EVERY_S - time.monotonic())
 
     def apply(self) -> None:
@@ -79,6 +82,7 @@ class Trailing:
     def done(self) -> None:
         """Say that all that waits is applied."""
         waiting, self._waiting, self._is_asked = self._waiting, defaultdict(list), False
+        self._events, self._bytes = 0, 0
         for stream, batches in waiting.items():
             self.settled.advance(stream, batches[-1].sequences[-1])
 

@@ -111,6 +111,9 @@ def test_it_is_due_when_there_is_much(trailing: Trailing) -> None:
     assert trailing.due_in_s() != 0
     trailing.add(STREAM, [_batch(_story(1))])
     assert trailing.due_in_s() == 0
+    trailing.done()
+    trailing.add(STREAM, [_batch(_story(MOST - 1))])
+    assert trailing.due_in_s() != 0
 
 
 def test_it_is_due_so_long_after_the_first_that_waits(trailing: Trailing, monkeypatch: pytest.MonkeyPatch) -> None:
