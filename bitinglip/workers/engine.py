@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -338,6 +339,10 @@ class Intake(Protocol):
 
     def take(self) -> Sequence[tuple[Sequence[Job[Any]], Sink]]:
         """Return new jobs, and where each lot of them is answered; the model brings them to their end as its own."""
+        ...
+
+    def tell(self, heard: Callable[[], None]) -> AbstractContextManager[None]:
+        """Have `heard` called, by another thread, whenever there may be something to take, until the context ends."""
         ...
 
 

@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.projections.pace import AIM_S, BUSY, LEAST_REST, MOST_REST_S, rest_s, timed
+from bitinglip.projections.pace import AIM_S, BUSY, LEAST_REST, MOST_BUSY_REST_S, MOST_REST_S, rest_s, timed
 
 SECONDS = st.floats(0, 10)
 SHORT = AIM_S / 4
@@ -16,7 +16,8 @@ SHORT = AIM_S / 4
 
 @given(SECONDS, SECONDS, SECONDS)
 def test_a_rest_is_never_longer_than_told(took: float, worked: float, waited: float) -> None:
-    assert 0 <= rest_s(took, worked, waited) <= MOST_REST_S
+    assert 0 <= rest_s(took, worked, 0) <= MOST_REST_S
+    assert 0 <= rest_s(took, worked, waited) <= MOST_BUSY_REST_S
 
 
 @given(st.floats(0, SHORT))
@@ -44,4 +45,4 @@ def test_work_is_done_and_timed_in_its_own_thread() -> None:
         while time.thread_time() < until:
             pass
 
-    assert timed(work) == MOST_REST_S
+    assert timed(work) in {MOST_REST_S, MOST_BUSY_REST_S}  # others may want this machine's cores now

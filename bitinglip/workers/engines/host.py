@@ -20,7 +20,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,7 @@ class Host:
         self._work: deque[Load | Unload | Run] = deque()
         self._more = threading.Semaphore(0)
         self._faulty = False
+        self._heard: Callable[[], None] = _nobody
 
     def read(self) -> None:
         """Take messages until the worker is gone; then the process ends."""
@@ -245,6 +247,7 @@ class Host:
                         self._flags.raise_for(message)
                     self._work.append(message)
                     self._more.release()
+                self._heard()
         except BaseException:  # noqa: BLE001  (a process that cannot hear is of no use: its worker makes another one)
             traceback.print_exc()
             os._exit(1)
@@ -273,6 +276,15 @@ class Host:
         self._more.acquire()
         self._work.popleft()
         return message
+
+    @contextmanager
+    def telling(self, heard: Callable[[], None]) -> Iterator[None]:
+        """Have somebody called, by the reader, for what comes within the context."""
+        self._heard = heard
+        try:
+            yield
+        finally:
+            self._heard = _nobody
 
     def begin(self, run: Run) -> _Batch:
         """Prepare for the answers to a run."""
@@ -330,6 +342,10 @@ class _Intake:
             taken.append((self._host.runnable(self.kind, batch), batch.reporter))
         return taken
 
+    def tell(self, heard: Callable[[], None]) -> AbstractContextManager[None]:
+        """Have somebody called, by the reader, for what comes within the context."""
+        return self._host.telling(heard)
+
     def close(self, failure: Failure) -> None:
         """End the runs that have joined."""
         for batch in self._joined:
@@ -348,6 +364,10 @@ def _run_on(model: LoadedModel, jobs: list[Job[Any]], reporter: Reporter, intake
         model.run_joining(together, reporter, intake)
     else:
         model.run(together, reporter)
+
+
+def _nobody() -> None:
+    """What nobody waits for is in the queue all the same."""
 
 
 def _alone(spec: JobSpec) -> bool:
