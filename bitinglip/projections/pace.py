@@ -18,8 +18,8 @@ a transaction, and then for the transaction that it is in."""
 LEAST_REST, BUSY_REST = 0.7, 16
 """How many times as long as the last transaction took it rests at least; and on a machine that is busy."""
 BUSY = 0.35
-"""Seconds that a transaction waited for a core, for each second in which it had one, at which a machine is busy: beside an
-engine that has all cores they were 0.4 to 1.1, where only the log's own server ran 0.05 to 0.25."""
+"""Seconds that a transaction waited for a core, for each second in which it had one, at which a machine is busy.
+Beside an engine that has all cores they were 0.4 to 1.1, where only the log's own server ran 0.05 to 0.25."""
 MOST_REST_S, MOST_BUSY_REST_S = 0.25, 0.5
 WORTHWHILE = 50
 """Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
 
-from bitinglip.workers.engine import JobFailed, ModelSpec
+from bitinglip.settings import Worker
+from bitinglip.workers.engine import JobFailed, JobSpec, JobSucceeded, ModelSpec
 from bitinglip.workers.enginehost import EngineHost
-from tests.engines.support import run
+from tests.engines.support import load, run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,3 +53,34 @@ async def test_what_is_too_long_is_refused_alone_and_not_cut_silently(
     assert long.answer.failure.kind == "bad_input"
     assert "input.1" in long.answer.failure.message
     assert good.result["dimensions"] == 384
+
+
+async def test_passes_run_side_by_side(minilm: ModelSpec) -> None:
+    """Texts keep their places, and a short one that comes meanwhile does not wait for the long ones."""
+    host = EngineHost(Worker(threads=2), "cpu")
+    await host.start()
+    try:
+        texts = [f"Text number {n} is {'very ' * (n % 7)}long." for n in range(40)]
+        together = await run(host, minilm, *[{"input": [text, MARKET]} for text in texts])
+        for text, said in list(zip(texts, together, strict=True))[::8]:
+            (alone,) = await run(host, minilm, {"input": text, "deterministic": True})
+            assert cosine(alone.result["embeddings"][0], said.result["embeddings"][0]) > 0.9999
+        assert await _ended(host, await load(host, minilm)) == ["short", "long"]
+    finally:
+        await host.stop()
+
+
+async def _ended(host: EngineHost, key: str) -> list[str]:
+    """Run long texts, and a short one as soon as a lane is idle; returns which task ended first."""
+    ended, begun = list[str](), asyncio.Event()
+
+    async def heard(task_id: str, texts: list[str]) -> None:
+        async for messages in host.run(key, [JobSpec(task_id=task_id, params={"input": texts})]):
+            begun.set()  # the short ones among the long are done
+            ended.extend(message.task_id for message in messages if isinstance(message, JobSucceeded))
+
+    long = asyncio.create_task(heard("long", ["market " * 250] * 8 + [CAT] * 8))
+    await begun.wait()
+    await heard("short", [KITTEN])
+    await long
+    return ended

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 MOST_LANES = 8
-"""Each has memory of its own for a pass, and fewer threads make it longer: of more threads than this several share a lane."""
+"""Each has memory of its own for a pass, and fewer threads make it longer: of more threads, several share a lane."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LaneRun:
 
     def until_done(self) -> None:
         """Run passes until none is left; an exception of one is raised once those beside it are over."""
-        self._lane(self._lanes.all_threads)
+        self._lane()
         for other in self._others:
             other.join()
         torch.set_num_threads(self._lanes.all_threads)
@@ -90,11 +90,12 @@ class LaneRun:
             raise self._error
 
     @torch.inference_mode()
-    def _lane(self, threads: int) -> None:
+    def _lane(self) -> None:
+        threads = 0
         try:
             while (found := self._next()) is not None:
                 taken, wanted = found
-                if wanted != threads:  # each thread has a number of its own
+                if wanted != threads:  # torch keeps a number for each thread of ours
                     torch.set_num_threads(wanted)
                     threads = wanted
                 result = self._passes.run(taken)
@@ -142,6 +143,6 @@ class LaneRun:
         if self._others:
             return
         for number in range(1, self._lanes.count):
-            other = threading.Thread(target=self._lane, args=(0,), name=f"lane-{number}", daemon=True)
+            other = threading.Thread(target=self._lane, name=f"lane-{number}", daemon=True)
             self._others.append(other)
             other.start()
