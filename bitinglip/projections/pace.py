@@ -17,9 +17,11 @@ AIM_S = 0.045
 a transaction, and then for the transaction that it is in."""
 LEAST_REST, BUSY_REST = 0.7, 16
 """How many times as long as the last transaction took it rests at least; and on a machine that is busy."""
-BUSY = 0.35
-"""Seconds that a transaction waited for a core, for each second in which it had one, at which a machine is busy.
-Beside an engine that has all cores they were 0.4 to 1.1, where only the log's own server ran 0.05 to 0.25."""
+BUSY = 0.45
+"""Seconds that transactions wait for a core, for each second in which they have one, at which a machine is busy.
+Beside an engine that has all cores it is 0.65 to 0.8, beside the log's own server alone 0.05 to 0.2."""
+LATEST, MOST_WAITS = 0.15, 2.0
+"""What the latest transaction counts for beside those before it, and the most that it tells."""
 MOST_REST_S, MOST_BUSY_REST_S = 0.25, 0.5
 WORTHWHILE = 50
 """Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""
@@ -29,21 +31,29 @@ SCHEDULED = Path("/proc/thread-self/schedstat")
 """Nanoseconds in which this thread had a core, and in which it waited for one, as Linux tells them."""
 
 
-def rest_s(took_s: float, worked_s: float, waited_s: float) -> float:
-    """Return how long to rest after a transaction, in seconds.
+def rest_s(took_s: float, waits: float) -> float:
+    """Return how long to rest after a transaction that took so long, in seconds.
 
-    It took so long, had a core for a part of that, and waited for one for another.
+    `waits`: seconds that transactions wait for a core, for each second in which they have one.
     """
-    busy = waited_s > BUSY * worked_s
-    least, most = (BUSY_REST, MOST_BUSY_REST_S) if busy else (LEAST_REST, MOST_REST_S)
+    least, most = (BUSY_REST, MOST_BUSY_REST_S) if waits > BUSY else (LEAST_REST, MOST_REST_S)
     return min(max(2 * AIM_S - 3 * took_s, least * took_s), most)
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Do a transaction in this thread, and return how long to rest after it, in seconds."""
-    started, worked, waited = time.monotonic(), time.thread_time(), _waited_s()
-    work()
-    return rest_s(time.monotonic() - started, time.thread_time() - worked, _waited_s() - waited)
+class Pace:
+    """Times transactions, and remembers how much the last ones waited for a core: one alone tells little."""
+
+    def __init__(self) -> None:
+        self._waits = 0.0
+
+    def timed(self, work: Callable[[], None]) -> float:
+        """Do a transaction in this thread, and return how long to rest after it, in seconds."""
+        started, worked, waited = time.monotonic(), time.thread_time(), _waited_s()
+        work()
+        took_s, worked_s = time.monotonic() - started, time.thread_time() - worked
+        waits = (_waited_s() - waited) / worked_s if worked_s > 0 else 0.0
+        self._waits += LATEST * (min(waits, MOST_WAITS) - self._waits)
+        return rest_s(took_s, self._waits)
 
 
 def _waited_s() -> float:

@@ -31,7 +31,7 @@ from bitinglip.projections.background import background_thread
 from bitinglip.projections.catchup import BATCH_MOST_BYTES
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
-from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, timed
+from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, Pace
 from bitinglip.projections.source import LogSource, Source
 from bitinglip.projections.trailing import Trailing
 from bitinglip.projections.writer import write_prompt
@@ -117,6 +117,7 @@ class Projector:
         self._thread = background_thread("rebuild") if self._patient else ThreadPoolExecutor(1, "projector")
         self._task: asyncio.Task[None] | None = None
         self._parts: list[asyncio.Task[None]] = []
+        self._pace = Pace()
         self._rest_s = 0.0
         self._wrote_at = 0.0
         self._wanted = self._most
@@ -324,7 +325,7 @@ class Projector:
         while True:
             try:
                 async with self.writing:
-                    rest_s = await loop.run_in_executor(self._thread, timed, work)
+                    rest_s = await loop.run_in_executor(self._thread, self._pace.timed, work)
                 break
             except WriteError as error:
                 log.exception("the read model could not be written %s", where)

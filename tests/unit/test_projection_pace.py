@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import NoReturn
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.projections.pace import AIM_S, BUSY, LEAST_REST, MOST_BUSY_REST_S, MOST_REST_S, rest_s, timed
+from bitinglip.projections import pace
+from bitinglip.projections.pace import AIM_S, BUSY, LEAST_REST, MOST_BUSY_REST_S, MOST_REST_S, Pace, rest_s
 
 SECONDS = st.floats(0, 10)
 SHORT = AIM_S / 4
 """A transaction after which there is time for a rest."""
 
 
-@given(SECONDS, SECONDS, SECONDS)
-def test_a_rest_is_never_longer_than_told(took: float, worked: float, waited: float) -> None:
-    assert 0 <= rest_s(took, worked, 0) <= MOST_REST_S
-    assert 0 <= rest_s(took, worked, waited) <= MOST_BUSY_REST_S
+@given(SECONDS, SECONDS)
+def test_a_rest_is_never_longer_than_told(took: float, waits: float) -> None:
+    assert 0 <= rest_s(took, 0) <= MOST_REST_S
+    assert 0 <= rest_s(took, waits) <= MOST_BUSY_REST_S
 
 
 @given(st.floats(0, SHORT))
 def test_half_of_the_events_are_seen_as_soon_as_is_aimed_at(took: float) -> None:
-    rest = rest_s(took, took, 0)
+    rest = rest_s(took, 0)
     assert abs((rest + took) / 2 + took - AIM_S) < 1e-9
 
 
-@given(st.floats(0, 10), st.floats(0, BUSY))
-def test_it_takes_a_bounded_share_of_a_core(took: float, part: float) -> None:
-    rest = rest_s(took, took, part * took)
+@given(SECONDS, st.floats(0, BUSY))
+def test_it_takes_a_bounded_share_of_a_core(took: float, waits: float) -> None:
+    rest = rest_s(took, waits)
     assert rest == MOST_REST_S or rest >= LEAST_REST * took
 
 
 @given(st.floats(0.001, 10), st.floats(1.001, 100))
-def test_where_others_wait_for_the_cores_it_rests_longer(worked: float, more: float) -> None:
-    waited = worked * BUSY * more
-    took = worked + waited
-    assert rest_s(took, worked, waited) >= rest_s(took, took, 0)
+def test_where_others_wait_for_the_cores_it_rests_longer(took: float, more: float) -> None:
+    assert rest_s(took, BUSY * more) >= rest_s(took, 0)
+
+
+def test_it_rests_longer_once_many_transactions_have_waited_and_not_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0, 0.0, 0.0]  # by the clock, with a core, waiting for one
+
+    def work(with_core_s: float, waiting_s: float) -> None:
+        now[:] = now[0] + with_core_s + waiting_s, now[1] + with_core_s, now[2] + waiting_s
+
+    monkeypatch.setattr(pace, "_waited_s", lambda: now[2])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace.time, "thread_time", lambda: now[1])
+    paced = Pace()
+    calm = [paced.timed(lambda: work(0.03, 0.003)) for _ in range(20)]
+    once = [paced.timed(partial(work, 0.03, wait)) for wait in (0.09, 0.003, 0.003)]
+    assert max(calm) < 0.05
+    assert max(once) < MOST_REST_S
+    busy = [paced.timed(lambda: work(0.03, 0.02)) for _ in range(20)]
+    assert busy[-1] == MOST_BUSY_REST_S
+    again = [paced.timed(lambda: work(0.03, 0.003)) for _ in range(20)]
+    assert again[-1] == pytest.approx(calm[-1])
 
 
 def test_work_is_done_and_timed_in_its_own_thread() -> None:
@@ -45,4 +67,12 @@ def test_work_is_done_and_timed_in_its_own_thread() -> None:
         while time.thread_time() < until:
             pass
 
-    assert timed(work) in {MOST_REST_S, MOST_BUSY_REST_S}  # others may want this machine's cores now
+    assert Pace().timed(work) == MOST_REST_S  # one that waited tells too little to rest longer
+
+
+def test_a_failure_is_the_callers() -> None:
+    def work() -> NoReturn:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        Pace().timed(work)
