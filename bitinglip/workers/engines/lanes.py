@@ -85,19 +85,16 @@ class LaneRun:
         self._lane()
         for other in self._others:
             other.join()
-        torch.set_num_threads(self._lanes.all_threads)
+        _have_threads(self._lanes.all_threads)
         if self._error is not None:
             raise self._error
 
     @torch.inference_mode()
     def _lane(self) -> None:
-        threads = 0
         try:
             while (found := self._next()) is not None:
-                taken, wanted = found
-                if wanted != threads:  # torch keeps a number for each thread of ours
-                    torch.set_num_threads(wanted)
-                    threads = wanted
+                taken, threads = found
+                _have_threads(threads)
                 result = self._passes.run(taken)
                 with self._deciding:
                     self._passes.finish(taken, result)
@@ -146,3 +143,9 @@ class LaneRun:
             other = threading.Thread(target=self._lane, name=f"lane-{number}", daemon=True)
             self._others.append(other)
             other.start()
+
+
+def _have_threads(threads: int) -> None:
+    """Give this thread of ours so many of torch's; to set even the same number costs the next pass a millisecond."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
