@@ -1,7 +1,8 @@
 """The engine process: `python -m bitinglip.workers.engines.host --fd N …`, started by `enginehost.py`.
 
-Two threads beside the main one, which touches models, alone or with lanes of its own: the reader turns cancels into flags
-at once, and the writer sends what is ready together as one frame. When the socket closes the worker is gone, and the process ends on the spot.
+Two threads beside the main one, which touches models, alone or with lanes of its own: the reader turns cancels into
+flags at once, and the writer sends what is ready together as one frame. When the socket closes the worker is gone, and
+the process ends on the spot.
 """
 
 from __future__ import annotations
