@@ -105,3 +105,13 @@ def speed(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise InvalidInput(field="--speed", problem=f"{text!r} is not of the form 10x, 0.5x or max")
     return float(match[1])
+
+
+def conditions(submitted: dict[str, Any]) -> dict[str, Any]:
+    """Return, for the body of a task, under what conditions a submitted one was to run."""
+    found: dict[str, Any] = {}
+    if needs := submitted.get("requires"):
+        found["requires"] = {"vram_gb": needs.get("vram_gb", 0), "label": needs.get("labels", [])}
+    if submitted.get("timeout_ms") is not None:
+        found["timeout_s"] = submitted["timeout_ms"] / 1000
+    return found

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from bitinglip.cli import render
 from bitinglip.cli.client import Client
+from bitinglip.cli.recorded import conditions
 from bitinglip.cli.watch import EXIT_CODES, FAILED, end_of
 from bitinglip.errors import InvalidInput
 
@@ -30,7 +31,7 @@ def replay(gateway: Client, task_id: str, *, as_json: bool) -> int:
     """Submit a task again with the seed that it had, wait for it, and compare the results; returns 0 if they are equal.
 
     Raises:
-        InvalidInput: the task has not succeeded.
+        InvalidInput: the task has not succeeded, or what it was asked is no longer known.
     """
     before = _run(gateway, task_id)
     again = gateway.request("POST", "/v1/tasks", body=_body(before))["task_id"]
@@ -78,6 +79,8 @@ def _run(gateway: Client, task_id: str) -> Run:
     submitted = latest["task.submitted"]
     released = next((event["data"] for event in events if _brings_params(event)), submitted)
     params = _inline(gateway, released.get("params"), released.get("params_ref"))
+    if params is None:
+        raise InvalidInput(field=task_id, problem="its parameters are gone: it was forgotten, or they have expired")
     return Run(
         task_id,
         submitted | {"params": params},
@@ -94,12 +97,13 @@ def _brings_params(event: dict[str, Any]) -> bool:
 
 def _body(before: Run) -> dict[str, Any]:
     submitted = before.submitted
-    params = dict(submitted["params"] or {})
+    params = dict(submitted["params"])
     seed = _seed(before.result)
     if seed is not None and params.get("seed") is None:
         params["seed"] = seed
-    kept = {name: submitted[name] for name in ("kind", "model", "lane")}
-    return kept | {"params": params, "metadata": {"replay_of": before.task_id}}
+    kept = {name: submitted[name] for name in ("kind", "model", "lane")} | conditions(submitted)
+    private = {"private": True} if submitted.get("private") else {}
+    return kept | private | {"params": params, "metadata": {"replay_of": before.task_id}}
 
 
 def _seed(result: Any) -> int | None:

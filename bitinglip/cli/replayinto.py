@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from bitinglip.cli import render
 from bitinglip.cli.client import Client, ProblemAnswer, ServerEvent
-from bitinglip.cli.recorded import Pace, Part, time_of
+from bitinglip.cli.recorded import Pace, Part, conditions, time_of
 
 REPLAY_OF = "replay_of"
 GONE = frozenset({404, 410})
@@ -88,11 +88,7 @@ class Again:
             "metadata": (told.get("metadata") or {}) | {REPLAY_OF: told["task_id"]},
             "retry": told.get("retry") or {},
         }
-        if needs := told.get("requires"):
-            body["requires"] = {"vram_gb": needs.get("vram_gb", 0), "label": needs.get("labels", [])}
-        if told.get("timeout_ms") is not None:
-            body["timeout_s"] = told["timeout_ms"] / 1000
-        return body | self._times(told, time_of(event)) | self._dependencies(told)
+        return body | conditions(told) | self._times(told, time_of(event)) | self._dependencies(told)
 
     def _times(self, told: dict[str, Any], at: datetime) -> dict[str, Any]:
         """Return when it may start and expires, as long after its submission as then; a wait goes at the pace."""

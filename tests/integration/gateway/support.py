@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -175,3 +177,12 @@ def check_problem(response: httpx.Response, status: int, code: str) -> dict[str,
     assert all(problem[name] for name in ("title", "detail", "remedy"))
     assert problem["request_id"] == response.headers["x-request-id"]
     return problem
+
+
+async def replayed(url: str, task_id: str) -> tuple[int, dict[str, Any]]:
+    """Replay a task by the command line; returns how that ended, and what it told."""
+    command = (sys.executable, "-m", "bitinglip.cli.main", "task", "replay", task_id, "--url", url, "--json")
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, orjson.loads(out or b"{}")

@@ -17,7 +17,7 @@ from bitinglip.events.streams import ARCHIVE_BUCKET, LEDGER, QUEUE, TASKS
 from bitinglip.ids import TaskId
 from bitinglip.projections.archivefile import messages_of
 from bitinglip.settings import Archive, Gateway, Nats, Settings
-from tests.integration.gateway.support import ECHO, Player, check_problem, collect, running, submitted
+from tests.integration.gateway.support import ECHO, Player, check_problem, collect, replayed, running, submitted
 from tests.support.server import eventually
 
 SMALL = Archive(every_s=0, settled_s=0, part_events=30, hot_age_s=1e9, hot_tasks=0)
@@ -145,6 +145,23 @@ async def test_a_task_that_failed_long_ago_can_be_retried(log: EventLog, client:
     assert again["task_id"] == retried["task_id"]
     assert (await client.get(f"/v1/tasks/{task_id}")).json()["retried_as"] == [retried["task_id"]]
     check_problem(await client.delete(f"/v1/tasks/{retried['task_id']}"), 409, "illegal_transition")
+
+
+async def test_a_task_that_ended_long_ago_is_replayed(log: EventLog, client: httpx.AsyncClient) -> None:
+    player = Player(log)
+    (task_id,) = await ended(client, player, 1)
+    await archived(client)
+    assert await log.messages(TASKS) == 0
+    replay = asyncio.create_task(replayed(str(client.base_url), task_id))
+
+    async def again() -> list[str]:
+        page = await client.get("/v1/tasks", params={"metadata.replay_of": task_id})
+        return [task["task_id"] for task in page.json()["tasks"]]
+
+    (new,) = await eventually(again, 30)
+    await player.run(new, text=task_id)
+    status, told = await replay
+    assert (status, told["same"], told["replay"]) == (0, True, new)
 
 
 async def test_a_private_task_that_ended_long_ago_can_be_forgotten(log: EventLog, client: httpx.AsyncClient) -> None:

@@ -7,7 +7,7 @@ import orjson
 
 from bitinglip.events.keys import find_key
 from bitinglip.events.streams import MODELS, SCHEDULES, TASKS, WORKERS
-from tests.integration.gateway.support import check_problem, read_stream
+from tests.integration.gateway.support import check_problem, read_stream, replayed
 from tests.integration.privacy.support import MARKER, House, private
 from tests.integration.privacy.writer import write_out
 from tests.support.server import eventually
@@ -111,6 +111,19 @@ async def test_a_retry_has_a_key_of_its_own(house: House) -> None:
     after = (await house.client.get(f"/v1/tasks/{again}")).json()
     assert (after["retry_of"], after["params"]["message"]) == (failed["task_id"], MARKER)
     check_problem(await house.client.post(f"/v1/tasks/{failed['task_id']}/retry"), 410, "task_forgotten")
+
+
+async def test_a_replay_is_as_private_and_there_is_none_of_what_was_forgotten(house: House) -> None:
+    task_id = (await house.run(private()))["task_id"]
+    status, told = await replayed(str(house.client.base_url), task_id)
+    assert (status, told["same"]) == (0, True)
+    again = (await house.client.get(f"/v1/tasks/{told['replay']}")).json()
+    assert (again["private"], again["result"]) == (True, {"message": MARKER})
+    assert MARKER.encode() not in orjson.dumps(await house.stored(TASKS))
+    await house.client.post(f"/v1/tasks/{task_id}/forget")
+    count = len(await house.stored(TASKS))
+    assert (await replayed(str(house.client.base_url), task_id))[0] != 0
+    assert len(await house.stored(TASKS)) == count
 
 
 async def test_results_become_parameters_of_private_tasks_alone(house: House) -> None:
