@@ -10,6 +10,7 @@ from contextlib import aclosing
 from bitinglip.events.archive import trimmed_to
 from bitinglip.events.cold import skips
 from bitinglip.events.direct import get_last
+from bitinglip.events.ending import end as end_all
 from bitinglip.events.envelope import Messages
 from bitinglip.events.log import STREAM_FILTERS, EventLog
 
@@ -79,9 +80,7 @@ async def _held(
                 if wanted := _up_to(batch, end):
                     yield wanted
         finally:
-            if coming is not None:
-                coming.cancel()
-                await asyncio.wait((coming,))
+            await end_all(lambda: [coming])
 
 
 async def _more(log: EventLog, stream: str, after: int, end: int, filters: Seq[str]) -> bool:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bitinglip.errors import NoServer, ProjectionNotFound
+from bitinglip.events.ending import end
 from bitinglip.projections import sql, versions
 from bitinglip.projections.catchup import catch_up
 from bitinglip.projections.database import Build, Database, WriteError
-from bitinglip.projections.projector import BACKOFF_S, Projector, end
+from bitinglip.projections.projector import BACKOFF_S, Projector
 from bitinglip.projections.source import Source
 from bitinglip.projections.sql import Catalogue
 from bitinglip.projections.versions import Version

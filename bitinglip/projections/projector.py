@@ -13,15 +13,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from enum import Enum
 from functools import partial
-from typing import Any
 
 from bitinglip.errors import NoServer
+from bitinglip.events.ending import end
 from bitinglip.events.envelope import Messages
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 STREAMS = sql.STREAMS
 BUFFER_BATCHES = 2
 """Batches that wait for the writer before a pump holds back."""
-CANCEL_AGAIN_S = 0.5
-"""Patience with a part that is to end."""
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 
 
@@ -130,7 +128,7 @@ class Projector:
 
     async def stop(self) -> None:
         """End after the transaction that runs; nothing is lost, the checkpoints say where to go on."""
-        await end(lambda: [self._task, *self._parts], CANCEL_AGAIN_S)
+        await end(lambda: [self._task, *self._parts])
         await asyncio.to_thread(self._thread.shutdown)
 
     async def settle(self, timeout_s: float) -> None:
@@ -367,14 +365,6 @@ class _Buffer:
         self.count -= sum(map(len, taken))
         self.last = self.last if self._batches else 0
         return taken
-
-
-async def end(tasks: Callable[[], Iterable[asyncio.Task[Any] | None]], patience_s: float) -> None:
-    """Cancel tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
-    while alive := [task for task in tasks() if task is not None and not task.done()]:
-        for task in alive:
-            task.cancel()
-        await asyncio.wait(alive, timeout=patience_s)
 
 
 def _report(task: asyncio.Task[None]) -> None:

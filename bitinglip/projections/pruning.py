@@ -8,10 +8,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from bitinglip.events import model, node, schedule, task, worker
+from bitinglip.events.ending import end
 from bitinglip.events.registry import REGISTRY
 from bitinglip.projections import coldevents, versions
 from bitinglip.projections.database import Database, WriteError
-from bitinglip.projections.projector import Projector, end
+from bitinglip.projections.projector import Projector
 
 log = logging.getLogger(__name__)
 

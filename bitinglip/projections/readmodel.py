@@ -19,6 +19,7 @@ from bitinglip.errors import (
     ReadModelBroken,
 )
 from bitinglip.events.archive import trimmed_to
+from bitinglip.events.ending import end
 from bitinglip.events.feed import TaskFeed
 from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.events.log import EventLog
@@ -31,7 +32,7 @@ from bitinglip.projections.database import Database, NoTableError, WriteError
 from bitinglip.projections.generation import Generation, open_generation
 from bitinglip.projections.ground import Ground
 from bitinglip.projections.mending import RETRY_S, Mender
-from bitinglip.projections.projector import STREAMS, end
+from bitinglip.projections.projector import STREAMS
 from bitinglip.projections.query import Queries, TaskFilter
 from bitinglip.projections.rebuild import rebuild, sweep
 from bitinglip.projections.rows import ColumnSchema, ModelRow, TableSchema, TaskRow, WorkerRow

@@ -7,12 +7,13 @@ import logging
 from pathlib import Path
 
 from bitinglip.errors import BitingLipError
+from bitinglip.events.ending import end
 from bitinglip.events.ledger import LedgerSnapshot
 from bitinglip.projections import snapshot
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
 from bitinglip.projections.ground import Ground
-from bitinglip.projections.projector import Projector, end
+from bitinglip.projections.projector import Projector
 from bitinglip.projections.sql import STREAMS
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from bitinglip.events.cold import history
+from bitinglip.events.ending import end
 from bitinglip.events.envelope import Messages
 from bitinglip.events.log import EventLog
 from bitinglip.events.reading import end_of
@@ -69,8 +70,7 @@ async def read_up_to(source: Source, stream: str, after: int, target: int) -> As
                 if chosen := _up_to(batch, target):
                     yield chosen
     finally:
-        reading.cancel()
-        await asyncio.wait([reading])
+        await end(lambda: [reading])
 
 
 async def _read(source: Source, stream: str, after: int, waiting: asyncio.Queue[Messages]) -> None:
