@@ -25,7 +25,7 @@ async def swallow_one(left: list[int]) -> None:
 async def test_it_is_cancelled_until_it_has_ended() -> None:
     left = [1, 2]
     task = asyncio.create_task(swallow_one(left))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # sleep-ok: the task begins
     await end(lambda: [None, task], patience_s=0.01)
     assert task.cancelled()
     assert left == []
@@ -40,7 +40,7 @@ async def test_tasks_that_are_begun_meanwhile_end_too() -> None:
             tasks[-1].add_done_callback(begin)
 
     tasks[0].add_done_callback(begin)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # sleep-ok: the task begins
     await end(lambda: tasks, patience_s=0.01)
     await end(lambda: tasks, patience_s=0.01)
     assert all(task.done() for task in tasks)
