@@ -14,6 +14,7 @@ from contextlib import aclosing, suppress
 
 from bitinglip.errors import BitingLipError, Conflict
 from bitinglip.events import subjects
+from bitinglip.events.ending import end
 from bitinglip.events.heads import AUDITED, LEAVES_MOST, Leaf, head_of, leaf_of, tree_of
 from bitinglip.events.ledger import LedgerKeyAdded, LedgerSigned
 from bitinglip.events.log import EventLog
@@ -29,7 +30,6 @@ LOOK_S = 10.0
 """Seconds between two looks at how far a stream has come."""
 SETTLED_S = 2.0
 """Age at which an event is signed: what a server has only just taken, it may still lose."""
-CANCEL_AGAIN_S = 0.5
 READ_AT_ONCE = 250
 """Events that are read before others get their turn."""
 
@@ -50,9 +50,7 @@ class Notary:
 
     async def close(self) -> None:
         """End; what is not signed yet is signed by whoever comes next."""
-        while self._task is not None and not self._task.done():
-            self._task.cancel()  # once may not do: before Python 3.12 `wait_for`, in nats-py, may swallow it
-            await asyncio.wait([self._task], timeout=CANCEL_AGAIN_S)
+        await end(lambda: [self._task])
 
     async def _run(self) -> None:
         introduced = False
