@@ -253,6 +253,11 @@ class Worker(_Section):
         description="Most progress events a second for all tasks of a worker: the more run, the larger are the pieces.",
     )
     threads: int = Field(default=0, ge=0, description="Threads of the engine on a CPU; 0: torch's own choice.")
+    linear: Literal["auto", "onednn", "torch"] = Field(
+        default="auto",
+        description="What computes float32 linear layers on a CPU: oneDNN, or torch's own choice; auto: oneDNN on "
+        "x86 CPUs that are not Intel's.",
+    )
 
 
 class Node(_Section):

@@ -315,6 +315,8 @@ class Placement:
     """How a vLLM server is started: what comes before the model's folder."""
     scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     """Folder for files that live as long as the process."""
+    linear: Literal["auto", "onednn", "torch"] = "auto"
+    """What computes float32 linear layers on a CPU."""
 
 
 class LoadedModel(Protocol):

@@ -51,7 +51,7 @@ EXIT_S = 5.0
 """How long a process may take to end after it closed its socket, and its output after it ended."""
 KILL_S = 15.0
 """How long a killed process may take to end: one that waits for a vanished card, inside the driver, never does."""
-WAITING = {"GOMP_SPINCOUNT": "1000"}
+WAITING = {"GOMP_SPINCOUNT": "10000"}
 """torch's threads on a CPU spin for some microseconds while they wait, not for milliseconds: others need the cores."""
 BUFFER_BYTES = 1 << 20
 LAST_LINES = 5
@@ -225,6 +225,7 @@ class EngineHost:
             *("--offload", settings.offload),
             *("--vllm-command", settings.vllm_command),
             *("--scratch", str(self._scratch)),
+            *("--linear", settings.linear),
         ]
 
     def _send(self, message: BaseModel) -> None:

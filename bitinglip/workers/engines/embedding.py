@@ -83,7 +83,7 @@ class _Text:
 def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load an encoder from its folder."""
     pooling = read_pooling(spec)
-    return Embedder(load_weights(AutoModel, spec, placement, progress), pooling)
+    return Embedder(load_weights(AutoModel, spec, placement, progress, packed=True), pooling)
 
 
 class Embedder:

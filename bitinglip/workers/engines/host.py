@@ -420,6 +420,7 @@ def main() -> None:
     parser.add_argument("--offload", choices=["none", "memory", "disk"], default="none")
     parser.add_argument("--vllm-command", default="")
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="folder for the files of results")
+    parser.add_argument("--linear", choices=["auto", "onednn", "torch"], default="auto")
     parser.add_argument("--ticks-per-s", type=float, default=20.0)
     parser.add_argument("--ticks-total-per-s", type=float, default=320.0)
     args = parser.parse_args()
@@ -432,8 +433,9 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=args.fd), Ticks(args.ticks_per_s, args.ticks_total_per_s))
     scratch = Path(args.scratch)
     command = tuple(shlex.split(args.vllm_command))
+    kept = scratch.with_suffix(".kept")
     placement = Placement(
-        args.device, args.threads, args.dtype, args.memory_bytes, args.offload, command, scratch.with_suffix(".kept")
+        args.device, args.threads, args.dtype, args.memory_bytes, args.offload, command, kept, args.linear
     )
     host = Host(channel, Models(channel, placement, args.max_loaded), scratch)
     threading.Thread(target=host.read, name="reader", daemon=True).start()

@@ -32,6 +32,7 @@ from bitinglip.workers.engines.failures import (
     run_failure,
 )
 from bitinglip.workers.engines.latents import LatentPreview
+from bitinglip.workers.engines.onednn import Linear, through_onednn
 from bitinglip.workers.engines.quantize import tensor_bytes, torchao_config
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
@@ -118,14 +119,20 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     pipeline.set_progress_bar_config(disable=True)
     preview = LatentPreview.fit(getattr(pipeline, "vae", None), device, dtype)
     progress(1, 1)
-    return Painter(spec, pipeline, preview, device, dtype)
+    return Painter(spec, pipeline, preview, device, dtype, placement.linear)
 
 
 class Painter:
     """A loaded pipeline."""
 
     def __init__(
-        self, spec: ModelSpec, pipeline: Any, preview: LatentPreview | None, device: torch.device, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        pipeline: Any,
+        preview: LatentPreview | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        linear: Linear,
     ) -> None:
         self._spec = spec
         self._preview = preview
@@ -134,8 +141,10 @@ class Painter:
         self._unit = int(getattr(pipeline, "vae_scale_factor", 8))
         self.device = str(device)
         self.dtype: str | None = spec.quantize or str(dtype).removeprefix("torch.")
-        self.versions = {name: version(name) for name in PACKAGES}
         parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        self.versions = {name: version(name) for name in PACKAGES}
+        for onednn in filter(None, [through_onednn(part, linear) for part in parts]):
+            self.versions["onednn"] = onednn
         self.memory_bytes = tensor_bytes(tensor for part in parts for tensor in (*part.parameters(), *part.buffers()))
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from bitinglip.models.memory import variant
 from bitinglip.workers.engine import ModelSpec, Placement
 from bitinglip.workers.engines.budget import spread
 from bitinglip.workers.engines.failures import LoadError, UnusableModelError, described
+from bitinglip.workers.engines.onednn import through_onednn
 from bitinglip.workers.engines.quantize import tensor_bytes, torchao_config
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
@@ -36,6 +37,8 @@ class Weights:
     device: torch.device
     quantized: str | None = None
     """Precision of the linear layers, if it is another one."""
+    onednn: str | None = None
+    """Version of oneDNN, if the linear layers run through it."""
 
     @property
     def dtype(self) -> str:
@@ -52,7 +55,7 @@ class Weights:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that a result depends on."""
-        return {name: version(name) for name in PACKAGES}
+        return {name: version(name) for name in PACKAGES} | ({"onednn": self.onednn} if self.onednn else {})
 
     def drop(self) -> None:
         """Give the memory back."""
@@ -61,9 +64,17 @@ class Weights:
 
 
 def load_weights(
-    auto: Any, spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None], **options: Any
+    auto: Any,
+    spec: ModelSpec,
+    placement: Placement,
+    progress: Callable[[int, int], None],
+    *,
+    packed: bool = False,
+    **options: Any,
 ) -> Weights:
     """Load a model with a transformers Auto class.
+
+    `packed`: spend time on the load for faster passes, where that can be had (see `through_onednn`).
 
     Raises:
         UnusableModelError: its weights are not safetensors, are incomplete, or need code of their own.
@@ -88,7 +99,8 @@ def load_weights(
     if missing:
         raise UnusableModelError(f"{spec.reference}: {len(missing)} weights are missing, {missing[0]} among them.")
     placed = model if "device_map" in options else model.to(device)
-    return Weights(placed.eval(), tokenizer, device, spec.quantize)
+    onednn = through_onednn(placed, placement.linear, packed=packed)
+    return Weights(placed.eval(), tokenizer, device, spec.quantize, onednn)
 
 
 def _layout(spec: ModelSpec, placement: Placement, device: torch.device) -> dict[str, Any]:
