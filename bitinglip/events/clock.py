@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from bitinglip.errors import NoServer
 from bitinglip.events.connection import Connection
 from bitinglip.events.consumers import ask
+from bitinglip.events.ending import end
 from bitinglip.events.streams import TASKS
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,7 @@ class ServerClock:
     async def close(self) -> None:
         """Measure no more."""
         self._forget()
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await end(lambda: [self._task])
 
     async def measure(self) -> None:
         """Ask the server for its time; what it said before holds if it does not tell."""

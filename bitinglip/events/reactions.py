@@ -22,6 +22,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from bitinglip.errors import BitingLipError, Conflict, Defect, NoServer
 from bitinglip.events.connection import Connection
+from bitinglip.events.ending import end
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,7 @@ class Reactions:
         self._forget()
         if self._subscription is not None:
             await self._connection.unsubscribe(self._subscription)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await end(lambda: list(self._running))
 
     async def _ensure(self, subject: str) -> None:
         config = ConsumerConfig(

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import suppress
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -23,6 +22,7 @@ from bitinglip.errors import NoServer
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
 from bitinglip.events.consumers import ask
+from bitinglip.events.ending import end
 from bitinglip.events.streams import QUEUE
 
 log = logging.getLogger(__name__)
@@ -58,10 +58,7 @@ class Sourcing:
     async def close(self) -> None:
         """End."""
         self._forget()
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await end(lambda: [self._task])
         if self._subscription is not None:
             await self._connection.unsubscribe(self._subscription)
 

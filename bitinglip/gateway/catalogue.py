@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from bitinglip.errors import CorruptEvent, ProjectionBehind
 from bitinglip.events import subjects
+from bitinglip.events.ending import end
 from bitinglip.events.envelope import Messages, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelEvent
@@ -53,10 +54,7 @@ class Catalogue(KnownModels):
 
     async def close(self) -> None:
         """Stop following the log."""
-        if self._follower is not None:
-            self._follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._follower
+        await end(lambda: [self._follower])
 
     # --- what is known ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from bitinglip.errors import BitingLipError
+from bitinglip.events.ending import end
 from bitinglip.events.streams import TASKS
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.tasks.batches import Batches
@@ -35,9 +36,7 @@ class Completions:
 
     async def close(self) -> None:
         """End; other gateways, and later ones, watch on."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await end(lambda: [self._watching])
 
     async def _watch(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
 from bitinglip.events import artifacts, subjects
+from bitinglip.events.ending import end
 from bitinglip.events.keys import destroy_key, made_at, owners
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import SCHEDULES, TASKS
@@ -42,9 +43,7 @@ class KeySweep:
 
     async def close(self) -> None:
         """End."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end(lambda: [self._task])
 
     async def sweep(self, young: timedelta = YOUNG) -> list[str]:
         """Destroy the keys that nobody has, and drop what is sealed with them; returns whose they were.

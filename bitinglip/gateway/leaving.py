@@ -11,6 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bitinglip.events.ending import end
+
+CANCEL_S = 5.0
+"""Longer than what is cancelled takes to clean up: asking again sooner would cut that short."""
 _T = TypeVar("_T")
 
 
@@ -31,9 +35,7 @@ async def while_here(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
             raise CallerLeft
         return task.result()
     finally:
-        leaving.cancel()
-        task.cancel()
-        await asyncio.wait({task, leaving})
+        await end(lambda: [leaving, task], CANCEL_S)
 
 
 async def left(receive: Receive) -> None:
@@ -68,9 +70,7 @@ class Pieces(Response):
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            leaving.cancel()
-            sending.cancel()
-            await asyncio.wait({sending, leaving})
+            await end(lambda: [leaving, sending], CANCEL_S)
         if not sending.cancelled():
             sending.result()
 

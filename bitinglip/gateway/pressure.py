@@ -17,6 +17,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from bitinglip.errors import KeyFull, NoServer, QueueFull
+from bitinglip.events.ending import end
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route
 from bitinglip.events.subjects import decode_queue
@@ -174,9 +175,7 @@ class Pressure:
 
     async def close(self) -> None:
         """Ask nothing more."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        await end(lambda: [self._looking])
 
     def _look(self) -> asyncio.Task[None] | None:
         """Return the look at the queues that is due, if one is."""

@@ -17,6 +17,7 @@ from sse_starlette.event import ServerSentEvent
 from starlette.responses import Response
 
 from bitinglip.errors import CorruptEvent
+from bitinglip.events.ending import end
 from bitinglip.events.envelope import RawMessage
 from bitinglip.gateway.context import Gateway
 from bitinglip.gateway.eventstream import EventStream, LastFrames
@@ -136,10 +137,8 @@ async def together(main: AsyncGenerator[bytes], beside: AsyncGenerator[bytes]) -
 
 
 async def stop(following: asyncio.Future[Any] | None) -> None:
-    """Cancel what waits for the next item and see it end; asked again, as `wait_for` can swallow one cancellation."""
-    while following is not None and not following.done():
-        following.cancel()
-        await asyncio.wait((following,), timeout=CANCEL_S)
+    """Cancel what waits for the next item and see it end, however it does."""
+    await end(lambda: [following], CANCEL_S)
     if following is not None and not following.cancelled():
         following.exception()
 

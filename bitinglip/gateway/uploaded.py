@@ -12,6 +12,7 @@ from bitinglip import __version__
 from bitinglip.errors import BitingLipError, ModelInUse
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
+from bitinglip.events.ending import end
 from bitinglip.events.model import ModelDescribed, ModelDropped, ModelKept, ModelStored
 from bitinglip.events.service import CommandService
 from bitinglip.gateway.catalogue import Catalogue
@@ -62,10 +63,7 @@ class Uploaded:
 
     async def close(self) -> None:
         """Leave everything as it is."""
-        if self._follower is not None:
-            self._follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._follower
+        await end(lambda: [self._follower])
         if self._service is not None:
             await self._service.close()
         await self._sharing.close()

@@ -15,6 +15,7 @@ import orjson
 from bitinglip.errors import ArtifactExpired, ArtifactNotFound, BitingLipError, InvalidInput, TaskIsForgotten
 from bitinglip.events import artifacts, subjects
 from bitinglip.events.connection import Subscription
+from bitinglip.events.ending import end
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
@@ -62,9 +63,7 @@ class Dependents:
     async def close(self) -> None:
         """End; other gateways, and later ones, look after what waits."""
         self._forget_listener()
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await end(lambda: list(self._running))
         for subscription, _ in self._followed.values():
             await self._log.connection.unsubscribe(subscription)
 

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import suppress
 
 from bitinglip.errors import BitingLipError
 from bitinglip.events import subjects
+from bitinglip.events.ending import end
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.stranded import Stray, find_strays, first_waiting, remove_stray
@@ -59,10 +59,7 @@ class StrandedWork:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await end(lambda: [self._task])
 
     async def look(self) -> list[TaskId]:
         """Look once; returns the tasks whose messages were mended, or taken out.

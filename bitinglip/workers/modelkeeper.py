@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from bitinglip.errors import BitingLipError
+from bitinglip.events.ending import end
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import IMPORT, ModelDropped, ModelStored
 from bitinglip.models.eviction import Stored
@@ -28,6 +29,8 @@ from bitinglip.workers.modelwork import ModelWork, Work
 
 log = logging.getLogger("bitinglip.node")
 
+CANCEL_S = 5.0
+"""Longer than what is under way takes to clean up: asking again sooner would cut that short."""
 SORE_S = 30.0
 """What went wrong in a way that nobody foresaw is not tried again for so long."""
 LONG_S = 3600.0
@@ -76,10 +79,8 @@ class ModelKeeper:
 
     async def close(self) -> None:
         """Do nothing more; what is under way is left for the next agent."""
-        if self._runner is not None:
-            await _end(self._runner)
-        for task in [doing.task for doing in self._doing.values()]:
-            await _end(task)
+        await end(lambda: [self._runner])
+        await end(lambda: [doing.task for doing in self._doing.values()], CANCEL_S)
         await self.sharing.close()
         await self.wishes.close()
 
@@ -175,12 +176,6 @@ class ModelKeeper:
         now = asyncio.get_running_loop().time()
         self._sore = {key: until for key, until in self._sore.items() if until > now}
         return [until - now for until in self._sore.values()]
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def _key(action: Action) -> Key:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from bitinglip.errors import CorruptEvent, NoServer, ProjectionBehind
 from bitinglip.events import subjects
+from bitinglip.events.ending import end
 from bitinglip.events.envelope import Messages, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelEvent, ModelFetchProgressed
@@ -50,10 +51,7 @@ class Wishes:
 
     async def close(self) -> None:
         """Stop following the log."""
-        if self._follower is not None:
-            self._follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._follower
+        await end(lambda: [self._follower])
 
     async def tell(self, event: ModelEvent) -> None:
         """Put a fact into the log, however long the server is away; afterwards it is known here as well."""

@@ -5,10 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
+
+import pytest
+from starlette.requests import Request
 
 from bitinglip.events.ending import end
 from bitinglip.events.envelope import Messages, RawMessage
+from bitinglip.gateway import archiver, leaving
+from bitinglip.gateway.archiver import ArchiveKeeper
+from bitinglip.gateway.completions import Completions
+from bitinglip.gateway.keysweep import KeySweep
+from bitinglip.gateway.pressure import Pressure
 from bitinglip.projections.source import read_up_to
+from bitinglip.tasks.stranded import StrandedWork
 
 
 async def swallow_one(left: list[int]) -> None:
@@ -71,3 +81,40 @@ class Deaf:
 async def test_a_reader_that_swallows_its_cancellation_holds_up_nobody() -> None:
     async with asyncio.timeout(10), aclosing(read_up_to(Deaf(2), "TASKS", 0, 2)) as batches:
         assert [batch.sequences[-1] async for batch in batches] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ArchiveKeeper, "_task"),
+        (Pressure, "_looking"),
+        (KeySweep, "_task"),
+        (Completions, "_watching"),
+        (StrandedWork, "_task"),
+    ],
+)
+async def test_what_closes_waits_for_nothing_that_goes_on(
+    kind: type[Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archiver, "CANCEL_S", 0.01)
+    task = asyncio.create_task(swallow_one([1]))
+    await asyncio.sleep(0)  # sleep-ok: the task begins
+    closed = object.__new__(kind)
+    setattr(closed, name, task)
+    async with asyncio.timeout(10):
+        await closed.close()
+    assert task.cancelled()
+
+
+async def test_a_caller_who_left_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "CANCEL_S", 0.01)
+
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": []}, gone)
+    left = [1]
+    with pytest.raises(leaving.CallerLeft):
+        async with asyncio.timeout(10):
+            await leaving.while_here(request, swallow_one(left))
+    assert left == []
