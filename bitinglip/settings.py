@@ -341,7 +341,12 @@ class Projections(_Section):
     )
     batch_max: int = Field(default=20_000, ge=1, description="Most events in one transaction.")
     memory_limit: str = Field(default="512MB", description="DuckDB's memory limit.")
-    threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
+    threads: int = Field(
+        default=1,
+        ge=1,
+        description="DuckDB's threads for one statement; more of them shorten large analyses, and lengthen each "
+        "transaction of the projector.",
+    )
     keep_ticks_s: float = Field(
         default=172_800.0,
         gt=0,

@@ -18,6 +18,8 @@ import duckdb
 from bitinglip.projections import sql
 from bitinglip.projections.versions import Version
 
+FOLD_THREADS = 2
+"""The least that a file in bulk is completed with: nobody is served from it yet."""
 Params = Seq[Any] | Mapping[str, Any]
 
 DATA_ERRORS = (
@@ -59,8 +61,11 @@ class Database:
         self._connection.close()
 
     def fold(self, threads: int) -> None:
-        """Add the keys to a file that was filled in bulk, and write all into the file itself, with so many threads."""
-        self._connection.execute(f"set threads = {threads}")
+        """Add the keys to a file that was filled in bulk, and write all into the file itself.
+
+        `threads`: of what is served; this has at least `FOLD_THREADS`.
+        """
+        self._connection.execute(f"set threads = {max(threads, FOLD_THREADS)}")
         for version in self.applied_to:
             if key := version.projection.key(version.home):
                 self._connection.execute(key)
