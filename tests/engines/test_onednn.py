@@ -6,18 +6,21 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.bert.modeling_bert import BertSelfOutput
 
 from bitinglip.settings import Worker
-from bitinglip.workers.engine import JobSucceeded, ModelSpec
+from bitinglip.workers.engine import JobSucceeded, ModelSpec, Placement
 from bitinglip.workers.enginehost import EngineHost
-from bitinglip.workers.engines import onednn
+from bitinglip.workers.engines import embedding, onednn
 from bitinglip.workers.engines.onednn import onednn_version, through_onednn
 from bitinglip.workers.engines.quantize import tensor_bytes
+from bitinglip.workers.engines.weights import Weights
 from tests.engines.support import run
 
 
@@ -120,6 +123,29 @@ def test_the_processor_decides_unless_the_setting_does(
     model = nn.Sequential(nn.Linear(6, 4))
     assert (through_onednn(model, wanted) is not None) == changed
     assert (type(model[0]) is not nn.Linear) == changed
+
+
+def _own_product(self: Any, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    return self.LayerNorm(nn.functional.linear(hidden, self.dense.weight, self.dense.bias) + before)
+
+
+def test_a_model_that_takes_its_weights_itself_keeps_them_plain(
+    minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = _weights(minilm)
+    assert packed.model.encoder.layer[0].intermediate.dense.weight.is_mkldnn
+    told = packed.tokenizer("A cat sleeps.", return_tensors="pt")
+    with torch.inference_mode():
+        expected = packed.model(**told)[0]
+        monkeypatch.setattr(BertSelfOutput, "forward", _own_product)
+        plain = _weights(minilm)
+        assert not any(parameter.is_mkldnn for parameter in plain.model.parameters())
+        assert torch.allclose(plain.model(**told)[0], expected, atol=1e-4)
+
+
+def _weights(spec: ModelSpec) -> Weights:
+    model: Any = embedding.load(spec, Placement("cpu", linear="onednn"), lambda *_: None)
+    return model._weights
 
 
 @pytest.mark.asyncio(loop_scope="function")

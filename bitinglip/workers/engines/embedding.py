@@ -5,6 +5,7 @@ Texts of all tasks share forward passes, and new tasks join between two of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
@@ -24,6 +25,8 @@ from bitinglip.workers.engines.passes import passes
 from bitinglip.workers.engines.pooling import Pooling, read_pooling
 from bitinglip.workers.engines.torch_device import give_memory_back
 from bitinglip.workers.engines.weights import Weights, load_weights
+
+log = logging.getLogger(__name__)
 
 MOST = {"cpu": 16}
 MOST_ON_CARD = 128
@@ -83,7 +86,10 @@ class _Text:
 def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load an encoder from its folder."""
     pooling = read_pooling(spec)
-    return Embedder(load_weights(AutoModel, spec, placement, progress, packed=True), pooling)
+    weights = load_weights(AutoModel, spec, placement, progress, packed=True)
+    if weights.onednn and not _runs(weights):
+        weights = load_weights(AutoModel, spec, placement, progress)
+    return Embedder(weights, pooling)
 
 
 class Embedder:
@@ -235,6 +241,17 @@ class _TextPasses:
             if any(text is window[0] for text in ordered[end - size : end]):
                 return ordered[end - size : end]
         raise AssertionError("the passes take each text")
+
+
+@torch.inference_mode()
+def _runs(weights: Weights) -> bool:
+    """Tell whether a model runs with packed weights: one that takes its layers' weights itself does not."""
+    try:
+        weights.model(**weights.tokenizer("a", return_tensors="pt"))
+    except Exception:  # noqa: BLE001  (what a model's own code makes of it; with plain weights it is told if it persists)
+        log.info("%s takes its layers' weights itself: they are not packed", type(weights.model).__name__)
+        return False
+    return True
 
 
 def _short_numbers(vectors: torch.Tensor) -> list[list[float]]:

@@ -143,8 +143,9 @@ class Painter:
         self.dtype: str | None = spec.quantize or str(dtype).removeprefix("torch.")
         parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
         self.versions = {name: version(name) for name in PACKAGES}
-        for onednn in filter(None, [through_onednn(part, linear) for part in parts]):
-            self.versions["onednn"] = onednn
+        if device.type == "cpu":
+            for onednn in filter(None, [through_onednn(part, linear) for part in parts]):
+                self.versions["onednn"] = onednn
         self.memory_bytes = tensor_bytes(tensor for part in parts for tensor in (*part.parameters(), *part.buffers()))
 
     @torch.inference_mode()

@@ -98,9 +98,10 @@ def load_weights(
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in _UNUSED_WEIGHTS))
     if missing:
         raise UnusableModelError(f"{spec.reference}: {len(missing)} weights are missing, {missing[0]} among them.")
-    placed = model if "device_map" in options else model.to(device)
-    onednn = through_onednn(placed, placement.linear, packed=packed)
-    return Weights(placed.eval(), tokenizer, device, spec.quantize, onednn)
+    if "device_map" in options:  # layers that wait on the CPU run on a card
+        return Weights(model.eval(), tokenizer, device, spec.quantize)
+    placed = model.to(device).eval()
+    return Weights(placed, tokenizer, device, spec.quantize, through_onednn(placed, placement.linear, packed=packed))
 
 
 def _layout(spec: ModelSpec, placement: Placement, device: torch.device) -> dict[str, Any]:
