@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import io
 import re
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +26,14 @@ from weakref import WeakSet
 
 from nats.errors import Error as NatsError
 from nats.js.api import KeyValueConfig, ObjectInfo, ObjectMeta, ObjectStoreConfig, StorageType
-from nats.js.errors import BadBucketError, BucketNotFoundError, KeyNotFoundError, NotFoundError, ObjectNotFoundError
+from nats.js.errors import (
+    BadBucketError,
+    BucketNotFoundError,
+    KeyNotFoundError,
+    NoStreamResponseError,
+    NotFoundError,
+    ObjectNotFoundError,
+)
 from nats.js.kv import KeyValue
 from nats.js.object_store import ObjectStore
 
@@ -46,6 +53,8 @@ DUPLICATES_S = 120.0
 PATIENCE_S = 30.0
 SLOWEST_BYTES_PER_S = 1 << 20
 """A transfer may take `PATIENCE_S`, and its size at this speed: one whose bytes went meanwhile would wait for ever."""
+SILENT_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Pauses between tries: of a stream that was made a moment ago not every server of a cluster has heard yet."""
 _LIFETIMES_SET: WeakSet[Connection] = WeakSet()
 """Connections that have brought the bucket to the lifetime that is set."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -218,8 +227,30 @@ async def _store(
         if not whose and await _lasts(connection, store, digest):
             return
         meta = ObjectMeta(name=digest, headers={MEDIA_TYPE_HEADER: reference.media_type, **whose})
-        await store.put(digest, body, meta=meta)
-        await (await _index(connection)).put(digest, str(reference.size_bytes).encode())
+
+        async def put_bytes() -> None:
+            body.seek(0)
+            await store.put(digest, body, meta=meta)
+
+        await answered(put_bytes)
+        index = await _index(connection)
+        await answered(lambda: index.put(digest, str(reference.size_bytes).encode()))
+
+
+async def answered(call: Callable[[], Awaitable[object]]) -> None:
+    """Write to a bucket, again for some seconds while its stream answers nobody.
+
+    Raises:
+        NoStreamResponseError: it did not answer at all.
+    """
+    for pause_s in SILENT_S:
+        try:
+            await call()
+        except NoStreamResponseError:
+            await asyncio.sleep(pause_s)
+        else:
+            return
+    await call()
 
 
 async def _lasts(connection: Connection, store: ObjectStore, digest: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from bitinglip.workers.engines.quantize import tensor_bytes, torchao_config
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
 PACKAGES = ("torch", "transformers")
+TELL_S = 0.05
+"""Between two tellings of how far a load is: each wakes a thread, which takes turns with those that load."""
 _UNUSED_WEIGHTS = ("pooler.", "lm_head.", "cls.")
 """Parts whose weights a checkpoint may lack: an encoder's heads are not used; a tied one has them elsewhere."""
 
@@ -164,12 +167,11 @@ class _Bar:
         self._items = list(items)
 
     def __iter__(self) -> Iterator[Any]:
-        total = len(self._items)
-        told = 0
+        total, told_at = len(self._items), time.monotonic()
         for done, item in enumerate(self._items, 1):
             yield item
-            if done * 100 // total > told or done == total:
-                told = done * 100 // total
+            if (now := time.monotonic()) >= told_at + TELL_S or done == total:
+                told_at = now
                 self._progress(done, total)
 
     def __getattr__(self, _name: str) -> Callable[..., None]:

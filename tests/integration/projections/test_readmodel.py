@@ -288,7 +288,7 @@ async def test_it_closes_at_any_moment(log: EventLog, path: Path) -> None:
 async def test_two_processes_do_not_share_a_file(log: EventLog, path: Path) -> None:
     async with reading(log, path):
         with pytest.raises(ProjectionFileBusy):
-            await ReadModel.open(SETTINGS.model_copy(update={"threads": 1}), path, log)
+            await ReadModel.open(SETTINGS.model_copy(update={"threads": 2}), path, log)
 
 
 async def test_the_schema_is_told(log: EventLog, path: Path) -> None:
