@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 CANCEL_AGAIN_S = 0.5
+CLEANING_S = 5.0
+"""For what cleans up when it is cancelled: to ask again sooner would cut that short."""
 
 
 async def end(tasks: Callable[[], Iterable[asyncio.Future[Any] | None]], patience_s: float = CANCEL_AGAIN_S) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from bitinglip.errors import BitingLipError, Conflict
 from bitinglip.events import archive
 from bitinglip.events.archive import ARCHIVED
-from bitinglip.events.ending import end
+from bitinglip.events.ending import CLEANING_S, end
 from bitinglip.events.ledger import LedgerArchived, LedgerTrimmed
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
@@ -26,8 +26,6 @@ from bitinglip.settings import Archive as Settings
 
 log = logging.getLogger(__name__)
 
-CANCEL_S = 5.0
-"""Longer than giving up a file takes: asking again sooner would cut that short."""
 SWEEP_LOOKS = 60
 """Looks between two that also sweep what archivers that died have left."""
 BEHIND_PARTS, BEHIND_S = 4, 2 * 86_400.0
@@ -78,7 +76,7 @@ class ArchiveKeeper:
 
     async def close(self) -> None:
         """Look no more; a file that is being written is given up."""
-        await end(lambda: [self._task], CANCEL_S)
+        await end(lambda: [self._task], CLEANING_S)
 
     async def look(self, streams: Seq[str] = ARCHIVED, *, now: bool = False) -> Done:
         """Archive what is due, with `now` all that there is, and let leave what can.

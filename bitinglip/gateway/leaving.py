@@ -11,10 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bitinglip.events.ending import end
+from bitinglip.events.ending import CLEANING_S, end
 
-CANCEL_S = 5.0
-"""Longer than what is cancelled takes to clean up: asking again sooner would cut that short."""
 _T = TypeVar("_T")
 
 
@@ -35,7 +33,7 @@ async def while_here(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
             raise CallerLeft
         return task.result()
     finally:
-        await end(lambda: [leaving, task], CANCEL_S)
+        await end(lambda: [leaving, task], CLEANING_S)
 
 
 async def left(receive: Receive) -> None:
@@ -70,7 +68,7 @@ class Pieces(Response):
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await end(lambda: [leaving, sending], CANCEL_S)
+            await end(lambda: [leaving, sending], CLEANING_S)
         if not sending.cancelled():
             sending.result()
 

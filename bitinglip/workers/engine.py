@@ -299,6 +299,10 @@ def result_file(path: Path, media_type: str, **more: Any) -> dict[str, Any]:
     return {FILE: str(path), "media_type": media_type, **more}
 
 
+Linear = Literal["auto", "onednn", "torch"]
+"""What computes float32 linear layers on a CPU; `auto`: oneDNN on x86 CPUs that are not Intel's."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a model is to be loaded."""
@@ -315,7 +319,7 @@ class Placement:
     """How a vLLM server is started: what comes before the model's folder."""
     scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     """Folder for files that live as long as the process."""
-    linear: Literal["auto", "onednn", "torch"] = "auto"
+    linear: Linear = "auto"
     """What computes float32 linear layers on a CPU."""
 
 

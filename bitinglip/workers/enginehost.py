@@ -52,7 +52,7 @@ EXIT_S = 5.0
 KILL_S = 15.0
 """How long a killed process may take to end: one that waits for a vanished card, inside the driver, never does."""
 WAITING = {"GOMP_SPINCOUNT": "10000"}
-"""torch's threads on a CPU spin for some microseconds while they wait, not for milliseconds: others need the cores."""
+"""torch's threads on a CPU spin as long as it is between two operations of a pass: others need the cores as well."""
 BUFFER_BYTES = 1 << 20
 LAST_LINES = 5
 """Lines of standard error that are told when the process dies."""

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from bitinglip.errors import BitingLipError
-from bitinglip.events.ending import end
+from bitinglip.events.ending import CLEANING_S, end
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import IMPORT, ModelDropped, ModelStored
 from bitinglip.models.eviction import Stored
@@ -29,8 +29,6 @@ from bitinglip.workers.modelwork import ModelWork, Work
 
 log = logging.getLogger("bitinglip.node")
 
-CANCEL_S = 5.0
-"""Longer than what is under way takes to clean up: asking again sooner would cut that short."""
 SORE_S = 30.0
 """What went wrong in a way that nobody foresaw is not tried again for so long."""
 LONG_S = 3600.0
@@ -80,7 +78,7 @@ class ModelKeeper:
     async def close(self) -> None:
         """Do nothing more; what is under way is left for the next agent."""
         await end(lambda: [self._runner])
-        await end(lambda: [doing.task for doing in self._doing.values()], CANCEL_S)
+        await end(lambda: [doing.task for doing in self._doing.values()], CLEANING_S)
         await self.sharing.close()
         await self.wishes.close()
 

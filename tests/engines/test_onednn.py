@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.bert.modeling_bert import BertSelfOutput
 
 from bitinglip.settings import Worker
-from bitinglip.workers.engine import JobSucceeded, ModelSpec, Placement
+from bitinglip.workers.engine import JobSucceeded, Linear, ModelSpec, Placement
 from bitinglip.workers.enginehost import EngineHost
 from bitinglip.workers.engines import embedding, onednn
 from bitinglip.workers.engines.onednn import onednn_version, through_onednn
@@ -116,7 +116,7 @@ def test_other_precisions_and_devices_are_left_alone() -> None:
     ],
 )
 def test_the_processor_decides_unless_the_setting_does(
-    cpuinfo: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, machine: str, wanted: onednn.Linear, changed: bool
+    cpuinfo: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, machine: str, wanted: Linear, changed: bool
 ) -> None:
     cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n", "utf-8")
     monkeypatch.setattr(onednn.platform, "machine", lambda: machine)

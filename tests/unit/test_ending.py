@@ -96,7 +96,7 @@ async def test_a_reader_that_swallows_its_cancellation_holds_up_nobody() -> None
 async def test_what_closes_waits_for_nothing_that_goes_on(
     kind: type[Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archiver, "CANCEL_S", 0.01)
+    monkeypatch.setattr(archiver, "CLEANING_S", 0.01)
     task = asyncio.create_task(swallow_one([1]))
     await asyncio.sleep(0)  # sleep-ok: the task begins
     closed = object.__new__(kind)
@@ -107,7 +107,7 @@ async def test_what_closes_waits_for_nothing_that_goes_on(
 
 
 async def test_a_caller_who_left_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaving, "CANCEL_S", 0.01)
+    monkeypatch.setattr(leaving, "CLEANING_S", 0.01)
 
     async def gone() -> dict[str, str]:
         return {"type": "http.disconnect"}

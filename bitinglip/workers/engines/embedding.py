@@ -88,6 +88,7 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     pooling = read_pooling(spec)
     weights = load_weights(AutoModel, spec, placement, progress, packed=True)
     if weights.onednn and not _runs(weights):
+        weights.drop()
         weights = load_weights(AutoModel, spec, placement, progress)
     return Embedder(weights, pooling)
 
@@ -246,10 +247,11 @@ class _TextPasses:
 @torch.inference_mode()
 def _runs(weights: Weights) -> bool:
     """Tell whether a model runs with packed weights: one that takes its layers' weights itself does not."""
+    ids = weights.tokenizer(["a"])["input_ids"]
     try:
-        weights.model(**weights.tokenizer("a", return_tensors="pt"))
-    except Exception:  # noqa: BLE001  (what a model's own code makes of it; with plain weights it is told if it persists)
-        log.info("%s takes its layers' weights itself: they are not packed", type(weights.model).__name__)
+        weights.model(**weights.tokenizer.pad({"input_ids": ids}, return_tensors="pt"))
+    except RuntimeError as error:  # torch's, of an operation that such weights do not know
+        log.info("%s takes its layers' weights itself, so they are not packed: %s", type(weights.model).__name__, error)
         return False
     return True
 

@@ -1,8 +1,8 @@
 """Linear layers through oneDNN, on CPUs that torch's own way is slow on.
 
 torch has float32 products made by MKL, whose fast kernels are for Intel's CPUs alone: on an AMD EPYC those of oneDNN,
-which torch has as well, take half the time or less (benchmarks/README.md has the figures). torch's compiler would
-choose them, and wants a C++ compiler and seconds a model for it; here the layers call the operator that it would call.
+which torch has as well, take a half to two thirds of the time (benchmarks/README.md has the figures). torch's compiler
+would choose them, and wants a C++ compiler and seconds a model for it; here the layers call the operator that it would.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-Linear = Literal["auto", "onednn", "torch"]
+from bitinglip.workers.engine import Linear
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -27,7 +28,7 @@ def through_onednn(model: nn.Module, wanted: Linear, *, packed: bool = False) ->
     """Have a model's float32 linear layers on the CPU run through oneDNN; returns its version, none if none does.
 
     `wanted`: `auto` is `onednn` on an x86-64 CPU that is not Intel's. `packed`: bring the weights into oneDNN's own
-    layout, in place of doing it for every product; that takes about as long as reading them did.
+    layout once, in place of doing it for every product; the load takes that much longer.
     """
     if wanted == "torch" or (wanted == "auto" and not _mkl_is_slow()) or not torch.backends.mkldnn.is_available():
         return None

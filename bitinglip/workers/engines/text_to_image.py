@@ -20,7 +20,7 @@ from PIL import Image
 from bitinglip.events.task import Usage
 from bitinglip.models.memory import variant
 from bitinglip.tasks.parameters import TextToImageParameters
-from bitinglip.workers.engine import Job, LoadedModel, ModelSpec, Placement, Sink
+from bitinglip.workers.engine import Job, Linear, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines import media
 from bitinglip.workers.engines.budget import spread
 from bitinglip.workers.engines.failures import (
@@ -32,7 +32,7 @@ from bitinglip.workers.engines.failures import (
     run_failure,
 )
 from bitinglip.workers.engines.latents import LatentPreview
-from bitinglip.workers.engines.onednn import Linear, through_onednn
+from bitinglip.workers.engines.onednn import through_onednn
 from bitinglip.workers.engines.quantize import tensor_bytes, torchao_config
 from bitinglip.workers.engines.torch_device import dtype_for, give_memory_back, place
 
