@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 
 from bitinglip.projections import sql
+from bitinglip.projections.prepared import Prepared
 from bitinglip.projections.versions import Version
 
 FOLD_THREADS = 2
@@ -49,6 +50,7 @@ class Database:
         """Messages of each stream that could not be read."""
         self._connection = connection
         self._parsed: dict[str, list[duckdb.Statement]] = {}
+        self._prepared = Prepared(connection)
 
     def cursor(self) -> Database:
         """Return a cursor for another thread."""
@@ -135,6 +137,7 @@ class Database:
         """Undo the transaction, if there is one."""
         with suppress(duckdb.Error):
             self._connection.execute("rollback")
+        self._prepared.rolled_back()
 
     @contextmanager
     def transaction(self) -> Generator[None]:
@@ -143,8 +146,7 @@ class Database:
         try:
             yield
         except BaseException:
-            with suppress(duckdb.Error):
-                self._connection.execute("rollback")
+            self.roll_back()
             raise
         self._connection.execute("commit")
 
@@ -168,26 +170,29 @@ class Database:
 
     def apply(self, stream: str, incoming: Any, sequence: int) -> None:
         """Apply an Arrow table of events to the stream's projections, and move its checkpoint, in one transaction."""
-        self._connection.register("incoming", incoming)
+        self._prepared.offer("incoming", incoming)
         try:
             with self.transaction():
                 for versions in self._staged_alike(stream):
                     self._apply_to(versions, stream)
                 self._advance(stream, sequence)
         finally:
-            with suppress(duckdb.Error):
-                self._connection.unregister("incoming")
+            self._prepared.let_go()
+
+    def gather(self, statement: str, params: Params) -> None:
+        """Let the rows of one SELECT be the batch that is staged next."""
+        self._prepared.offer("incoming", self._connection.sql(statement, params=params).to_arrow_table())
 
     def stage(self, stream: str, staging: Mapping[str, str]) -> frozenset[str]:
         """Make `batch` of what is in `incoming`, and return the types of its events."""
-        self._run(staging["stage"], {"stream": stream})
-        found: list[tuple[str | None, bool]] = self._run(staging["types"]).fetchall()
+        self._prepared.run(staging["stage"], {"stream": stream})
+        found: list[tuple[str | None, bool]] = self._prepared.run(staging["types"]).fetchall()
         retries = frozenset({sql.RETRY} if any(retry for _, retry in found) else ())
         return frozenset(kind for kind, _ in found if kind is not None) | retries
 
     def run_again(self, statements: str) -> None:
-        """Run statements that are run again and again, and so parsed only once."""
-        self._run(statements)
+        """Run statements that are run again and again, and so planned only once where that can be."""
+        self._prepared.run(statements)
 
     def _staged_alike(self, stream: str) -> Iterable[list[Version]]:
         """Return what the stream is applied to, in groups for which a batch is staged by the same SQL: mostly one."""
@@ -200,7 +205,7 @@ class Database:
     def _apply_to(self, versions: Seq[Version], stream: str) -> None:
         types = self.stage(stream, versions[0].projection.staging)
         for version in versions:
-            self._run(version.projection.applied(types, version.home))
+            self._prepared.run(version.projection.applied(types, version.home))
 
     def _advance(self, stream: str, sequence: int) -> None:
         self._run(sql.blocks(sql.SYSTEM)["advance"], {"stream": stream, "sequence": sequence})
@@ -228,14 +233,13 @@ class Database:
         Raises:
             duckdb.Error: its SQL does not fit what is staged now.
         """
-        self._connection.register("incoming", incoming)
+        self._prepared.offer("incoming", incoming)
         self._connection.execute("begin transaction")
         try:
-            self._run(version.projection.staging["stage"], {"stream": version.projection.streams[0]})
-            self._run(version.projection.all_applied(version.home))
+            self._prepared.run(version.projection.staging["stage"], {"stream": version.projection.streams[0]})
+            self._prepared.run(version.projection.all_applied(version.home))
         finally:
-            self._connection.execute("rollback")
-            self._connection.unregister("incoming")
+            self.roll_back()
 
     def build(self, versions: Seq[Version]) -> Build:
         """Return a cursor by which versions are made that do not serve yet, or that trail."""

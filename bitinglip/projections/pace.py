@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-AIM_S = 0.045
+AIM_S = 0.042
 """How soon half of the events that come on and on are to be seen. On the average an event waits for half of a rest and
 a transaction, and then for the transaction that it is in."""
 LEAST_REST, BUSY_REST = 0.7, 16
@@ -23,7 +23,7 @@ Beside an engine that has all cores it is 0.65 to 0.8, beside the log's own serv
 LATEST, MOST_WAITS = 0.15, 2.0
 """What the latest transaction counts for beside those before it, and the most that it tells."""
 MOST_REST_S, MOST_BUSY_REST_S = 0.25, 0.5
-WORTHWHILE = 50
+WORTHWHILE = 45
 """Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""
 AWAITED_S = 0.005
 """Seconds for which a batch grows that somebody waits for."""

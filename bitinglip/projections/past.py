@@ -240,7 +240,8 @@ class Past:
         kept_s = HEARD_S if stream == WORKERS else FOR_EVER_S
         since = self.moment.at.replace(tzinfo=None) - timedelta(seconds=kept_s)
         bounds = {"stream": stream, "first": first, "last": self.moment.of(stream)}
-        self._execute("incoming", bounds | {"ticks": TICKS, "ticks_since": since})
+        self._look()
+        self._cursor.gather(self._sql["incoming"], bounds | {"ticks": TICKS, "ticks_since": since})
         self._look()
         projection = sql.CATALOGUE[name]
         types = self._cursor.stage(stream, projection.staging)

@@ -215,7 +215,8 @@ def table_of(batches: Iterable[Seq[RawMessage]], stream: str = STREAM) -> dict[s
 
 def dump(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of all tables that can be asked, by name."""
-    views = database.rows("select view_name from duckdb_views() where schema_name = 'main' and not internal")
+    shown = "select view_name from duckdb_views() where schema_name = 'main' and not internal and not temporary"
+    views = database.rows(shown)
     return {name: database.rows(f"select * from {name} order by all") for (name,) in views}
 
 

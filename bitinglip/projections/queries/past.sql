@@ -22,7 +22,6 @@ from self.events;
 
 -- name: incoming
 -- $first is the least `first` of what is chosen: given as a number it lets all that is before it be passed over unread.
-create or replace temp table incoming as
 select sequence, time_ns, payload
 from payloads join chosen on chosen.about = payloads.about
 where stream = $stream

@@ -22,7 +22,10 @@ own blocks, which follow those of the file and use its temporary tables: togethe
 
 A file writes its own tables as `self.<table>`: `self` stands for the schema that they are in. So a version can be made
 beside another one, and any of them in a scratch schema, for the state of the past. It reads no table of another file.
-Its temporary tables have names that no other file uses. The names of all tables are different.
+What a statement makes for those after it, `create or replace temp table <name> as ...`, is an Arrow table (see
+`prepared.py`): it can be made anew, not updated, and statements that read nothing else are planned once. So a block
+that has much to say reads the file's own tables in a short statement before it. Those names no other file uses; the
+names of all tables are different.
 
 A line `-- trails` in its head: it is applied some seconds after the others, in transactions and with checkpoints of its
 own (see `trailing.py`), and before somebody asks for it. So it costs little, and what it costs delays nobody.

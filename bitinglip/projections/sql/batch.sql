@@ -22,7 +22,7 @@ select
     type = 'task.queued' or state_key = 5 as makes_ready
 from (
     select
-        $stream as stream,
+        $stream::varchar as stream,
         sequence,
         make_timestamp(time_ns // 1000) as recorded_at,
         field[1] as id,

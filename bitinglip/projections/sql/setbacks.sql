@@ -30,7 +30,7 @@ insert into self.setbacks
 select
     about,
     state_key // 4,
-    coalesce(last_value(if(makes_ready and state_key > known_key, time, null) ignore nulls) over before, queued_at),
+    coalesce(last_value(if(makes_ready and state_key > greatest(known_key, earlier_key), time, null) ignore nulls) over before, queued_at),
     coalesce(last_value(if(type = 'task.assigned', time, null) ignore nulls) over before, started_at),
     time
 from (
@@ -41,12 +41,16 @@ from (
         batch.time,
         batch.makes_ready,
         batch.state_key,
-        tasks.queued_at,
-        tasks.started_at,
-        coalesce(tasks.state_key, 0) as known_key,
-        tasks.task_id is not null as known
-    from batch left join self.tasks on tasks.task_id = batch.about
+        known_tasks.queued_at,
+        known_tasks.started_at,
+        coalesce(known_tasks.state_key, 0) as known_key,
+        coalesce(max(batch.state_key) over earlier, 0) as earlier_key,
+        known_tasks.task_id is not null as known
+    from batch left join known_tasks on known_tasks.task_id = batch.about
     where batch.state_key is not null and batch.about in (select about from batch where type = 'task.failed')
+    window earlier as (
+        partition by batch.about order by batch.sequence rows between unbounded preceding and 1 preceding
+    )
 )
 window before as (partition by about order by sequence rows between unbounded preceding and current row)
 qualify type = 'task.failed' and state_key < 2147483647 and (known or count_if(type = 'task.submitted') over before > 0);

@@ -126,16 +126,6 @@ comment on column self.tasks.state_key is 'How far the task has come: attempt * 
 -- name: key
 alter table self.tasks add primary key (task_id);
 
--- name: settle_queued
--- when: task.queued
-update batch
-set makes_ready = false
-from batch as earlier
-where batch.type = 'task.queued'
-    and earlier.about = batch.about
-    and earlier.sequence < batch.sequence
-    and earlier.state_key >= batch.state_key;
-
 -- name: change
 -- when: task.*
 create or replace temp table task_changes as
@@ -170,44 +160,75 @@ with told as (
     group by task_id
 )
 select
-    * exclude (submitted, assigned, progressed, failed, ended),
+    * exclude (assigned, progressed, failed, ended, a, p, f, r),
     case
         when ended_type is not null then ended_type[6:]
         when state_key % 4 = 1 then 'queued'
         when state_key % 4 = 2 then 'running'
         else 'scheduled'
     end as state,
-    ended_type = 'task.succeeded' as succeeded,
-    json_transform(submitted, '{
-        "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
-        "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
-        "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
-        "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR",
-        "private": "BOOLEAN"
-    }') as s,
-    json_transform(assigned, '{
-        "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
-    }') as a,
-    if(
-        progressed_attempt >= coalesce(attempt, 0),
-        json_transform(progressed, '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}'),
-        null
-    ) as p,
-    json_transform(failed, '{"failure": "JSON", "run_ms": "DOUBLE", "retry_at": "TIMESTAMPTZ"}') as f,
-    json_transform(ended, '{
-        "run_ms": "DOUBLE", "load_ms": "DOUBLE", "result": "JSON", "result_ref": "JSON", "versions": "JSON",
-        "usage": {"input_tokens": "BIGINT", "output_tokens": "BIGINT"}
-    }') as r
-from told;
+    a.worker_id, a.node_id, a.device, a.revision, a.wait_ms,
+    coalesce(r.run_ms, f.run_ms) as run_ms,
+    if(succeeded, coalesce(r.load_ms, 0), null) as load_ms,
+    r.result, r.result_ref, f.failure,
+    if(state_key % 4 = 3 and ended_type is null, f.retry_at, null) as retry_at,
+    if(succeeded, coalesce(r.usage.input_tokens, 0), null) as input_tokens,
+    if(succeeded, coalesce(r.usage.output_tokens, 0), null) as output_tokens,
+    r.versions,
+    p.step as progress_step, p.total as progress_total, p.unit as progress_unit
+from (
+    select
+        *,
+        ended_type = 'task.succeeded' as succeeded,
+        json_transform(assigned, '{
+            "worker_id": "VARCHAR", "node_id": "VARCHAR", "device": "VARCHAR", "revision": "VARCHAR", "wait_ms": "BIGINT"
+        }') as a,
+        if(
+            progressed_attempt >= coalesce(attempt, 0),
+            json_transform(progressed, '{"step": "BIGINT", "total": "BIGINT", "unit": "VARCHAR"}'),
+            null
+        ) as p,
+        json_transform(failed, '{"failure": "JSON", "run_ms": "DOUBLE", "retry_at": "TIMESTAMPTZ"}') as f,
+        json_transform(ended, '{
+            "run_ms": "DOUBLE", "load_ms": "DOUBLE", "result": "JSON", "result_ref": "JSON", "versions": "JSON",
+            "usage": {"input_tokens": "BIGINT", "output_tokens": "BIGINT"}
+        }') as r
+    from told
+);
+
+-- name: settle_queued
+-- when: task.queued
+create or replace temp table task_changes as
+with stale as (
+    select late.sequence
+    from batch as late join batch as earlier using (about)
+    where late.type = 'task.queued' and earlier.sequence < late.sequence and earlier.state_key >= late.state_key
+),
+settled as (
+    select
+        about as task_id,
+        max(state_key) as ready_key,
+        arg_max(time, sequence) as queued_at,
+        arg_max(reason, sequence) as queued_reason
+    from batch
+    where makes_ready and sequence not in (from stale)
+    group by about
+)
+select
+    task_changes.* replace (
+        settled.ready_key as ready_key, settled.queued_at as queued_at, settled.queued_reason as queued_reason
+    )
+from task_changes left join settled using (task_id);
+
+-- name: known
+-- when: task.submitted task.failed
+create or replace temp table known_tasks as
+select task_id, state_key, queued_at, started_at
+from self.tasks
+where task_id in (select about from batch where type in ('task.submitted', 'task.failed'));
 
 -- name: setbacks
 -- when: task.failed
-
--- name: known
--- when: task.submitted
-delete from task_changes
-using self.tasks
-where task_changes.submitted_sequence is not null and task_changes.task_id = tasks.task_id;
 
 -- name: add
 -- when: task.submitted
@@ -217,23 +238,33 @@ select
     s.params_ref, s.request_sha256, s.retry_of, '[]', s.batch_id, if(json_type(s.depends_on) = 'ARRAY', s.depends_on, null), s.on_failure,
     coalesce(s.retry.max_attempts, 3), s.run_at, s.expires_at, s.timeout_ms,
     greatest(s.requires.vram_gb, next_vram_gb, 0), coalesce(s.requires.labels, '[]'),
-    coalesce(attempt, 0), a.worker_id, a.node_id, a.device, a.revision, submitted_at, queued_at, queued_reason, started_at,
-    finished_at, a.wait_ms, coalesce(r.run_ms, f.run_ms), if(succeeded, coalesce(r.load_ms, 0), null), r.result,
-    r.result_ref, f.failure, failures, if(state_key % 4 = 3 and ended_type is null, f.retry_at, null), if(succeeded, coalesce(r.usage.input_tokens, 0), null),
-    if(succeeded, coalesce(r.usage.output_tokens, 0), null), r.versions, cancel_requested, p.step, p.total, p.unit,
-    coalesce(s.private, false), forgotten_at, submitted_sequence, last_sequence, state_key
-from task_changes
-where submitted_sequence is not null;
+    coalesce(attempt, 0), worker_id, node_id, device, revision, submitted_at, queued_at, queued_reason, started_at,
+    finished_at, wait_ms, run_ms, load_ms, result, result_ref, failure, failures, retry_at, input_tokens, output_tokens,
+    versions, cancel_requested, progress_step, progress_total, progress_unit, coalesce(s.private, false), forgotten_at,
+    submitted_sequence, last_sequence, state_key
+from (
+    select
+        *,
+        json_transform(submitted, '{
+            "kind": "VARCHAR", "model": "VARCHAR", "lane": "VARCHAR", "key_id": "VARCHAR", "idempotency_key": "VARCHAR",
+            "metadata": "JSON", "params": "JSON", "params_ref": "JSON", "request_sha256": "VARCHAR",
+            "retry": {"max_attempts": "INTEGER"}, "run_at": "TIMESTAMPTZ", "expires_at": "TIMESTAMPTZ",
+            "timeout_ms": "BIGINT", "requires": {"vram_gb": "DOUBLE", "labels": "JSON"}, "retry_of": "VARCHAR", "batch_id": "VARCHAR", "depends_on": "JSON", "on_failure": "VARCHAR",
+            "private": "BOOLEAN"
+        }') as s
+    from task_changes anti join known_tasks using (task_id)
+    where submitted_sequence is not null
+);
 
 -- name: retried
 -- when: retry
 update self.tasks
 set retried_as = to_json(list_concat(from_json(tasks.retried_as, '["VARCHAR"]'), new.task_ids))
 from (
-    select s.retry_of as task_id, list(task_id order by submitted_sequence) as task_ids
-    from task_changes
-    where s.retry_of is not null and submitted_sequence is not null
-    group by s.retry_of
+    select submitted ->> '$.retry_of' as task_id, list(task_id order by submitted_sequence) as task_ids
+    from task_changes anti join known_tasks using (task_id)
+    where submitted ->> '$.retry_of' is not null
+    group by all
 ) as new
 where new.task_id = tasks.task_id;
 
@@ -244,35 +275,31 @@ set
     state = if(new.state_key > tasks.state_key, new.state, tasks.state),
     state_key = greatest(new.state_key, tasks.state_key),
     attempt = coalesce(new.attempt, tasks.attempt),
-    worker_id = if(new.attempt is null, tasks.worker_id, new.a.worker_id),
-    node_id = if(new.attempt is null, tasks.node_id, new.a.node_id),
-    device = if(new.attempt is null, tasks.device, new.a.device),
-    revision = if(new.attempt is null, tasks.revision, new.a.revision),
+    worker_id = if(new.attempt is null, tasks.worker_id, new.worker_id),
+    node_id = if(new.attempt is null, tasks.node_id, new.node_id),
+    device = if(new.attempt is null, tasks.device, new.device),
+    revision = if(new.attempt is null, tasks.revision, new.revision),
     vram_gb = greatest(tasks.vram_gb, new.next_vram_gb),
     queued_at = if(new.ready_key > tasks.state_key, new.queued_at, tasks.queued_at),
     queued_reason = if(new.ready_key > tasks.state_key, new.queued_reason, tasks.queued_reason),
     started_at = coalesce(new.started_at, tasks.started_at),
     finished_at = coalesce(tasks.finished_at, new.finished_at),
-    wait_ms = if(new.attempt is null, tasks.wait_ms, new.a.wait_ms),
-    run_ms = coalesce(new.r.run_ms, new.f.run_ms, tasks.run_ms),
-    load_ms = if(new.succeeded, coalesce(new.r.load_ms, 0), tasks.load_ms),
-    result = coalesce(new.r.result, tasks.result),
-    result_ref = coalesce(new.r.result_ref, tasks.result_ref),
-    failure = coalesce(new.f.failure, tasks.failure),
+    wait_ms = if(new.attempt is null, tasks.wait_ms, new.wait_ms),
+    run_ms = coalesce(new.run_ms, tasks.run_ms),
+    load_ms = coalesce(new.load_ms, tasks.load_ms),
+    result = coalesce(new.result, tasks.result),
+    result_ref = coalesce(new.result_ref, tasks.result_ref),
+    failure = coalesce(new.failure, tasks.failure),
     failures = tasks.failures + new.failures,
-    retry_at = if(
-        new.state_key > tasks.state_key,
-        if(new.state_key % 4 = 3 and new.ended_type is null, new.f.retry_at, null),
-        tasks.retry_at
-    ),
-    input_tokens = if(new.succeeded, coalesce(new.r.usage.input_tokens, 0), tasks.input_tokens),
-    output_tokens = if(new.succeeded, coalesce(new.r.usage.output_tokens, 0), tasks.output_tokens),
-    versions = coalesce(new.r.versions, tasks.versions),
+    retry_at = if(new.state_key > tasks.state_key, new.retry_at, tasks.retry_at),
+    input_tokens = coalesce(new.input_tokens, tasks.input_tokens),
+    output_tokens = coalesce(new.output_tokens, tasks.output_tokens),
+    versions = coalesce(new.versions, tasks.versions),
     cancel_requested = tasks.cancel_requested or new.cancel_requested,
     forgotten_at = coalesce(tasks.forgotten_at, new.forgotten_at),
-    progress_step = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_step, new.p.step),
-    progress_total = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_total, new.p.total),
-    progress_unit = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_unit, new.p.unit),
+    progress_step = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_step, new.progress_step),
+    progress_total = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_total, new.progress_total),
+    progress_unit = if(new.attempt is null and new.progressed_attempt is null, tasks.progress_unit, new.progress_unit),
     last_sequence = new.last_sequence
 from task_changes as new
 where new.submitted_sequence is null and new.task_id = tasks.task_id;

@@ -55,9 +55,7 @@ def other_tasks() -> str:
     """Return `tasks.sql` with one more column, `novel`, that is the task's id in capitals."""
     text = sql.texts()["tasks"]
     text = text.replace("    state_key integer\n);", "    state_key integer,\n    novel varchar\n);")
-    text = text.replace(
-        "-- name: settle_queued", "comment on column self.tasks.novel is 'New.';\n\n-- name: settle_queued"
-    )
+    text = text.replace("-- name: change", "comment on column self.tasks.novel is 'New.';\n\n-- name: change")
     return text.replace(
         "submitted_sequence, last_sequence, state_key\nfrom",
         "submitted_sequence, last_sequence, state_key, upper(task_id)\nfrom",
