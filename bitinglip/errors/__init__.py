@@ -109,6 +109,7 @@ from bitinglip.errors.unavailable import (
     ProjectionBuilding,
     QueriesBusy,
     ReadModelBroken,
+    RebuildFailed,
     StreamFull,
     Unavailable,
 )
@@ -209,6 +210,7 @@ __all__ = [
     "QueueFull",
     "QueueNotFound",
     "ReadModelBroken",
+    "RebuildFailed",
     "Rejected",
     "ReportNotFound",
     "RevisionNotOnHub",

@@ -74,6 +74,17 @@ class ReadModelBroken(Unavailable):
 
 
 @dataclass(eq=False, kw_only=True)
+class RebuildFailed(Unavailable):
+    """A new file of the read model could not be filled; the old one serves on."""
+
+    code = "rebuild_failed"
+    template = "The read model could not be made anew: {problem}"
+    remedy = "The old one serves on. Ask again; if it repeats, see the gateway's log."
+    problem: str
+    retry_after_s: int = 5
+
+
+@dataclass(eq=False, kw_only=True)
 class GatewayUnreachable(Unavailable):
     """The CLI found no gateway."""
 

@@ -47,6 +47,8 @@ class Connection:
         self.settings = settings
         self.cold: Cold | None = None
         """Who reads for this process what has left the server."""
+        self.reading_bps: int | None = None
+        """Most bits a second that the server is to send of a stream; none: as many as it can."""
         self._inbox = client.new_inbox()
         self._answers: dict[str, Callable[[Msg], None]] = {}
         self._next = 0

@@ -155,6 +155,7 @@ class _Consumer:
             ack_policy=AckPolicy.NONE,
             max_deliver=1,
             flow_control=True,
+            rate_limit_bps=self._connection.reading_bps,
             idle_heartbeat=HEARTBEAT_S,
             inactive_threshold=30.0,
             mem_storage=True,

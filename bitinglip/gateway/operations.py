@@ -387,7 +387,8 @@ OPERATIONS = (
         "post", "/v1/projections/rebuild", "Make the read model anew from the log, or one of its projections.",
         {200: object_of(rebuilt=FLAG, elapsed_ms={"type": "number"}),
          202: object_of(projections=array_of(PROJECTION))},
-        (*BODY, errors.ProjectionNotFound, errors.ReadModelBroken, errors.NoServer), body="Rebuild",
+        (*BODY, errors.ProjectionNotFound, errors.ReadModelBroken, errors.RebuildFailed, errors.NoServer),
+        body="Rebuild",
         notes="The body may be left out. All are made before it answers; one is made in the background.",
     ),
     Operation(

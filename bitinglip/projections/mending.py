@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from bitinglip.errors import NoServer, ProjectionFileRefused
+from bitinglip.errors import NoServer, ProjectionFileRefused, RebuildFailed
 from bitinglip.projections.database import StoppedError, WriteError
 from bitinglip.projections.opening import is_damaged
 
@@ -48,7 +48,7 @@ class Mender:
         while True:
             try:
                 await mend()
-            except (NoServer, ProjectionFileRefused, WriteError, OSError) as error:
+            except (NoServer, ProjectionFileRefused, RebuildFailed, WriteError, OSError) as error:
                 log.warning("the read model cannot be mended yet: %s", error)
                 await asyncio.sleep(RETRY_S)
             else:

@@ -39,8 +39,13 @@ class Prepared:
         self._plans = 0
 
     def offer(self, name: str, table: Any) -> None:
-        """Let statements read a pyarrow.Table by a name; the columns are always the same."""
-        source = self._sources.setdefault(name, _Source())
+        """Let statements read a pyarrow.Table by a name: planned for its columns, which are mostly what they were."""
+        source = self._sources.get(name)
+        if source is None or source.schema != table.schema:
+            if source is not None:
+                self._drop_plans()
+            source = self._sources[name] = _Source(table.schema)
+            self._named.discard(name)
         source.table = table
         if name not in self._named:
             self._connection.register(name, source)
@@ -79,6 +84,11 @@ class Prepared:
         if step.makes is not None:
             self.offer(step.makes, self._connection.to_arrow_table())
 
+    def _drop_plans(self) -> None:
+        for step in (step for steps in self._steps.values() for step in steps if step.plan is not None):
+            self._connection.execute(f"deallocate {step.plan}")
+            step.plan = None
+
 
 @dataclass(slots=True)
 class _Step:
@@ -100,7 +110,9 @@ class _Step:
 class _Source:
     """What a plan reads: the Arrow table that there is when it runs (the Arrow PyCapsule interface)."""
 
-    table: Any
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+        self.table: Any = None
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         return self.table.__arrow_c_stream__(requested_schema)

@@ -194,6 +194,7 @@ class ReadModel:
 
         Raises:
             NoServer: the log cannot be asked; the old file serves on.
+            RebuildFailed: the new file could not be filled; the old one serves on.
         """
         if self._rebuild is None or self._rebuild.done():
             self._rebuild = asyncio.create_task(rebuild(self._path, self._ground, self._swap), name="rebuild")

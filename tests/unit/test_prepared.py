@@ -1,5 +1,7 @@
 """Statements that are planned once, and the Arrow tables that they read and make."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import duckdb
@@ -56,6 +58,16 @@ def test_a_statement_is_planned_once(connection: duckdb.DuckDBPyConnection, prep
         prepared.offer("incoming", numbers(number))
         prepared.run(STEPS, {"who": "a"})
     assert len(connection.execute("from duckdb_prepared_statements()").fetchall()) == 2
+
+
+def test_other_columns_are_planned_for_anew(connection: duckdb.DuckDBPyConnection, prepared: Prepared) -> None:
+    texts = pa.table({"who": ["x"], "number": pa.array([5], pa.int64())})
+    for each in (numbers(1), texts, numbers(2), texts):
+        prepared.offer("incoming", each)
+        prepared.run(STEPS, {"who": "a"})
+        prepared.let_go()
+    assert kept(connection) == [(2, "a"), (4, "a"), (10, "a"), (10, "a")]
+    assert len(connection.execute("from duckdb_prepared_statements()").fetchall()) <= 2  # the others are dropped
 
 
 def test_the_last_statement_has_the_answer(prepared: Prepared) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from bitinglip.errors import InvalidInput, ProjectionBehind, ProjectionFileBusy
+from bitinglip.errors import InvalidInput, ProjectionBehind, ProjectionFileBusy, RebuildFailed
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelRegistered
 from bitinglip.events.streams import MODELS, TASKS, WORKERS
@@ -20,6 +21,7 @@ from bitinglip.events.subjects import encode_token, model_subject, worker_subjec
 from bitinglip.events.task import TaskAssigned, TaskQueued, TaskSubmitted, TaskSucceeded
 from bitinglip.events.worker import WorkerStarted
 from bitinglip.ids import TaskId
+from bitinglip.projections import filling, sql
 from bitinglip.projections.projector import State
 from bitinglip.projections.readmodel import ReadModel, TaskFilter, TaskRow
 from bitinglip.projections.rebuild import beside
@@ -207,6 +209,53 @@ async def test_closing_gives_a_rebuild_up(log: EventLog, path: Path) -> None:
     await asyncio.wait([rebuilding])
     async with reading(log, path) as readmodel:
         await readmodel.wait_ready()
+        assert len(await all_tasks(readmodel)) == 1
+
+
+async def filling_process(path: Path, eventually: Eventually) -> psutil.Process:
+    """Return the process that fills the new file, once it has begun with it."""
+    await eventually(lambda: beside(path).exists())
+    (process,) = [each for each in psutil.Process().children() if filling.__name__ in each.cmdline()]
+    return process
+
+
+async def test_closing_ends_the_process_that_fills_the_new_file(
+    log: EventLog, path: Path, eventually: Eventually
+) -> None:
+    await submit(log)
+    async with reading(log, path) as readmodel:
+        await readmodel.wait_ready()
+        rebuilding = asyncio.create_task(readmodel.rebuild())
+        process = await filling_process(path, eventually)
+    assert not process.is_running()
+    assert rebuilding.cancelled()
+    assert not beside(path).exists()
+
+
+async def test_the_old_file_serves_on_when_the_process_that_fills_the_new_one_is_killed(
+    log: EventLog, path: Path, eventually: Eventually
+) -> None:
+    task_id, _ = await submit(log)
+    async with reading(log, path) as readmodel:
+        await readmodel.wait_ready()
+        rebuilding = asyncio.create_task(readmodel.rebuild())
+        (await filling_process(path, eventually)).kill()
+        with pytest.raises(RebuildFailed, match="killed by signal 9"):
+            await rebuilding
+        assert not beside(path).exists()
+        assert [row.task_id for row in await all_tasks(readmodel)] == [task_id]
+        await readmodel.rebuild()
+        assert [row.task_id for row in await all_tasks(readmodel)] == [task_id]
+
+
+async def test_what_hinders_the_process_that_fills_the_new_file_is_told(log: EventLog, path: Path) -> None:
+    await submit(log)
+    broken = sql.catalogue(sql.texts() | {"audit": sql.texts()["audit"].replace("create table", "make table")})
+    async with reading(log, path) as readmodel:
+        await readmodel.wait_ready()
+        readmodel._ground = replace(readmodel._ground, catalogue=broken)
+        with pytest.raises(RebuildFailed, match="ParserException"):
+            await readmodel.rebuild()
         assert len(await all_tasks(readmodel)) == 1
 
 
