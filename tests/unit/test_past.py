@@ -20,8 +20,8 @@ from bitinglip.events.task import TaskQueued, TaskSubmitted, TaskSucceeded
 from bitinglip.gateway import pastviews
 from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.projections import past, queries, sql
-from bitinglip.projections.database import Database
 from bitinglip.projections.batch import to_arrow
+from bitinglip.projections.database import Database
 from bitinglip.projections.moment import Moment
 from bitinglip.projections.past import Past, travelled
 from bitinglip.projections.query import TaskFilter
