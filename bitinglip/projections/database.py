@@ -145,10 +145,10 @@ class Database:
         self._connection.execute("begin transaction")
         try:
             yield
+            self._connection.execute("commit")
         except BaseException:
             self.roll_back()
             raise
-        self._connection.execute("commit")
 
     # --- what is served -----------------------------------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pytest
 
+from bitinglip.projections.database import Database
 from bitinglip.projections.prepared import Prepared
 
 STEPS = """
@@ -93,6 +95,34 @@ def test_names_that_were_given_in_a_transaction_that_is_undone_are_given_again(
     prepared.offer("incoming", numbers(7))
     prepared.run(STEPS, {"who": "a"})
     assert kept(connection) == [(14, "a")]
+
+
+def write(
+    database: Database, number: int, who: str, taking: int | None = None, before_commit: Callable[[], Any] = int
+) -> None:
+    """Write a number by what is prepared, and take another one, in one transaction."""
+    with database.transaction():
+        database.gather("select $number::integer as number", {"number": number})
+        database.run_again("create or replace temp table doubled as select number * 2 as number from incoming;")
+        database.run_again(f"insert into kept select number, '{who}' from doubled;")
+        if taking is not None:
+            database.execute("insert into taken values ($number)", {"number": taking})
+        before_commit()
+
+
+def test_names_that_were_given_in_a_transaction_that_cannot_be_committed_are_given_again(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    connection.execute("create table taken (number integer primary key)")
+    database, other = Database(connection), connection.cursor()
+    for number in range(2):
+        other.execute("begin transaction")
+        other.execute(f"insert into taken values ({number})")
+        with pytest.raises(duckdb.Error, match="commit"):
+            write(database, number, "undone", taking=number, before_commit=other.commit)
+    write(database, 7, "a")  # a statement that is planned now
+    assert kept(connection) == [(14, "a")]
+    other.close()
 
 
 def test_rows_that_were_let_go_are_read_by_nobody(prepared: Prepared) -> None:
