@@ -5,15 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 NICE = 10
-
-
-def background_thread(name: str) -> ThreadPoolExecutor:
-    """Return a thread of its own for such work."""
-    return ThreadPoolExecutor(1, name, initializer=give_way)
 
 
 def give_way() -> None:

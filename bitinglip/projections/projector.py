@@ -27,7 +27,6 @@ from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
-from bitinglip.projections.background import background_thread
 from bitinglip.projections.catchup import BATCH_MOST_BYTES
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, WriteError
@@ -112,7 +111,7 @@ class Projector:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._room = asyncio.Event()
-        self._thread = background_thread("rebuild") if self._patient else ThreadPoolExecutor(1, "projector")
+        self._thread = ThreadPoolExecutor(1, "projector")
         self._task: asyncio.Task[None] | None = None
         self._parts: list[asyncio.Task[None]] = []
         self._pace = Pace()

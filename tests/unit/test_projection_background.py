@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bitinglip.projections.background import NICE, background_thread
+from bitinglip.projections.background import NICE, give_way
 
 
 def niceness() -> int:
@@ -17,14 +17,14 @@ def niceness() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness for each thread")
-def test_a_background_thread_and_what_it_starts_give_way() -> None:
+def test_a_thread_that_gives_way_and_what_it_starts_do() -> None:
     before = niceness()
 
     def both() -> tuple[int, int]:
         with ThreadPoolExecutor(1) as inner:
             return niceness(), inner.submit(niceness).result()
 
-    with background_thread("test") as thread, ThreadPoolExecutor(1) as other:
+    with ThreadPoolExecutor(1, initializer=give_way) as thread, ThreadPoolExecutor(1) as other:
         assert thread.submit(both).result() == (min(before + NICE, 19), min(before + NICE, 19))
         assert other.submit(niceness).result() == before
     assert niceness() == before
