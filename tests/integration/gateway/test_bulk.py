@@ -38,7 +38,7 @@ async def bulk(client: httpx.AsyncClient, what: str, **body: Any) -> dict[str, A
 
 
 async def settled(client: httpx.AsyncClient, *task_ids: str) -> list[str]:
-    """Return the states of the tasks, with everything that was published about them."""
+    """Return the states of the tasks, with everything that this gateway published about them."""
     return [(await client.get(f"/v1/tasks/{task_id}")).json()["state"] for task_id in task_ids]
 
 
@@ -93,7 +93,7 @@ async def test_an_expired_task_is_retried_without_its_expiry(client: httpx.Async
 async def test_dead_letters_are_listed_by_model_failure_and_age(client: httpx.AsyncClient, player: Player) -> None:
     crashed, full = await bury(client, player), await bury(client, player, "out_of_memory")
     await player.run(await submitted(client))
-    await settled(client, crashed, full)
+    await bulk(client, "retry", state="dead_lettered", dry_run=True)  # after that, a list has all that the log has
 
     async def found(**params: Any) -> list[str]:
         response = await client.get("/v1/dead-letters", params=params)
