@@ -23,6 +23,8 @@ NAME_PATTERN = "[a-z0-9][a-z0-9_-]{0,62}"
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+RANDOM = 2**80 - 1
+"""The bits of a ULID that are random; those above tell the time."""
 _ULID = re.compile(ULID_PATTERN)
 
 
@@ -33,8 +35,21 @@ def is_ulid(text: str) -> bool:
 
 def encode_ulid(value: int) -> str:
     """Encode a number of 128 bits as the 26 characters of a ULID."""
-    head = _ALPHABET[value >> 125] + _ALPHABET[(value >> 120) & 31]
-    return head + "".join([_PAIRS[(value >> shift) & 1023] for shift in range(110, -1, -10)])
+    return _encode_time(value >> 80) + _encode_random(value & RANDOM)
+
+
+def _encode_time(ms: int) -> str:
+    """Encode 48 bits as the first 10 characters."""
+    return "".join([_PAIRS[(ms >> shift) & 1023] for shift in (40, 30, 20, 10, 0)])
+
+
+def _encode_random(bits: int) -> str:
+    """Encode 80 bits as the other 16: written out, for it is done for each event."""
+    pairs = _PAIRS
+    return (
+        f"{pairs[bits >> 70]}{pairs[bits >> 60 & 1023]}{pairs[bits >> 50 & 1023]}{pairs[bits >> 40 & 1023]}"
+        f"{pairs[bits >> 30 & 1023]}{pairs[bits >> 20 & 1023]}{pairs[bits >> 10 & 1023]}{pairs[bits & 1023]}"
+    )
 
 
 class RandomBits:
@@ -68,10 +83,15 @@ class Ulids:
     def __init__(self, clock: Callable[[], float] = time.time, random: Callable[[], int] | None = None) -> None:
         self._clock = clock
         self._random = random or RandomBits()
+        self._time = (0, _encode_time(0))
 
     def __call__(self) -> str:
         """Return a new ULID."""
-        return encode_ulid((int(self._clock() * 1000) << 80) | self._random())
+        ms, (latest, text) = int(self._clock() * 1000), self._time
+        if ms != latest:
+            text = _encode_time(ms)
+            self._time = (ms, text)
+        return text + _encode_random(self._random())
 
 
 def task_id_for_key(key_id: str, idempotency_key: str) -> TaskId:

@@ -20,8 +20,9 @@ from bitinglip.projections.readmodel import ReadModel
 from bitinglip.settings import Nats, Projections
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
-from bitinglip.tasks.state import is_terminal
+from bitinglip.tasks.state import TERMINAL_TYPES, is_terminal
 
+ENDS = {each.removeprefix("task.") for each in TERMINAL_TYPES} | {"failed"}
 COMMAND = SubmitTask(kind="echo", model="echo", params={"message": 1})
 
 
@@ -45,7 +46,7 @@ async def _followed(log: EventLog, inbox: Inbox, feed: TaskFeed) -> None:
     try:
         accepted = await inbox.append(event)
         async for batch in live.batches(accepted.sequence, heard_all=True):
-            if is_terminal(decode(batch[-1], TASKS).event):
+            if batch[-1].subject.rpartition(".")[2] in ENDS and is_terminal(decode(batch[-1], TASKS).event):
                 return
     finally:
         await live.close()

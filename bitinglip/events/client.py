@@ -1,6 +1,7 @@
-"""nats-py's client with two things more.
+"""nats-py's client with three things more.
 
-A connection that was refused is closed. And there are subscriptions whose messages are handed over as they are parsed:
+A connection that was refused is closed. What is published by many at once leaves in portions, so that the server works
+while the rest is still being made. And there are subscriptions whose messages are handed over as they are parsed:
 
 Replaying a stream is where a message's price counts. The usual way (parse its headers, build a `Msg`, pass a queue,
 begin a coroutine) costs 17 µs a message; this one costs 3, and the reader looks at headers if it must.
@@ -11,15 +12,30 @@ begin a coroutine) costs 17 µs a message; this one costs 3, and the reader look
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
+from nats.errors import (
+    BadHeaderError,
+    BadSubjectError,
+    ConnectionClosedError,
+    ConnectionDrainingError,
+    MaxPayloadError,
+    OutboundBufferLimitError,
+)
 
 from bitinglip.events.parser import DirectHandler, DirectParser
 
 Handler = Callable[[Msg], Awaitable[None]]
+
+PORTION_BYTES = 16_384
+"""What is written to the socket at once, and not only when the event loop comes round."""
+_NO_SUBJECT = re.compile(r"^$|\s")
 
 
 class DirectClient(Client):
@@ -30,6 +46,7 @@ class DirectClient(Client):
         self._direct: dict[bytes, DirectHandler] = {}
         self._bare: dict[bytes, DirectHandler] = {}
         self._ps = DirectParser(self, self._direct, self._bare)
+        self._in_portions = False
 
     async def _process_connect_init(self) -> None:
         # nats-py opens the next connection over one that the server refused, and forgets the first.
@@ -39,6 +56,44 @@ class DirectClient(Client):
             if self._transport is not None:
                 self._transport.close()
             raise
+        self._in_portions = isinstance(self._transport, TcpTransport)
+        if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:
+            # uvloop writes what is above this limit at once, and the rest when the loop comes round.
+            self._transport._io_writer.transport.set_write_buffer_limits(high=PORTION_BYTES - 1)
+
+    async def send(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Publish as `publish` does, in a third of the time: the frame is made in one go.
+
+        Raises:
+            nats.errors.Error: the connection is away, or the message is none that the server would take.
+        """
+        if _NO_SUBJECT.search(subject) or (reply and _NO_SUBJECT.search(reply)):
+            raise BadSubjectError
+        if self.is_closed:
+            raise ConnectionClosedError
+        if self.is_draining_pubs:
+            raise ConnectionDrainingError
+        if not self.is_connected:
+            raise OutboundBufferLimitError
+        if len(payload) > self._max_payload:
+            raise MaxPayloadError
+        made = frame(subject, payload, headers, reply)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(payload)
+        self._pending.append(made)
+        self._pending_data_size += len(made)
+        if self._pending_data_size >= PORTION_BYTES and self._in_portions:
+            self._write_portion()
+        elif self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
+    def _write_portion(self) -> None:
+        assert self._transport is not None
+        with suppress(RuntimeError):  # the socket was closed a moment ago: it stays as it is, for the flusher to find
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
 
     async def subscribe_direct(self, subject: str, handler: DirectHandler) -> Subscription:
         """Subscribe; the handler bounds its own memory."""
@@ -55,6 +110,24 @@ class DirectClient(Client):
     def forget_direct(self, subscription: Subscription) -> None:
         """Hand nothing more over."""
         self._direct.pop(_number(subscription), None)
+
+
+def frame(subject: str, payload: bytes, headers: Mapping[str, str] | None, reply: str) -> bytes:
+    """Return what publishes a message, as the protocol has it (https://docs.nats.io/reference/nats-protocol).
+
+    Raises:
+        BadHeaderError: a header would be several lines.
+    """
+    if not headers:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
+    told = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if told.count("\r") != len(headers) or told.count("\n") != len(headers):
+        raise BadHeaderError
+    head = f"NATS/1.0\r\n{told}\r\n".encode()
+    size = len(head)
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+        subject.encode(), reply.encode(), size, size + len(payload), head, payload,
+    )  # fmt: skip
 
 
 def _number(subscription: Subscription) -> bytes:

@@ -50,6 +50,10 @@ class ServerClock:
         """Return the time now, aware, in UTC."""
         return self._base + timedelta(seconds=time.monotonic() - self._since)
 
+    def seconds(self) -> float:
+        """Return the time now in seconds since 1970."""
+        return self._base.timestamp() + time.monotonic() - self._since
+
     @property
     def skew_s(self) -> float:
         """How far this machine's clock is ahead of the server's; less than 0: behind."""
@@ -97,6 +101,11 @@ class ServerClock:
 def skew_of(clock: Callable[[], datetime]) -> float:
     """Return how far this machine's clock is ahead of the one that a log goes by."""
     return clock.skew_s if isinstance(clock, ServerClock) else 0.0
+
+
+def seconds_of(clock: Callable[[], datetime]) -> Callable[[], float]:
+    """Return a clock that tells the same time in seconds since 1970."""
+    return clock.seconds if isinstance(clock, ServerClock) else lambda: clock().timestamp()
 
 
 def told_skew(skew_s: float) -> str:

@@ -137,7 +137,7 @@ class Connection:
             NoServer: the connection is away.
         """
         try:
-            await self.client.publish(subject, payload, reply=reply, headers=dict(headers) if headers else None)
+            await self.client.send(subject, payload, headers, reply)
         except (NatsError, OSError) as error:
             raise NoServer(problem=f"not connected ({type(error).__name__})") from error
 

@@ -20,7 +20,7 @@ from nats.errors import Error as NatsError
 from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
 from bitinglip.events import actor, subjects
 from bitinglip.events.batch import BatchEvent, BatchExtended
-from bitinglip.events.clock import ServerClock, system_clock
+from bitinglip.events.clock import ServerClock, seconds_of, system_clock
 from bitinglip.events.cold import task_messages
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, queue_states
@@ -87,7 +87,7 @@ class EventLog:
         self.connection = connection
         self.source = source
         self.clock = clock
-        self.ids = ids or Ulids(lambda: clock().timestamp())
+        self.ids = ids or Ulids(seconds_of(clock))
         self._settings = connection.settings
         self._slots = asyncio.Semaphore(self._settings.in_flight)
 

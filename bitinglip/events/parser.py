@@ -16,6 +16,8 @@ DirectHandler = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes subject, reply subject, payload and raw headers; is called by the parser, and must not wait."""
 
 CRLF = b"\r\n"
+STATUS = b"NATS/1.0 "
+"""How the headers of the server's own messages begin: with a status."""
 WORDS = {b"MSG": 5, b"HMSG": 6}
 """Words of the line that announces a message with a reply subject; without one it is a word shorter."""
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 from nats.aio.msg import Msg
@@ -29,6 +30,7 @@ from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
 from bitinglip.events.direct import get_at
 from bitinglip.events.envelope import RawMessage, Recorded, decode
+from bitinglip.events.parser import STATUS
 from bitinglip.events.streams import QUEUE, TASKS, Route, ensure_consumer
 
 log = logging.getLogger(__name__)
@@ -39,8 +41,9 @@ ANSWER_S = 5.0
 """How long the server may take to answer a request that does not wait."""
 
 _ACK, _NAK, _IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
-_DONE = frozenset({"404", "408"})
+_DONE = frozenset({b"404", b"408"})
 """No messages; the request has expired."""
+_SOURCE = f"Nats-Stream-Source: {TASKS} ".encode()
 
 
 @dataclass(slots=True)
@@ -175,27 +178,26 @@ class WorkQueue:
     async def _subscribe(self, route: Route, standing: bool) -> _Request:
         request = _Request(route, self._connection.client.new_inbox())
 
-        async def received(msg: Msg) -> None:
-            await self._received(request, msg, standing)
+        def received(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+            status = _status(headers or b"")
+            if status is None:
+                request.open = request.open and not standing
+                self._delivered(request, subject, reply, payload, headers or b"")
+            elif status != b"100":
+                request.open = False
+                request.missing = status not in _DONE
+            self._wake.set()
 
-        self._subscriptions.append(await self._connection.subscribe(request.inbox, received))
+        self._subscriptions.append(await self._connection.subscribe_direct(request.inbox, received))
         self._requests[(route, standing)] = request
         return request
 
-    async def _received(self, request: _Request, msg: Msg, standing: bool) -> None:
-        status = (msg.headers or {}).get("Status")
-        if status is None:
-            request.open = request.open and not standing
-            self._delivered(request, msg)
-        elif status != "100":
-            request.open = False
-            request.missing = status not in _DONE
-        self._wake.set()
-
-    def _delivered(self, request: _Request, msg: Msg) -> None:
+    def _delivered(self, request: _Request, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
         try:
-            delivery = _read(self._connection, request.route, msg)
-        except CorruptEvent as error:
+            place = _place(reply.decode())
+            event = decode(RawMessage(_origin(headers), place.stored_ns, subject.decode(), payload), TASKS)
+            delivery = Delivery(self._connection, request.route, event, place.delivered, reply.decode())
+        except (CorruptEvent, ValueError, IndexError) as error:
             log.error("a work message cannot be read and stays in the queue: %s", error)  # noqa: TRY400
             return
         if self._listening and not request.dropped:
@@ -269,19 +271,27 @@ async def read_held(connection: Connection, replies: Iterable[str]) -> list[Deli
 
 
 async def _read_held(connection: Connection, reply: str) -> Delivery | None:
-    consumer, delivered, sequence = _place(reply)
-    raw = await get_at(connection, QUEUE, sequence)
+    place = _place(reply)
+    raw = await get_at(connection, QUEUE, place.sequence)
     if raw is None:
         return None
-    lane, _, queue = consumer.partition("-")
-    return Delivery(connection, Route(lane, queue), decode(raw, QUEUE), delivered + 1, reply)
+    lane, _, queue = place.consumer.partition("-")
+    return Delivery(connection, Route(lane, queue), decode(raw, QUEUE), place.delivered + 1, reply)
 
 
-def _place(reply: str) -> tuple[str, int, int]:
-    """Return the consumer, the number of deliveries and the sequence in QUEUE that an ack's subject names."""
+class _Place(NamedTuple):
+    """What an ack's subject tells of its message: the sequence is that in QUEUE."""
+
+    consumer: str
+    delivered: int
+    sequence: int
+    stored_ns: int
+
+
+def _place(reply: str) -> _Place:
     parts = reply.split(".")
     base = 4 if len(parts) == 9 else 6
-    return parts[base - 1], int(parts[base]), int(parts[base + 1])
+    return _Place(parts[base - 1], int(parts[base]), int(parts[base + 1]), int(parts[base + 3]))
 
 
 async def _hand_back(delivery: Delivery) -> None:
@@ -289,11 +299,12 @@ async def _hand_back(delivery: Delivery) -> None:
         await delivery.nak()
 
 
-def _read(connection: Connection, route: Route, msg: Msg) -> Delivery:
-    """Read a work message. Its headers tell its origin: `Nats-Stream-Source: TASKS <sequence> <filters...>`."""
-    source = (msg.headers or {}).get("Nats-Stream-Source", "")
-    parts = msg.reply.split(".")
-    base = 4 if len(parts) == 9 else 6
-    sequence = int(source.split(" ")[1]) if source.startswith(TASKS) else 0
-    raw = RawMessage(sequence, int(parts[base + 3]), msg.subject, msg.data)
-    return Delivery(connection, route, decode(raw, TASKS), int(parts[base]), msg.reply)
+def _status(headers: bytes) -> bytes | None:
+    """Return the status of an answer that is no message; none for a message."""
+    return headers[len(STATUS) : len(STATUS) + 3] if headers.startswith(STATUS) else None
+
+
+def _origin(headers: bytes | None) -> int:
+    """Return the sequence in TASKS of a work message, 0 if it has none: `Nats-Stream-Source: TASKS <sequence> ...`."""
+    _, found, source = (headers or b"").partition(_SOURCE)
+    return int(source.split(b" ", 1)[0]) if found else 0

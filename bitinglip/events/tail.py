@@ -30,6 +30,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bitinglip.errors import NoServer
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.envelope import Messages
+from bitinglip.events.parser import STATUS
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ BATCH_BYTES = 4 * 2**20
 """Bytes of payload at which a batch is full."""
 BUFFER_BATCHES = 2
 """Batches that may wait here before the server is told to hold back (it waits for our flow-control answer)."""
-STATUS = b"NATS/1.0 "
-"""How the headers of the server's own messages begin."""
 BACKOFF_S = (0.05, 0.25, 1.0)
 IsOver = Callable[[int], Awaitable[bool]]
 """Tells whether a tail that has come to a sequence, and is quiet, is to end."""

@@ -11,11 +11,13 @@ from typing import Any
 import nats
 import orjson
 import pytest
+from nats.aio.msg import Msg
 from nats.js.api import RetentionPolicy, StreamConfig
 from nats.js.errors import APIError
 
 from bitinglip.errors import Conflict, IncompatibleStream, NoServer, PayloadTooLarge
 from bitinglip.events import artifacts
+from bitinglip.events.client import PORTION_BYTES
 from bitinglip.events.log import Append, EventLog
 from bitinglip.events.streams import TASKS, WORKERS, ensure_streams
 from bitinglip.events.subjects import TaskSubject, encode_token
@@ -97,6 +99,40 @@ async def test_more_than_the_window_goes_through(nats_url: str) -> None:
     log = await EventLog.connect(Nats(url=nats_url, in_flight=4), "/test")
     assert len(await log.append_all([submission(log) for _ in range(50)])) == 50
     await log.close()
+
+
+async def test_what_many_publish_at_once_leaves_in_portions_and_in_order(log: EventLog) -> None:
+    heard: list[int] = []
+    connection = log.connection
+    size_bytes, count = PORTION_BYTES // 8, 100
+
+    async def received(msg: Msg) -> None:
+        assert (len(msg.data), msg.headers) == (size_bytes, {"Number": msg.data[:4].decode()})
+        heard.append(int(msg.data[:4]))
+
+    subscription = await connection.subscribe("many", received)
+    await connection.client.flush()
+    waiting: list[int] = []
+    for number in range(count):
+        text = f"{number:04}"
+        await connection.publish("many", text.encode().ljust(size_bytes), {"Number": text})
+        waiting.append(connection.client.pending_data_size)
+    assert max(waiting) < PORTION_BYTES  # all this while the event loop has not come round
+
+    async def all_heard() -> bool:
+        return len(heard) == count
+
+    await eventually(all_heard)
+    assert heard == list(range(count))
+    await connection.unsubscribe(subscription)
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB b 0", "a\t"])
+async def test_a_subject_cannot_say_more_than_a_subject(log: EventLog, subject: str) -> None:
+    with pytest.raises(NoServer, match="BadSubject"):
+        await log.connection.publish(subject, b"")
+    with pytest.raises(NoServer, match="Bad"):
+        await log.connection.publish("a", b"", reply=subject or " ")
 
 
 async def test_what_is_too_large_is_refused_by_name(log: EventLog) -> None:

@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 import pytest
 
 from bitinglip.errors import IllegalTransition, InvalidInput
+from bitinglip.events.clock import ServerClock
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.events.task import TaskQueued
-from bitinglip.ids import TaskId
+from bitinglip.ids import TaskId, encode_ulid
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.reactor import Reactor
@@ -35,6 +36,15 @@ async def reactor(log: EventLog, inbox: Inbox) -> AsyncIterator[Reactor]:
 
 def echo(**fields: object) -> SubmitTask:
     return SubmitTask.model_validate({"kind": "echo", "model": "echo", "params": {}} | fields)
+
+
+async def test_ids_are_of_the_time_that_events_tell(log: EventLog) -> None:
+    assert isinstance(log.clock, ServerClock)
+    before, between, after = log.clock(), log.clock.seconds(), log.clock()
+    assert before.timestamp() - 1e-5 <= between <= after.timestamp() + 1e-5
+    log.clock._base -= timedelta(days=1)  # pyright: ignore[reportPrivateUsage]  (as a server behind us would tell)
+    assert between - 86_401 < log.clock.seconds() < between - 86_300
+    assert log.ids() < encode_ulid(int((between - 86_000) * 1000) << 80)
 
 
 async def types(log: EventLog, task_id: TaskId) -> list[str]:

@@ -36,6 +36,13 @@ def test_later_is_larger() -> None:
     assert len(set(made)) == 3
 
 
+@given(st.lists(st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**80 - 1)), max_size=8))
+def test_a_ulid_is_made_of_its_time_and_its_random_number(parts: list[tuple[int, int]]) -> None:
+    times, numbers = iter(parts), iter(parts)
+    ulids = Ulids(lambda: (next(times)[0] + 0.5) / 1000, lambda: next(numbers)[1])
+    assert [ulids() for _ in parts] == [encode_ulid((ms << 80) | number) for ms, number in parts]
+
+
 @given(st.text(), st.text(), st.text(), st.text())
 def test_an_idempotency_key_makes_one_id_for_its_caller(key: str, idem: str, other_key: str, other_idem: str) -> None:
     made = task_id_for_key(key, idem)
