@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bitinglip.models.layout import OURS
-from bitinglip.models.marks import Mark
+from bitinglip.models.layout import OURS, Place
+from bitinglip.models.marks import Mark, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,21 @@ def notes(models_dir: Path) -> list[Mark]:
     """Return what was taken in, and is still there."""
     found = [_read(note) for note in sorted((models_dir / OURS).glob("*.json"))]
     return [each for each in found if each is not None and (models_dir / each.reference).is_dir()]
+
+
+def taken_in(models_dir: Path, reference: str, revision: str) -> Mark | None:
+    """Return the note of a revision that was taken in here; none: it was not, or another one lies there by now."""
+    found = (_read(note_of(models_dir, reference)),) if (models_dir / reference).is_dir() else ()
+    return next((each for each in found if each and (each.reference, each.revision) == (reference, revision)), None)
+
+
+def holding_of(place: Place, models_dir: Path | None) -> tuple[Mark, Path] | None:
+    """Return the mark or note of a revision that is here as a whole, and the folder of its files."""
+    if (mark := mark_of(place)) is not None:
+        return mark, place.snapshot
+    if models_dir is None or (note := taken_in(models_dir, place.reference, place.revision)) is None:
+        return None
+    return note, models_dir / place.reference
 
 
 def note_of(models_dir: Path, reference: str) -> Path:

@@ -68,6 +68,8 @@ class ShareJob(_Message):
     """A store whose revisions other nodes may have."""
 
     cache_dir: Path
+    models_dir: Path | None = None
+    """Where folders were taken in; none: nowhere."""
     secret: SecretStr
     """What tokens are signed with, in hexadecimal digits."""
     host: str = "127.0.0.1"

@@ -2,7 +2,7 @@
 
 It takes its settings as a line of standard input, says where it listens as a line of standard output, and ends with
 the agent that started it. A file is sent to who shows a token for its revision, which the agent signs; ranges can be
-asked for. Only files that a mark names are sent.
+asked for. Only files that a mark names are sent, or the note of a folder that was taken in.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from bitinglip.errors import InvalidReference
+from bitinglip.models.importnotes import holding_of
 from bitinglip.models.jobprocess import read_job
 from bitinglip.models.layout import Place, place_in
-from bitinglip.models.marks import mark_of
 from bitinglip.models.protocol import Line, Listening, ShareJob, say
 from bitinglip.models.sharetoken import is_good
 
@@ -33,8 +33,8 @@ IDLE_S = 15
 class Share:
     """What is handed out."""
 
-    def __init__(self, cache_dir: Path, secret: bytes) -> None:
-        self._cache_dir, self._secret = cache_dir, secret
+    def __init__(self, cache_dir: Path, secret: bytes, models_dir: Path | None = None) -> None:
+        self._cache_dir, self._models_dir, self._secret = cache_dir, models_dir, secret
 
     def app(self) -> Starlette:
         """Return the application."""
@@ -48,7 +48,7 @@ class Share:
             return _refused(404)
         if not is_good(token, self._secret, place.reference, place.revision, time.time()):
             return _refused(403)
-        file = await asyncio.to_thread(_marked_file, place, request.path_params["path"])
+        file = await asyncio.to_thread(_marked_file, place, self._models_dir, request.path_params["path"])
         return _Pieces(file) if file is not None else _refused(404)
 
 
@@ -61,20 +61,22 @@ def _refused(status: int) -> Response:
     return PlainTextResponse("", status)
 
 
-def _marked_file(place: Place, path: str) -> Path | None:
-    """Return a file that the mark of a revision names, and that lies in the store."""
-    mark = mark_of(place)
-    if mark is None or all(file.path != path for file in mark.files):
+def _marked_file(place: Place, models_dir: Path | None, path: str) -> Path | None:
+    """Return a file that the mark or note of a revision names, and that lies in its store."""
+    holding = holding_of(place, models_dir)
+    if holding is None or all(file.path != path for file in holding[0].files):
         return None
-    there = place.file(path).resolve()
-    return there if there.is_file() and there.is_relative_to(place.cache_dir.resolve()) else None
+    folder = holding[1]
+    within = place.cache_dir if folder == place.snapshot else folder
+    there = folder.joinpath(*path.split("/")).resolve()
+    return there if there.is_file() and there.is_relative_to(within.resolve()) else None
 
 
 def main() -> None:
     """Serve until told to end."""
     job = read_job(ShareJob)
     listening = socket.create_server((job.host, job.port))
-    app = Share(job.cache_dir, bytes.fromhex(job.secret.get_secret_value())).app()
+    app = Share(job.cache_dir, bytes.fromhex(job.secret.get_secret_value()), job.models_dir).app()
     config = uvicorn.Config(
         app,
         log_level="warning",

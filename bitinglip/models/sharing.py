@@ -16,8 +16,8 @@ import orjson
 from pydantic import SecretStr, ValidationError
 
 from bitinglip.errors import CommandRefused
+from bitinglip.models.importnotes import holding_of
 from bitinglip.models.layout import place_of
-from bitinglip.models.marks import mark_of
 from bitinglip.models.protocol import Line, Listening, ShareJob
 from bitinglip.models.sharetoken import token_for
 from bitinglip.processes import before_exec
@@ -34,9 +34,12 @@ TOKEN_S = 6 * 3600
 class Sharing:
     """Hands out the revisions of one store."""
 
-    def __init__(self, cache_dir: Path, host: Callable[[], str], port: int) -> None:
-        """`host`: returns the address at which others reach this machine; `port`: 0 for a free one."""
-        self._cache_dir = cache_dir
+    def __init__(self, cache_dir: Path, host: Callable[[], str], port: int, models_dir: Path | None = None) -> None:
+        """`host`: returns the address at which others reach this machine; `port`: 0 for a free one.
+
+        `models_dir`: where folders were taken in, which are handed out as well.
+        """
+        self._cache_dir, self._models_dir = cache_dir, models_dir
         self._host, self._port = host, port
         self._secret = secrets.token_bytes(32)
         self._process: asyncio.subprocess.Process | None = None
@@ -53,7 +56,8 @@ class Sharing:
         reference, revision = body.get("reference"), body.get("revision")
         if not isinstance(reference, str) or not isinstance(revision, str):
             raise CommandRefused(problem="`reference` and `revision` name what is wanted")
-        if await asyncio.to_thread(mark_of, place_of(self._cache_dir, reference, revision)) is None:
+        place = place_of(self._cache_dir, reference, revision)
+        if await asyncio.to_thread(holding_of, place, self._models_dir) is None:
             raise CommandRefused(problem=f"it has no {reference} at {revision} to hand out")
         try:
             host = await asyncio.to_thread(self._host)
@@ -79,7 +83,13 @@ class Sharing:
             start_new_session=True,
             preexec_fn=before_exec(),
         )
-        job = ShareJob(cache_dir=self._cache_dir, secret=SecretStr(""), host=host, port=self._port)
+        job = ShareJob(
+            cache_dir=self._cache_dir,
+            models_dir=self._models_dir,
+            secret=SecretStr(""),
+            host=host,
+            port=self._port,
+        )
         told = await _told(process, orjson.dumps(job.model_dump(mode="json") | {"secret": self._secret.hex()}))
         if told is None:
             await process.wait()

@@ -174,7 +174,7 @@ def evolve(models: Models, event: ModelEvent, at: datetime, sequence: int) -> Mo
             asked = {node_id: _asked(known.on(node_id), event, at, sequence) for node_id in event.nodes}
             return _with(models, replace(known, holdings={**known.holdings, **asked}))
         case HoldingEvent():
-            if isinstance(event, ModelStored) and event.source == "import":
+            if isinstance(event, ModelStored) and event.source == "import" and not event.peer_bytes:
                 models = _importing(models, event.reference, event.node_id, None)
             known = models.get(event.reference, event.revision)
             holding = _told(known.on(event.node_id), event, at, sequence)

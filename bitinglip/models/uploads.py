@@ -31,7 +31,7 @@ from bitinglip.errors import (
 from bitinglip.events.model import ModelDescribed, ModelFile
 from bitinglip.models import snapshots
 from bitinglip.models.describe import described
-from bitinglip.models.layout import Place, place_of
+from bitinglip.models.layout import MAIN, Place, place_of
 from bitinglip.models.linking import is_there, put
 from bitinglip.models.locks import exclusively
 from bitinglip.models.memory import known
@@ -39,8 +39,6 @@ from bitinglip.models.partial import Partial
 from bitinglip.models.removal import unlink
 from bitinglip.models.repofiles import wanted
 
-MAIN = "main"
-"""What an upload is on the nodes that get it, so that its name alone means it."""
 REVISION_CHARACTERS = 40
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

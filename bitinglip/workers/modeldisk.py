@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitinglip.errors import StoreReadOnly
 from bitinglip.events.model import ModelFile
-from bitinglip.models import imports, snapshots
+from bitinglip.models import importnotes, imports, snapshots
 from bitinglip.models.eviction import Evictions, Stored, evictions
 from bitinglip.models.layout import digest_of, place_of
 from bitinglip.models.locks import exclusively
@@ -47,14 +47,18 @@ class ModelDisk:
 
     def look(self) -> Disk:
         """Return what is there."""
-        found = [*snapshots.marks(self.cache_dir), *imports.notes(self.models_dir)]
+        found = [*snapshots.marks(self.cache_dir), *importnotes.notes(self.models_dir)]
         marks = {(each.reference, each.revision): each for each in found}
         unfinished = {(each.reference, each.revision) for each in snapshots.intents(self.cache_dir)}
         return Disk({key: mark.size_bytes for key, mark in marks.items()}, frozenset(unfinished - marks.keys()))
 
     def mark(self, key: Key) -> Mark | None:
         """Return what is noted of a revision that is there."""
-        return snapshots.mark_of(place_of(self.cache_dir, *key)) or self._note(key)
+        return snapshots.mark_of(place_of(self.cache_dir, *key)) or importnotes.taken_in(self.models_dir, *key)
+
+    def was_taken_in(self, key: Key) -> bool:
+        """Tell whether a revision is a folder that was taken in here; one from another node lies in the cache."""
+        return importnotes.taken_in(self.models_dir, *key) is not None
 
     def unmark(self, key: Key) -> None:
         """Note that a revision is no longer there as a whole."""
@@ -62,19 +66,14 @@ class ModelDisk:
         if (mark := snapshots.mark_of(place)) is not None:
             snapshots.unmark(place, mark)
 
-    def _note(self, key: Key) -> Mark | None:
-        found = imports.notes(self.models_dir)
-        return next((each for each in found if (each.reference, each.revision) == key), None)
-
     def drop(self, key: Key) -> int:
         """Remove a revision, and return how many bytes that freed.
 
         Raises:
             ModelInUse, StoreReadOnly: see there.
         """
-        if self._note(key) is not None:
-            return imports.drop(self.models_dir, key[0])
-        return snapshots.drop(self.cache_dir, *key)
+        freed = imports.drop(self.models_dir, key[0]) if self.was_taken_in(key) else 0
+        return freed + snapshots.drop(self.cache_dir, *key)
 
     def missing_bytes(self, key: Key, files: Collection[ModelFile]) -> int:
         """Return how many bytes of a revision are yet to come."""

@@ -59,7 +59,10 @@ class ModelKeeper:
         host = settings.models.share_host
         self.shares = settings.models.share
         self.sharing = Sharing(
-            self.disk.cache_dir, lambda: host or event_log.connection.local_host, settings.models.share_port
+            self.disk.cache_dir,
+            lambda: host or event_log.connection.local_host,
+            settings.models.share_port,
+            settings.models_dir,
         )
         self._doing: dict[Key, _Doing] = {}
         self._sore: dict[Key, float] = {}

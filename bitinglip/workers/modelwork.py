@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bitinglip.errors import BitingLipError, CheckFailed, ImportRefused, NoRoom
+from bitinglip.errors import BitingLipError, CheckFailed, NoRoom
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import (
     IMPORT,
@@ -21,6 +21,7 @@ from bitinglip.events.model import (
     ModelStored,
 )
 from bitinglip.models.imports import FolderJob
+from bitinglip.models.layout import MAIN
 from bitinglip.models.protocol import Checked, CheckJob, Failed, FetchJob, Line, PeerSource, Progress, Stored
 from bitinglip.models.state import Key
 from bitinglip.settings import Settings
@@ -36,7 +37,6 @@ log = logging.getLogger("bitinglip.node")
 FETCH, CHECK, IMPORTS = "bitinglip.models.fetch", "bitinglip.models.check", "bitinglip.models.imports"
 BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 """When a fetch that failed is tried again, if it does not say itself that it takes longer."""
-ELSEWHERE = "it was taken in on another node: have this one take it in as well"
 
 
 class Work:
@@ -111,9 +111,6 @@ class ModelWork:
         self._fetches[key] = work
         try:
             work.total_bytes = described.size_bytes
-            if described.source == "import":
-                await self._fail(key, Failed.of(ImportRefused(path=key[0], problem=ELSEWHERE)))
-                return
             missing = work.left_bytes = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
             try:
                 await self.room.make(key[0], self._coming)
@@ -143,7 +140,7 @@ class ModelWork:
         return FetchJob(
             reference=described.reference,
             revision=described.revision,
-            asked_revision=described.asked_revision,
+            asked_revision=described.asked_revision or (MAIN if described.source == "import" else None),
             source=described.source,
             cache_dir=self._disk.cache_dir,
             endpoint=self._settings.models.endpoint,
@@ -205,10 +202,12 @@ class ModelWork:
 
     async def check(self, work: Work, *, repair: bool) -> None:
         """Compare a revision with its digests, and bring what is damaged or missing if it is to be repaired."""
-        checked = await self._compare(work, repair)
+        own = await asyncio.to_thread(self._disk.was_taken_in, work.key)
+        checked = await self._compare(work, repair, own=own)
         bad = bool(checked.missing or checked.damaged)
-        repaired = bad and repair and await self._repair(work)
-        if bad and repair and not repaired and self._comes_again(work.key):  # it is fetched as soon as that is possible
+        comes_again = not own and self._wishes.models.get(*work.key).described is not None
+        repaired = bad and repair and comes_again and await self._repair(work)
+        if bad and repair and comes_again and not repaired:  # it is fetched as soon as that is possible
             await asyncio.to_thread(self._disk.unmark, work.key)
             await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=0, reason="damaged"))
         await self._wishes.tell(
@@ -222,10 +221,9 @@ class ModelWork:
             )
         )
 
-    async def _compare(self, work: Work, repair: bool) -> Checked:
+    async def _compare(self, work: Work, repair: bool, *, own: bool) -> Checked:
         reference, revision = work.key
-        mark = await asyncio.to_thread(self._disk.mark, work.key)
-        if mark is not None and mark.source == "import":
+        if own:
             folder = FolderJob(reference=reference, models_dir=self._disk.models_dir)
             found = await work.child(IMPORTS).run(folder)
         else:
@@ -238,19 +236,13 @@ class ModelWork:
 
     async def _repair(self, work: Work) -> bool:
         revision = self._wishes.models.get(*work.key)
-        if revision.described is None or not self._comes_again(work.key):
-            return False
+        assert revision.described is not None
         job = self._job(revision.described, await self.peers.ask(revision))
         outcome = await work.child(FETCH).run(job)
         work.changed = True
         if outcome.failed is not None:
             log.warning("%s at %s is not repaired: %s", *work.key, outcome.failed.message)
         return outcome.stored is not None
-
-    def _comes_again(self, key: Key) -> bool:
-        """Tell whether it can be fetched: from the hub, or if it was uploaded from other nodes."""
-        described = self._wishes.models.get(*key).described
-        return described is not None and described.source != "import"
 
     # --- import -------------------------------------------------------------------------------------------------------
 

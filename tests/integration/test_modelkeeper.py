@@ -347,9 +347,64 @@ async def test_a_folder_of_the_node_is_taken_in(
         await world.tell(ModelImportAsked(reference=name, node_id="a", path=path, by=None))
         await eventually(lambda name=name: _told(world, (name, "import"), ModelFetchFailed))
         assert (await world.told((name, "import"), ModelFetchFailed))[0].code == code
+    assert list((tmp_path / "node-0").rglob("*.safetensors"))
     await world.ask(ModelRemovalAsked, key, node)
     await eventually(lambda: world.on(key, node).status == "absent")
-    assert not list((tmp_path / "node-1").rglob("*.safetensors"))
+    assert not list((tmp_path / "node-0").rglob("*.safetensors"))
+
+
+async def test_a_folder_that_one_node_took_in_is_had_from_it_by_others(
+    world: World, log: EventLog, gpt2: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    first, second = await world.node(name="a"), await world.node(1, name="b")
+    await world.tell(ModelImportAsked(reference="lab/tuned", node_id="a", path=str(gpt2), by=None))
+    await eventually(lambda: bool(_named(world, "lab/tuned")))
+    [revision] = _named(world, "lab/tuned")
+    key = ("lab/tuned", revision)
+    await eventually(lambda: world.on(key, first).status == "stored")
+    await world.ask(ModelFetchAsked, key, second)
+    await eventually(lambda: world.on(key, second).status == "stored")
+    stored = next(each for each in await world.told(key, ModelStored) if each.node_id == "b")
+    assert (stored.source, stored.hub_bytes, stored.peer_bytes) == ("import", 0, stored.size_bytes)
+    assert world.hub.total_sent == 0
+    inbox = Inbox(log, inline_max_bytes=65_536)
+    for name in ("lab/tuned", f"lab/tuned@{revision}"):
+        history = await outcome(log, await submit(inbox, text(name)))
+        assert isinstance(history[-1].event, TaskSucceeded), history[-1].event
+        told = next(each.event for each in history if isinstance(each.event, TaskAssigned))
+        assert (told.node_id, told.revision) == ("b", revision)
+    weights = place_of(world.cache(second), *key).file("model.safetensors").resolve()
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    await world.ask(ModelCheckAsked, key, second, repair=True)
+    await eventually(lambda: _told(world, key, ModelChecked))
+    [checked] = await world.told(key, ModelChecked)
+    assert (checked.damaged, checked.repaired, weights.read_bytes()) == (["model.safetensors"], True, good)
+    await world.ask(ModelRemovalAsked, key, first)
+    await eventually(lambda: world.on(key, first).status == "absent")
+    await world.ask(ModelFetchAsked, key, first)  # and back again, from who has had it from there
+    await eventually(lambda: world.on(key, first).status == "stored")
+    assert place_of(world.cache(first), *key).file("model.safetensors").read_bytes() == good
+
+
+async def test_a_folder_that_was_taken_in_and_is_damaged_is_told_and_left(
+    world: World, gpt2: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    first, second = await world.node(name="a"), await world.node(name="b")
+    await world.tell(ModelImportAsked(reference="lab/tuned", node_id="a", path=str(gpt2), by=None))
+    await eventually(lambda: bool(_named(world, "lab/tuned")))
+    key = ("lab/tuned", _named(world, "lab/tuned")[0])
+    await eventually(lambda: world.on(key, first).status == "stored")
+    [weights] = (tmp_path / "node-0").rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    await world.ask(ModelCheckAsked, key, first, repair=True)
+    await eventually(lambda: _told(world, key, ModelChecked))
+    [checked] = await world.told(key, ModelChecked)
+    assert (checked.damaged, checked.repaired) == (["model.safetensors"], False)
+    await world.ask(ModelFetchAsked, key, second)  # nobody takes the damaged file
+    await eventually(lambda: world.on(key, second).status == "failed")
+    assert world.on(key, second).code == "no_holder"
+    assert snapshots.marks(world.cache(second)) == []
 
 
 def _named(world: World, name: str) -> list[str]:

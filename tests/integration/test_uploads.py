@@ -104,6 +104,35 @@ async def test_nodes_get_it_from_the_gateway_and_then_from_each_other(world: Wor
     assert (snapshot / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+async def test_what_one_node_took_in_another_gets_from_it(world: World, eventually: Eventually) -> None:
+    folder = make_folder(world.folder / "tuned")
+    first = await world.node("a")
+    await world.node("b")
+    await eventually(lambda: world.knows("a", "b"))
+    taken = await world.client.post("/v1/models", json={"import": str(folder), "as": NAME, "node": "a"})
+    assert taken.status_code == 202, taken.text
+
+    async def is_there() -> bool:
+        return (await world.client.get(f"/v1/models/{NAME}")).status_code == 200 and await _is(world, {"a": "stored"})
+
+    await eventually(is_there)
+    answer = await world.client.post("/v1/models", json={"model": NAME, "nodes": ["b"]})
+    assert answer.status_code == 202, answer.text
+    await eventually(lambda: _is(world, {"a": "stored", "b": "stored"}))
+    await first.stop()
+    dropped = await world.client.request("DELETE", f"/v1/models/{NAME}", json={"nodes": ["b"]})
+    assert dropped.status_code == 202, dropped.text
+    await eventually(lambda: _is(world, {"a": "stored", "b": "absent"}))
+    await world.client.post("/v1/models", json={"model": NAME, "nodes": ["b"]})
+
+    async def failed() -> bool:
+        return (await world.told()).get("b", {}).get("code") == "no_holder"
+
+    await eventually(failed)
+    await first.start()
+    await eventually(lambda: _is(world, {"a": "stored", "b": "stored"}))  # by itself
+
+
 async def test_a_gateway_that_is_killed_goes_on_with_the_upload(world: World, eventually: Eventually) -> None:
     folder = make_folder(world.folder / "tuned", numbers=400_000)
     body, weights = (folder / "model.safetensors").read_bytes(), "model.safetensors"

@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 
 from bitinglip.models import snapshots
+from bitinglip.models.imports import FolderJob, take_in
 from bitinglip.models.layout import place_of
 from bitinglip.models.protocol import FetchJob, PeerSource
 from bitinglip.models.sharetoken import token_for
@@ -28,10 +30,11 @@ HALF = 12 * 2**20
 class Node:
     """Another node that has a model, and hands it out."""
 
-    def __init__(self, cache: Path, most: int = 32) -> None:
+    def __init__(self, cache: Path, most: int = 32, models_dir: Path | None = None) -> None:
         self.cache = cache
-        job = f'{{"cache_dir":"{cache}","secret":"{SECRET.hex()}","most_connections":{most}}}'
-        self.child = Child("bitinglip.models.share", job)
+        job = {"cache_dir": str(cache), "secret": SECRET.hex(), "most_connections": most}
+        more = {} if models_dir is None else {"models_dir": str(models_dir)}
+        self.child = Child("bitinglip.models.share", orjson.dumps(job | more).decode())
         port = self.child.wait_for(lambda line: "listening" in line)["listening"]["port"]
         self.url = f"http://127.0.0.1:{port}"
 
@@ -180,6 +183,31 @@ def test_nothing_but_the_files_of_marks_is_handed_out(node: Node, job: FetchJob)
         assert httpx.get(f"{node.url}/{path}/config.json", headers=good).status_code in {403, 404}
     place.mark.unlink()
     assert httpx.get(f"{base}/config.json", headers=good).status_code == 404
+
+
+def test_of_a_folder_that_was_taken_in_nothing_but_its_files_is_handed_out(folder: Path, tmp_path: Path) -> None:
+    models_dir = tmp_path / "models"
+    taken = take_in(FolderJob(reference=NAME, models_dir=models_dir, path=str(folder)))
+    there = models_dir / NAME
+    (there / "other.txt").write_text("not of the note")
+    node = Node(tmp_path / "empty", models_dir=models_dir)
+    try:
+        token = token_for(SECRET, NAME, taken.revision, int(time.time()) + 60)
+        good = {"Authorization": f"Bearer {token}"}
+        base = f"{node.url}/models--lab--gpt2/{taken.revision}"
+        whole = (folder / "model.safetensors").read_bytes()
+        assert httpx.get(f"{base}/model.safetensors", headers=good).content == whole
+        assert httpx.get(f"{base}/config.json").status_code == 403
+        for path in ("other.txt", "nothing", "..%2f..%2f.bitinglip%2flab--gpt2.json", "%2fetc%2fpasswd"):
+            assert httpx.get(f"{base}/{path}", headers=good).status_code == 404
+        (there / "config.json").unlink()
+        (there / "config.json").symlink_to(there / ".." / ".." / ".bitinglip" / "lab--gpt2.json")
+        assert httpx.get(f"{base}/config.json", headers=good).status_code == 404
+        save_tensors(folder / "model.safetensors", {"x": ("F32", [10])})
+        take_in(FolderJob(reference=NAME, models_dir=models_dir, path=str(folder)))  # another revision in its place
+        assert httpx.get(f"{base}/model.safetensors", headers=good).status_code == 404
+    finally:
+        node.child.close()
 
 
 def test_a_link_that_leaves_the_store_is_not_followed(node: Node, job: FetchJob, tmp_path: Path) -> None:
