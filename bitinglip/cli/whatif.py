@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean, median
@@ -71,7 +71,7 @@ def run(
     loaded = list(Part("workers", 1, None, ("worker.model_loaded",)).events(gateway))
     sizes = read_cards(cards) if cards is not None else _real_cards(gateway, tasks)
     question = {
-        "arrivals": arrivals_of(tasks),
+        "arrivals": arrivals_of(tasks, names_of(loaded)),
         "models": models_of(loaded),
         "cards": sizes,
         "policies": list(dict.fromkeys(policies)),
@@ -104,27 +104,44 @@ def _follow(task: Past, type_: str, told: dict[str, Any], at: datetime) -> None:
         task.run_ms, task.ended_at = told.get("run_ms"), at
 
 
-def arrivals_of(tasks: list[Past]) -> list[dict[str, Any]]:
-    """Return what comes into the simulation: tasks that became ready, with what they take."""
+def arrivals_of(tasks: list[Past], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return what comes into the simulation: tasks that became ready, with what they take.
+
+    `names`: the one name of each model that has another one besides.
+    """
     ready = [task for task in tasks if task.ready_at is not None]
     if not ready:
         return []
     first = min(_ready(task) for task in ready)
     runs: dict[str, list[float]] = {}
+
+    def model_of(task: Past) -> str:
+        return names.get(task.submitted["model"], task.submitted["model"])
+
     for task in tasks:
         if task.run_s is not None:
-            runs.setdefault(task.submitted["model"], []).append(task.run_s)
+            runs.setdefault(model_of(task), []).append(task.run_s)
     usual = fmean([each for some in runs.values() for each in some] or [0.0])
     return [
         {
             "at_s": (_ready(task) - first).total_seconds(),
             "lane": task.submitted["lane"],
             "key": task.submitted.get("key_id") or "",
-            "model": task.submitted["model"],
-            "run_s": task.run_s if task.run_s is not None else fmean(runs.get(task.submitted["model"], [usual])),
+            "model": model_of(task),
+            "run_s": task.run_s if task.run_s is not None else fmean(runs.get(model_of(task), [usual])),
         }
         for task in ready
     ]
+
+
+def names_of(loaded: Iterable[ServerEvent]) -> dict[str, str]:
+    """Return the names with a revision of models that were loaded by their names alone."""
+    told = [event.data["data"] for event in loaded]
+    return {
+        f"{each['reference']}@{each['revision']}": each["reference"]
+        for each in told
+        if each["revision"] and "@" not in each["reference"]
+    }
 
 
 def models_of(loaded: Iterable[ServerEvent]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 
 from bitinglip.errors import BitingLipError, NoServer
 from bitinglip.events.log import EventLog
@@ -26,8 +27,9 @@ from bitinglip.workers.facts import Facts
 from bitinglip.workers.files import Files
 from bitinglip.workers.identity import Identity
 from bitinglip.workers.lease import LeaseKeeper, Ledger
+from bitinglip.workers.names import Names
 from bitinglip.workers.policy import Load, Pull, Wait, after_service, decide
-from bitinglip.workers.routebook import common_routes, fitting, route_of, view_of, with_route
+from bitinglip.workers.routebook import common_routes, fitting, name_in, regrouped, route_of, view_of, with_route
 from bitinglip.workers.view import CardView, RouteView, WorkerView
 
 log = logging.getLogger(__name__)
@@ -91,8 +93,9 @@ class Agent:
         self._asked: set[Route] = set()
         self._coming: list[ModelSpec] | None = None
         self.facts = self._facts_of(models)
+        self._names = Names(models)
         self._view = WorkerView(
-            routes=common_routes(model.reference for model in models),
+            routes=common_routes((model.reference for model in models), self._names),
             card=CardView(identity.worker_id, identity.node_id, frozenset(settings.worker.labels)),
         )
         self._found: list[Route] = []
@@ -202,14 +205,15 @@ class Agent:
         """
         if (coming := self._coming) is None:
             return
-        names = {model.reference for model in coming}
-        before = self._view.routes
-        routes = {name: views for name, views in before.items() if name in names}
-        new = common_routes(name for name in names if name not in before)
+        served, names = {model.reference for model in coming}, Names(coming)
+        before = [view for views in self._view.routes.values() for view in views]
+        kept = [view for view in before if name_in(view) in served]
+        new = common_routes(served - {name_in(view) for view in before}, names)
         await self._queue.ensure([route_of(view) for views in new.values() for view in views])
-        for view in [view for name, views in before.items() if name not in names for view in views]:
+        for view in [view for view in before if name_in(view) not in served]:
             self._queue.drop(route_of(view))
-        self._view = replace(self._view, routes={**routes, **new}, idle=False)
+        self._names = names
+        self._view = replace(self._view, routes=regrouped([*kept, *chain(*new.values())], names), idle=False)
         await self.runner.serve(coming)
         await self._know_models(coming)
         self._coming = None if self._coming is coming else self._coming
@@ -228,7 +232,7 @@ class Agent:
 
     def _facts_of(self, models: list[ModelSpec]) -> Facts | None:
         """Return what gathers the facts for a worker of these models; one model needs none."""
-        if len({model.reference for model in models}) < 2:
+        if len(Names(models).specs) < 2:
             return None
         return Facts(self._log, self._settings, self._identity.worker_id, models)
 
@@ -270,7 +274,7 @@ class Agent:
         They come until every row is taken, and for `worker.join_s` if there are other models whose turn it may be.
         """
         running = {asyncio.create_task(self._run(batch), name="batch")}
-        reference = _reference(batch[0])
+        reference = self._model(batch[0])
         if reference in self._view.routes and self.runner.joins(reference):
             others = len(self._view.routes) > 1
             until = time.monotonic() + self._settings.worker.join_s if others else math.inf
@@ -291,7 +295,7 @@ class Agent:
                 log.debug("nothing joins: %s", error)
                 return
             for route, some in group(found, lambda delivery: delivery.route).items():
-                self._view = after_service(self._view, view_of(route), len(some), ())
+                self._view = after_service(self._view, view_of(route, self._names), len(some), ())
             for task in [task for task in running if task.done()]:
                 running.remove(task)
                 task.result()
@@ -348,7 +352,7 @@ class Agent:
         started, loads_s = time.monotonic(), self.facts.loads_s
         await self.runner.run(batch)
         took_s = time.monotonic() - started - (self.facts.loads_s - loads_s)
-        self.facts.ran(_reference(batch[0]), len(batch), max(0.0, took_s))
+        self.facts.ran(self._model(batch[0]), len(batch), max(0.0, took_s))
 
     def _hear_of(self, route: Route) -> None:
         self._found.append(route)
@@ -366,7 +370,7 @@ class Agent:
             self._unseen = False
         while self._found:
             route = self._found[0]
-            routes = with_route(self._view.routes, route, self._view.card)
+            routes = with_route(self._view.routes, route, self._view.card, self._names)
             if routes is not self._view.routes:
                 await self._queue.ensure([route])  # its lease is this worker's
                 self._view = replace(self._view, routes=routes, idle=False)
@@ -416,9 +420,10 @@ class Agent:
             if found:
                 self._view = replace(after_service(self._view, view, len(found), ()), idle=False)
                 break
-        if found or step.reference in self._settings.worker.pinned:
+        pinned = step.reference in map(self._names.of, self._settings.worker.pinned)
+        if found or pinned:
             await self.runner.engine.drop(step.evicts)
-        if not found and step.reference in self._settings.worker.pinned:
+        if not found and pinned:
             await self.runner.preload(step.reference)
         return found
 
@@ -457,6 +462,10 @@ class Agent:
             except NoServer:
                 log.debug("a work message comes back when its lease ends")
             self._leases.release(delivery)
+
+    def _model(self, delivery: Delivery) -> str:
+        """Return the one name of the model that a task runs on."""
+        return self._names.of(_reference(delivery))
 
     @property
     def _lets_join(self) -> bool:

@@ -42,6 +42,7 @@ from bitinglip.workers.enginekeeper import EngineKeeper
 from bitinglip.workers.files import Files
 from bitinglip.workers.identity import Counts, Identity
 from bitinglip.workers.lease import LeaseKeeper
+from bitinglip.workers.names import Names
 from bitinglip.workers.payload import read_params, store_result
 from bitinglip.workers.peers import read_cards
 from bitinglip.workers.words import Words
@@ -80,7 +81,7 @@ class BatchRunner:
         self._leases = leases
         self._settings = settings
         self._identity = identity
-        self._models = {(model.kind, model.reference): model for model in models}
+        self._models = _by_name(models)
         self.engine = EngineKeeper(settings.worker, identity.device, files.folder)
         self._running: dict[str, Attempt] = {}
         self._assigning: dict[str, Attempt] = {}
@@ -98,7 +99,7 @@ class BatchRunner:
 
     async def serve(self, models: Seq[ModelSpec]) -> None:
         """Run these models from now on; the others leave the memory."""
-        self._models = {(model.kind, model.reference): model for model in models}
+        self._models = _by_name(models)
         await self.drop_strangers()
 
     async def drop_strangers(self) -> None:
@@ -417,7 +418,7 @@ class BatchRunner:
 
     async def load(self, reference: str) -> str | None:
         """Load a model that this worker serves; returns what went wrong, if anything."""
-        model = next((model for model in self._models.values() if model.reference == reference), None)
+        model = self._named(reference)
         if model is None:
             return f"this worker does not serve {reference}"
         try:
@@ -428,10 +429,15 @@ class BatchRunner:
 
     async def unload(self, reference: str) -> str | None:
         """Drop a model from memory; returns what is against it, if anything."""
-        if any(attempt.task.submitted.model == reference for attempt in self._running.values()):
+        model = self._named(reference)
+        names = {name for (_, name), each in self._models.items() if each == model} | {reference}
+        if any(attempt.task.submitted.model in names for attempt in self._running.values()):
             return f"a task runs on {reference}"
-        await self.engine.drop([reference])
+        await self.engine.drop(names)
         return None
+
+    def _named(self, reference: str) -> ModelSpec | None:
+        return next((model for (_, name), model in self._models.items() if name == reference), None)
 
     # --- cancel, time-out, stop ---------------------------------------------------------------------------------------
 
@@ -506,6 +512,12 @@ class BatchRunner:
             await self._log.append(self._log.fact_append(event, subject, self._identity.worker_id))
         except NoServer as error:
             log.debug("not told: %s", error)
+
+
+def _by_name(models: Seq[ModelSpec]) -> dict[tuple[str, str], ModelSpec]:
+    """Return what is to be loaded for each kind and name: the same for several names of one model."""
+    names = Names(models)
+    return {(model.kind, model.reference): names.spec(model) for model in models}
 
 
 def _kind_and_model(attempt: Attempt) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from bitinglip.events.streams import Route
 from bitinglip.settings import Settings
 from bitinglip.workers.engine import ModelSpec
 from bitinglip.workers.loading import Plan, plan
+from bitinglip.workers.names import Names
 from bitinglip.workers.peers import Peers
 from bitinglip.workers.room import CPU, budget_bytes, need_bytes
 from bitinglip.workers.routebook import route_of
@@ -67,7 +68,8 @@ class Facts:
         self._log = event_log
         self._settings = settings
         self._worker_id = worker_id
-        self._specs = {model.reference: model for model in models}
+        self._names = Names(models)
+        self._specs = {model.reference: model for model in self._names.specs}
         self._models: dict[str, ModelView] = {}
         self._task_s: dict[str, float] = {}
         self.loads_s = 0.0
@@ -99,7 +101,8 @@ class Facts:
 
     async def serve(self, models: Sequence[ModelSpec]) -> None:
         """Take in which models the worker serves from now on."""
-        specs = {model.reference: model for model in models}
+        self._names = Names(models)
+        specs = {model.reference: model for model in self._names.specs}
         same = {name for name, spec in specs.items() if self._specs.get(name) == spec}
         self._models = {name: model for name, model in self._models.items() if name in same}
         await self._size({name: spec for name, spec in specs.items() if name not in same})
@@ -147,7 +150,7 @@ class Facts:
             idle=idle and loading is None,
             idle_s=now - max(self._used.values(), default=0.0),
             serves=frozenset(self._specs),
-            pinned=frozenset(worker.pinned),
+            pinned=frozenset(map(self._names.of, worker.pinned)),
         )
 
     @contextmanager
@@ -251,7 +254,7 @@ class Facts:
         """Make the plan of what is known; who waits for something else hears of a new line."""
         card, before = self._own().card, self._line()
         self._planned_busy = not card.idle
-        self._plan = plan(ClusterView(self._routes, self._models, (card, *self._peers.cards())))
+        self._plan = plan(ClusterView(self._routes, self._models, (card, *map(self._names.card, self._peers.cards()))))
         if self._line() != before:
             self._changed()
 

@@ -34,6 +34,8 @@ class RouteView:
     share: str = ""
     """Token of the API key whose work it is; empty where there are no keys."""
     requires: Requires = ANY
+    asked: str = ""
+    """Name by which it is asked for, if it is another one: `org/m@commit` for `org/m` (`names`)."""
     depth: int | None = None
     """Tasks that wait; none: not known."""
     oldest_s: float = 0.0

@@ -95,7 +95,7 @@ async def test_who_becomes_idle_waits_at_once_for_what_nobody_has_loaded(log: Ev
     """Without another look at the queues, of which the next may be seconds away."""
     queue = WorkQueue(log.connection, 30.0)
     await queue.ensure([Route("normal", "org=2Fa"), Route("normal", "org=2Fb")])
-    models = [ModelSpec(kind="text-generation", reference=name, path="/none") for name in ("org/a", "org/b")]
+    models = [ModelSpec(kind="text-generation", reference=name, path=f"/none/{name}") for name in ("org/a", "org/b")]
     facts, worker, changed = Facts(log, Settings(), "me", models), Worker(), asyncio.Event()
     busy = WorkerView({"org/a": (ONE,), "org/b": (OTHER,)}, CardView("me", loaded=(Held("org/a"),)))
     worker.view = busy

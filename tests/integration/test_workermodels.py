@@ -12,10 +12,12 @@ import pytest
 
 from bitinglip.errors import ChildFailed
 from bitinglip.events import subjects
+from bitinglip.events.direct import get_after
+from bitinglip.events.envelope import decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import MODELS, WORKERS, Route
 from bitinglip.events.task import TaskAssigned, TaskSucceeded
-from bitinglip.events.worker import WorkerHeartbeat, WorkerModelsChanged
+from bitinglip.events.worker import WorkerHeartbeat, WorkerModelLoaded, WorkerModelsChanged
 from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
@@ -179,6 +181,43 @@ async def test_what_runs_ends_with_the_old_revision_and_the_next_task_has_the_ne
         return await in_memory(log) == [GPT2]
 
     await eventually(one)
+
+
+async def loads(log: EventLog) -> list[tuple[str, str | None]]:
+    """Return what the worker has loaded, one after the other."""
+    messages = await get_after(log.connection, WORKERS, subjects.worker_subject("w", "model_loaded"), 0)
+    events = [decode(message, WORKERS).event for message in messages]
+    return [(event.reference, event.revision) for event in events if isinstance(event, WorkerModelLoaded)]
+
+
+@pytest.mark.parametrize("others", ["", "echo,"], ids=["alone", "beside others"])
+async def test_a_model_of_two_names_is_loaded_once(
+    log: EventLog, inbox: Inbox, start: Start, tmp_path: Path, gpt2: Path, eventually: Any, others: str
+) -> None:
+    pinned = f"{GPT2}@{OLD}"
+    snapshot(tmp_path / "hub", GPT2, OLD, gpt2)
+    child = await start(BITINGLIP_WORKER_MODELS=f"{others}{pinned},{GPT2}", BITINGLIP_WORKER_MAX_LOADED="1")
+    for name in (GPT2, pinned, GPT2, pinned):
+        assert await revision(log, await submit(inbox, text(name))) == OLD
+    assert await loads(log) == [(GPT2, OLD)]
+    both = [await submit(inbox, text(name)) for name in (pinned, GPT2) * 4]
+    assert {await revision(log, task_id) for task_id in both} == {OLD}
+    assert await loads(log) == [(GPT2, OLD)]
+
+    async def one() -> bool:
+        return await in_memory(log) == [GPT2]
+
+    await eventually(one)
+    snapshot(tmp_path / "hub", GPT2, NEW, gpt2)  # from now on they are two
+    waits = await submit(inbox, text(pinned))
+    child.tell("models")
+
+    async def moved() -> bool:
+        return await revision(log, await submit(inbox, text(GPT2))) == NEW
+
+    await eventually(moved)
+    assert [await revision(log, task_id) for task_id in (waits, await submit(inbox, text(pinned)))] == [OLD, OLD]
+    assert (await loads(log))[-1] == (pinned, OLD)
 
 
 async def revision(log: EventLog, task_id: TaskId) -> str | None:

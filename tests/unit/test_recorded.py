@@ -10,7 +10,7 @@ import pytest
 
 from bitinglip.cli.client import ServerEvent
 from bitinglip.cli.recorded import Pace, place, speed
-from bitinglip.cli.whatif import arrivals_of, happened, models_of, read_cards, tasks_of
+from bitinglip.cli.whatif import arrivals_of, happened, models_of, names_of, read_cards, tasks_of
 from bitinglip.errors import InvalidInput
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,12 +66,14 @@ def test_what_the_log_tells_of_tasks_is_what_the_simulator_is_asked() -> None:
             event("task.assigned", 61.0, task_id="other", **began),
         ]
     )
-    arrivals = arrivals_of(list(tasks.values()))
+    arrivals = arrivals_of(list(tasks.values()), {})
     assert [(each["at_s"], each["key"], each["run_s"]) for each in arrivals] == [(0.0, "", 4.0), (60.0, "k", 4.0)]
     load = {"reference": "m", "need_bytes": 5, "memory_bytes": 7}
     loads = [
         event("worker.model_loaded", at, **load, load_ms=ms) for at, ms in ((-9.0, 1000), (1.0, 2000), (2.0, 9000))
     ]
+    assert names_of(event("worker.model_loaded", 0.0, **load, revision=at) for at in ("c1", None)) == {"m@c1": "m"}
+    assert {each["model"] for each in arrivals_of(list(tasks.values()), {"m": "n"})} == {"n"}
     assert models_of(loads) == {"m": {"need_bytes": 7, "load_s": 2.0}}
     assert happened(list(tasks.values()), loads) == {
         "tasks": 3,
