@@ -142,7 +142,7 @@ def _weighty(folder: Path, reference: str) -> ModelSpec:
     snapshot.mkdir(exist_ok=True)
     (snapshot / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}), "utf-8")
     (snapshot / "model.safetensors").touch()
-    return ModelSpec(kind="text-generation", reference=reference, path=str(snapshot))
+    return ModelSpec(kind="text-generation", reference=reference, revision=reference, path=str(snapshot))
 
 
 async def _decisions(

@@ -27,9 +27,19 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
+_latest = Log()
+
+
 def configure_logging(settings: Log) -> None:
     """Send this process's log to standard error, from the set severity on."""
+    global _latest  # a process has one log
+    _latest = settings
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter() if settings.format == "json" else text)
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+
+
+def logging_settings() -> Log:
+    """Return how this process prints its log, for one that it starts."""
+    return _latest

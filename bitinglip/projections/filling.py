@@ -17,13 +17,14 @@ from pydantic import BaseModel
 from bitinglip.errors import NoServer
 from bitinglip.events.log import EventLog
 from bitinglip.ids import Ulids
+from bitinglip.logs import configure_logging, logging_settings
 from bitinglip.processes import die_with_parent
 from bitinglip.projections.archive import Archive
 from bitinglip.projections.background import give_way
 from bitinglip.projections.generation import open_bulk
 from bitinglip.projections.ground import Ground
 from bitinglip.projections.sql import Projection
-from bitinglip.settings import Nats, Projections
+from bitinglip.settings import Log, Nats, Projections
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,15 @@ class Job(BaseModel):
     projections: Projections
     catalogue: dict[str, tuple[str, str]]
     """The text of each projection, and the one that stages a batch for it, by name, in their order."""
+    log: Log
+    """How its log is printed."""
 
     @classmethod
     def of(cls, path: Path, ground: Ground) -> Job:
         """Return the job of filling a file with what a ground is made of."""
         texts = {name: (each.text, each.stage) for name, each in ground.catalogue.items()}
         nats = ground.log.connection.settings
-        return cls(path=path, nats=nats, projections=ground.settings, catalogue=texts)
+        return cls(path=path, nats=nats, projections=ground.settings, catalogue=texts, log=logging_settings())
 
 
 class Outcome(BaseModel):
@@ -87,6 +90,7 @@ def main() -> None:
         die_with_parent()
     give_way()
     job = Job.model_validate_json(sys.stdin.read())
+    configure_logging(job.log)
     try:
         uvloop.run(fill(job))
     except NoServer as error:

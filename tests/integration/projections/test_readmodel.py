@@ -10,9 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 
+from bitinglip import logs
 from bitinglip.errors import InvalidInput, ProjectionBehind, ProjectionFileBusy, RebuildFailed
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelRegistered
@@ -25,7 +27,7 @@ from bitinglip.projections import filling, sql
 from bitinglip.projections.projector import State
 from bitinglip.projections.readmodel import ReadModel, TaskFilter, TaskRow
 from bitinglip.projections.rebuild import beside
-from bitinglip.settings import Nats, Projections
+from bitinglip.settings import Log, Nats, Projections
 
 SETTINGS = Projections(memory_limit="200MB", read_wait_s=20.0)
 ROUTE = ("normal", encode_token("openai-community/gpt2"))
@@ -248,7 +250,10 @@ async def test_the_old_file_serves_on_when_the_process_that_fills_the_new_one_is
         assert [row.task_id for row in await all_tasks(readmodel)] == [task_id]
 
 
-async def test_what_hinders_the_process_that_fills_the_new_file_is_told(log: EventLog, path: Path) -> None:
+async def test_what_hinders_the_process_that_fills_the_new_file_is_told(
+    log: EventLog, path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "_latest", Log(format="json"))
     await submit(log)
     broken = sql.catalogue(sql.texts() | {"audit": sql.texts()["audit"].replace("create table", "make table")})
     async with reading(log, path) as readmodel:
@@ -257,6 +262,8 @@ async def test_what_hinders_the_process_that_fills_the_new_file_is_told(log: Eve
         with pytest.raises(RebuildFailed, match="ParserException"):
             await readmodel.rebuild()
         assert len(await all_tasks(readmodel)) == 1
+    told = [orjson.loads(line) for line in capfd.readouterr().err.splitlines() if "could not be filled" in line]
+    assert [("ParserException" in each["exception"], each["level"]) for each in told] == [(True, "error")]
 
 
 async def test_a_log_made_anew_makes_the_read_model_anew(
