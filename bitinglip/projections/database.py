@@ -7,9 +7,10 @@ The one place that touches DuckDB's loose types. A `Database` is used by one thr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +37,16 @@ Interrupted = duckdb.InterruptException
 StoppedError = duckdb.FatalException
 """The database has stopped after an error of the machine: it must be closed and opened again."""
 NoTableError = duckdb.CatalogException
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Events that are to be applied, and what is done of that already."""
+
+    incoming: Any
+    """The Arrow table (sequence, time_ns, payload)."""
+    batches: Mapping[str, tuple[Any, frozenset[str]]] = field(default_factory=dict[str, tuple[Any, frozenset[str]]])
+    """The Arrow table `batch` and the types of its events, by the SQL that made it."""
 
 
 class Database:
@@ -168,14 +179,30 @@ class Database:
 
     # --- the projector's side -----------------------------------------------------------------------------------------
 
-    def apply(self, stream: str, incoming: Any, sequence: int) -> None:
-        """Apply an Arrow table of events to the stream's projections, and move its checkpoint, in one transaction."""
-        self._prepared.offer("incoming", incoming)
+    def apply(self, stream: str, staged: Staged, sequence: int) -> None:
+        """Apply events to the stream's projections, and move its checkpoint, in one transaction."""
+        self._prepared.offer("incoming", staged.incoming)
         try:
             with self.transaction():
-                for versions in self._staged_alike(stream):
-                    self._apply_to(versions, stream)
+                for stage, versions in self._staged_alike(stream).items():
+                    self._apply_to(versions, stream, staged.batches.get(stage))
                 self._advance(stream, sequence)
+        finally:
+            self._prepared.let_go()
+
+    def stagings(self, stream: str) -> Mapping[str, Mapping[str, str]]:
+        """Return the statements by which the stream's events are taken apart, by their text: mostly one."""
+        return {stage: versions[0].projection.staging for stage, versions in self._staged_alike(stream).items()}
+
+    def take_apart(self, stream: str, incoming: Any, stagings: Mapping[str, Mapping[str, str]]) -> Staged:
+        """Return an Arrow table of events taken apart by these statements; no table of the file is looked at."""
+        self._prepared.offer("incoming", incoming)
+        try:
+            found: dict[str, tuple[Any, frozenset[str]]] = {}
+            for stage, staging in stagings.items():
+                types = self.stage(stream, staging)
+                found[stage] = (self._prepared.table("batch"), types)
+            return Staged(incoming, found)
         finally:
             self._prepared.let_go()
 
@@ -194,16 +221,20 @@ class Database:
         """Run statements that are run again and again, and so planned only once where that can be."""
         self._prepared.run(statements)
 
-    def _staged_alike(self, stream: str) -> Iterable[list[Version]]:
+    def _staged_alike(self, stream: str) -> dict[str, list[Version]]:
         """Return what the stream is applied to, in groups for which a batch is staged by the same SQL: mostly one."""
         groups: dict[str, list[Version]] = {}
         for version in self.applied_to:
             if stream in version.projection.streams:
                 groups.setdefault(version.projection.stage, []).append(version)
-        return groups.values()
+        return groups
 
-    def _apply_to(self, versions: Seq[Version], stream: str) -> None:
-        types = self.stage(stream, versions[0].projection.staging)
+    def _apply_to(self, versions: Seq[Version], stream: str, staged: tuple[Any, frozenset[str]] | None) -> None:
+        if staged is None:
+            types = self.stage(stream, versions[0].projection.staging)
+        else:
+            batch, types = staged
+            self._prepared.offer("batch", batch)
         for version in versions:
             self._prepared.run(version.projection.applied(types, version.home))
 

@@ -77,7 +77,7 @@ def create_bulk(path: Path, settings: Projections, catalogue: Catalogue = sql.CA
     path.parent.mkdir(parents=True, exist_ok=True)
     database = Database(_connect(":memory:", settings.model_copy(update={"threads": 1}), spills=path))
     try:
-        database.execute("set timezone = 'UTC'")
+        database.execute("set global timezone = 'UTC'")  # of its cursors, too
         database.execute(f"attach '{str(path).replace(chr(39), 2 * chr(39))}' as bulk (recovery_mode no_wal_writes)")
         database.execute("use bulk")
         _close_to_files(database, settings)

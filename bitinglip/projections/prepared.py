@@ -51,6 +51,10 @@ class Prepared:
             self._connection.register(name, source)
             self._named.add(name)
 
+    def table(self, name: str) -> Any:
+        """Return the table that was last offered, or made, by a name."""
+        return self._sources[name].table
+
     def rolled_back(self) -> None:
         """Know that the connection has undone a transaction, and with it the names that were given in it."""
         self._named.clear()

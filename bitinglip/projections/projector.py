@@ -27,9 +27,10 @@ from bitinglip.events.feed import TaskFeed
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.projections import sql
+from bitinglip.projections.ahead import Ahead
 from bitinglip.projections.catchup import BATCH_MOST_BYTES
 from bitinglip.projections.checkpoint import Checkpoints
-from bitinglip.projections.database import Database, WriteError
+from bitinglip.projections.database import Database, Staged, WriteError
 from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, Pace
 from bitinglip.projections.source import LogSource, Source
 from bitinglip.projections.trailing import Trailing
@@ -112,6 +113,9 @@ class Projector:
         self._full = asyncio.Event()
         self._room = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "projector")
+        self._ahead = Ahead(database) if self._patient else None
+        self._taken_apart: asyncio.Queue[tuple[str, Seq[Messages], Staged | None]] = asyncio.Queue()
+        """What is applied while the events after it are taken apart: one transaction's at most."""
         self._task: asyncio.Task[None] | None = None
         self._parts: list[asyncio.Task[None]] = []
         self._pace = Pace()
@@ -129,6 +133,8 @@ class Projector:
         """End after the transaction that runs; nothing is lost, the checkpoints say where to go on."""
         await end(lambda: [self._task, *self._parts])
         await asyncio.to_thread(self._thread.shutdown)
+        if self._ahead is not None:
+            await self._ahead.close()
 
     async def settle(self, timeout_s: float) -> None:
         """Wait until what trails is as far as all else is now.
@@ -165,6 +171,8 @@ class Projector:
             self._look_whether_caught_up()
             self._parts = [asyncio.create_task(self._pump(stream), name=f"pump {stream}") for stream in STREAMS]
             self._parts.append(asyncio.create_task(self._write_all(), name="writer"))
+            if self._ahead is not None:
+                self._parts.append(asyncio.create_task(self._apply_all(), name="applier"))
             ended, _ = await asyncio.wait(self._parts, return_when=asyncio.FIRST_COMPLETED)
             for part in ended:
                 part.result()
@@ -260,6 +268,7 @@ class Projector:
                 if messages := self._take(stream):
                     await self._write(stream, messages)
             if self._trailing.due_in_s() == 0:
+                await self._taken_apart.join()
                 await self._settle()
 
     async def _gather(self) -> None:
@@ -305,7 +314,20 @@ class Projector:
         return batches
 
     async def _write(self, stream: str, batches: Seq[Messages]) -> None:
-        work = partial(write_prompt, self._database, stream, *batches)
+        if self._ahead is None:
+            await self._write_now(stream, batches, None)
+            return
+        staged = await self._ahead.take_apart(stream, batches)
+        await self._taken_apart.join()
+        self._taken_apart.put_nowait((stream, batches, staged))
+
+    async def _apply_all(self) -> None:
+        while True:
+            await self._write_now(*await self._taken_apart.get())
+            self._taken_apart.task_done()
+
+    async def _write_now(self, stream: str, batches: Seq[Messages], staged: Staged | None) -> None:
+        work = partial(write_prompt, self._database, stream, *batches, staged=staged)
         self._rest_s = await self._patiently(work, f"at {stream}:{batches[0].sequences[0]}")
         self._wrote_at = time.monotonic()
         self._trailing.add(stream, batches)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 
 from bitinglip.events.envelope import RawMessage
 from bitinglip.projections.batch import corrupt, to_arrow
-from bitinglip.projections.database import DATA_ERRORS, Database
+from bitinglip.projections.database import DATA_ERRORS, Database, Staged
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,10 @@ def write_trailing(database: Database, stream: str, *batches: Seq[RawMessage]) -
             write_prompt(build, stream, *batches)
 
 
-def write_prompt(database: Database, stream: str, *batches: Seq[RawMessage]) -> None:
+def write_prompt(database: Database, stream: str, *batches: Seq[RawMessage], staged: Staged | None = None) -> None:
     """Apply a stream's messages, in order and exactly once each, in one transaction; not to what trails.
+
+    `staged`: all of them, if they are taken apart already.
 
     Raises:
         WriteError: the database could not be written; everything up to its checkpoint is.
@@ -42,7 +44,7 @@ def write_prompt(database: Database, stream: str, *batches: Seq[RawMessage]) -> 
     applied = database.checkpoints()[stream][0]
     ahead = [_after(applied, batch) for batch in batches if batch and batch[-1].sequence > applied]
     if ahead:
-        _apply(database, stream, ahead)
+        _apply(database, stream, ahead, staged if sum(map(len, ahead)) == sum(map(len, batches)) else None)
 
 
 def _after(applied: int, batch: Seq[RawMessage]) -> Seq[RawMessage]:
@@ -51,9 +53,9 @@ def _after(applied: int, batch: Seq[RawMessage]) -> Seq[RawMessage]:
     return [message for message in batch if message.sequence > applied]
 
 
-def _apply(database: Database, stream: str, batches: Seq[Seq[RawMessage]]) -> None:
+def _apply(database: Database, stream: str, batches: Seq[Seq[RawMessage]], staged: Staged | None = None) -> None:
     try:
-        database.apply(stream, to_arrow(batches), batches[-1][-1].sequence)
+        database.apply(stream, staged or Staged(to_arrow(batches)), batches[-1][-1].sequence)
     except DATA_ERRORS as error:
         _narrow(database, stream, [message for batch in batches for message in batch], error)
 
@@ -66,5 +68,5 @@ def _narrow(database: Database, stream: str, messages: Seq[RawMessage], error: E
         _apply(database, stream, [messages[middle:]])
         return
     log.error("the event at %s:%d is not readable: %s", stream, messages[0].sequence, error)
-    database.apply(stream, to_arrow([[corrupt(messages[0], stream)]]), messages[0].sequence)
+    database.apply(stream, Staged(to_arrow([[corrupt(messages[0], stream)]])), messages[0].sequence)
     database.corrupt[stream] += 1
