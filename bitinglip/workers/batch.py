@@ -163,7 +163,7 @@ class BatchRunner:
                 self._assigning.pop(attempt.id, None)
         self.counts.running = len(self._running)
         try:
-            for batch in group(assigned, _kind_and_model).values():
+            for batch in group(assigned, self._runs_on).values():
                 await self._run_on(self._model(batch[0]), batch)
         finally:
             for attempt in assigned:
@@ -188,6 +188,11 @@ class BatchRunner:
 
     def _model(self, attempt: Attempt) -> ModelSpec | None:
         return self._models.get(_kind_and_model(attempt))
+
+    def _runs_on(self, attempt: Attempt) -> tuple[str, str]:
+        """Return what tells the attempts apart that do not run together: not by which of its names a model is asked."""
+        model = self._model(attempt)
+        return _kind_and_model(attempt) if model is None else (model.kind, model.reference)
 
     async def _run_on(self, model: ModelSpec | None, batch: list[Attempt]) -> None:
         if model is None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from bitinglip.errors import ChildFailed
@@ -15,13 +16,19 @@ from bitinglip.events import subjects
 from bitinglip.events.direct import get_after
 from bitinglip.events.envelope import decode
 from bitinglip.events.log import EventLog
+from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.streams import MODELS, WORKERS, Route
+from bitinglip.events.subjects import encode_queue
 from bitinglip.events.task import TaskAssigned, TaskSucceeded
 from bitinglip.events.worker import WorkerHeartbeat, WorkerModelLoaded, WorkerModelsChanged
 from bitinglip.ids import TaskId
+from bitinglip.settings import Settings
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import is_terminal
+from bitinglip.workers.agent import Agent
+from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.identity import Identity
 from bitinglip.workers.logfile import LogFile
 from bitinglip.workers.workerchild import WorkerChild
 from tests.integration.test_worker import echo, outcome, submit, until
@@ -218,6 +225,40 @@ async def test_a_model_of_two_names_is_loaded_once(
     await eventually(moved)
     assert [await revision(log, task_id) for task_id in (waits, await submit(inbox, text(pinned)))] == [OLD, OLD]
     assert (await loads(log))[-1] == (pinned, OLD)
+
+
+def endless(model: Path, folder: Path) -> Path:
+    """Return a copy of a model that has no token to end with."""
+    shutil.copytree(model, folder)
+    for name in ("config.json", "generation_config.json"):
+        told = orjson.loads((folder / name).read_bytes())
+        (folder / name).write_bytes(orjson.dumps(told | {"eos_token_id": None}))
+    return folder
+
+
+async def test_tasks_of_one_model_run_together_whatever_they_call_it(
+    log: EventLog, inbox: Inbox, tmp_path: Path, gpt2: Path
+) -> None:
+    folder = str(endless(gpt2, tmp_path / "endless"))
+    names = (GPT2, f"{GPT2}@{OLD}")
+    specs = [ModelSpec(kind="text-generation", reference=name, revision=OLD, path=folder) for name in names]
+    agent = Agent(log, Settings(data_dir=tmp_path), Identity("w", "n", "cpu"), specs)
+    queue = WorkQueue(log.connection, 30.0)
+    routes = [Route("normal", encode_queue(name)) for name in names]
+    await queue.ensure(routes)
+    long, short = await submit(inbox, text(names[0], max_tokens=200)), await submit(inbox, text(names[1]))
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 2:
+        for route in routes:
+            deliveries += await queue.pull(route, 1)
+    try:
+        await agent.runner.run(deliveries)
+    finally:
+        await agent.runner.close()
+        await queue.close()
+    ended = [(await log.read_task(task_id))[-1] for task_id in (long, short)]
+    assert [type(recorded.event) for recorded in ended] == [TaskSucceeded] * 2
+    assert ended[1].sequence < ended[0].sequence
 
 
 async def revision(log: EventLog, task_id: TaskId) -> str | None:
