@@ -120,7 +120,7 @@ class LiveEvents:
             self._gap = self._connection.connected
 
     async def _until_woken(self) -> None:
-        # What an `asyncio.Event` does for one that waits, at a third of its price: each request has one of these.
+        # What an `asyncio.Event` does for one that waits, for less: each request that follows a task has one of these.
         if not self._woken:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

@@ -80,6 +80,8 @@ class _Request:
     open: bool = False
     missing: bool = False
     """The consumer is not there."""
+    unreadable: int = 0
+    """Messages that were among what was asked for and are none: the server sends no others for them."""
     dropped: bool = False
     """The route is not ours any more: what the last request still brings is handed back."""
 
@@ -123,7 +125,7 @@ class WorkQueue:
             NoServer: the server does not answer.
         """
         request = await self._ask(route, {"batch": most, "no_wait": True}, standing=False)
-        await self._listen(ANSWER_S, lambda: not request.open or len(self._arrived) >= most)
+        await self._listen(ANSWER_S, lambda: not request.open or len(self._arrived) + request.unreadable >= most)
         await self._mend(request)
         return self._take()
 
@@ -170,7 +172,7 @@ class WorkQueue:
         request = self._requests.get((route, standing)) or await self._subscribe(route, standing)
         request.dropped = False
         if not (standing and request.open):
-            request.open, request.missing = True, False
+            request.open, request.missing, request.unreadable = True, False, 0
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.{route.consumer}"
             await self._connection.publish(subject, orjson.dumps(ask), reply=request.inbox)
         return request
@@ -182,7 +184,7 @@ class WorkQueue:
             status = _status(headers or b"")
             if status is None:
                 request.open = request.open and not standing
-                self._delivered(request, subject, reply, payload, headers or b"")
+                self._delivered(request, subject.decode(), reply.decode(), payload, headers or b"")
             elif status != b"100":
                 request.open = False
                 request.missing = status not in _DONE
@@ -192,13 +194,14 @@ class WorkQueue:
         self._requests[(route, standing)] = request
         return request
 
-    def _delivered(self, request: _Request, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
+    def _delivered(self, request: _Request, subject: str, reply: str, payload: bytes, headers: bytes) -> None:
         try:
-            place = _place(reply.decode())
-            event = decode(RawMessage(_origin(headers), place.stored_ns, subject.decode(), payload), TASKS)
-            delivery = Delivery(self._connection, request.route, event, place.delivered, reply.decode())
+            place = _place(reply)
+            event = decode(RawMessage(_origin(headers), place.stored_ns, subject, payload), TASKS)
+            delivery = Delivery(self._connection, request.route, event, place.delivered, reply)
         except (CorruptEvent, ValueError, IndexError) as error:
             log.error("a work message cannot be read and stays in the queue: %s", error)  # noqa: TRY400
+            request.unreadable += 1
             return
         if self._listening and not request.dropped:
             self._arrived.append(delivery)
@@ -304,7 +307,7 @@ def _status(headers: bytes) -> bytes | None:
     return headers[len(STATUS) : len(STATUS) + 3] if headers.startswith(STATUS) else None
 
 
-def _origin(headers: bytes | None) -> int:
+def _origin(headers: bytes) -> int:
     """Return the sequence in TASKS of a work message, 0 if it has none: `Nats-Stream-Source: TASKS <sequence> ...`."""
-    _, found, source = (headers or b"").partition(_SOURCE)
+    _, found, source = headers.partition(_SOURCE)
     return int(source.split(b" ", 1)[0]) if found else 0

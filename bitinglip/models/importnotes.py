@@ -21,8 +21,8 @@ def notes(models_dir: Path) -> list[Mark]:
 
 def taken_in(models_dir: Path, reference: str, revision: str) -> Mark | None:
     """Return the note of a revision that was taken in here; none: it was not, or another one lies there by now."""
-    found = (_read(note_of(models_dir, reference)),) if (models_dir / reference).is_dir() else ()
-    return next((each for each in found if each and (each.reference, each.revision) == (reference, revision)), None)
+    note = _read(note_of(models_dir, reference)) if (models_dir / reference).is_dir() else None
+    return note if note is not None and (note.reference, note.revision) == (reference, revision) else None
 
 
 def holding_of(place: Place, models_dir: Path | None) -> tuple[Mark, Path] | None:

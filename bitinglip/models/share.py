@@ -68,7 +68,7 @@ def _marked_file(place: Place, models_dir: Path | None, path: str) -> Path | Non
         return None
     folder = holding[1]
     within = place.cache_dir if folder == place.snapshot else folder
-    there = folder.joinpath(*path.split("/")).resolve()
+    there = (folder / place.file(path).relative_to(place.snapshot)).resolve()
     return there if there.is_file() and there.is_relative_to(within.resolve()) else None
 
 

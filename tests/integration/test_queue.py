@@ -10,8 +10,8 @@ import pytest
 
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
-from bitinglip.events.streams import QUEUE, QUEUES_MOST, Route, ensure_streams
-from bitinglip.events.subjects import encode_token
+from bitinglip.events.streams import QUEUE, QUEUES_MOST, TASKS, Route, ensure_streams
+from bitinglip.events.subjects import TaskSubject, encode_token
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.ids import TaskId
 
@@ -53,6 +53,19 @@ async def test_work_comes_in_order_and_once(log: EventLog, queue: WorkQueue) -> 
     assert [delivery.event.sequence for delivery in deliveries] == list(range(1, 51))
     assert {delivery.delivered for delivery in deliveries} == {1}
     assert await queue.pull(NORMAL, 10) == []
+
+
+async def test_work_that_cannot_be_read_stays_and_hinders_nobody(
+    log: EventLog, queue: WorkQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    subject = TaskSubject(TaskId(log.ids()), "submitted", NORMAL.lane, NORMAL.queue)
+    await log.connection.js.publish(str(subject), b"no event", stream=TASKS)
+    [task_id] = await submit(log, 1)
+    assert task_ids(await take(queue, 1)) == [task_id]
+    assert "a work message cannot be read and stays in the queue" in caplog.text
+    await log.connection.publish(next(iter(queue._requests.values())).inbox, b"from nobody")  # pyright: ignore[reportPrivateUsage]
+    [another] = await submit(log, 1)
+    assert task_ids(await take(queue, 1)) == [another]
 
 
 async def test_a_pull_takes_no_more_than_it_asks_for(log: EventLog, queue: WorkQueue) -> None:

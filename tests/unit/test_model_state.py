@@ -19,6 +19,7 @@ from bitinglip.events.model import (
     ModelFetchProgressed,
     ModelFetchStarted,
     ModelFetchStopped,
+    ModelImportAsked,
     ModelKept,
     ModelPinned,
     ModelRegistered,
@@ -37,6 +38,7 @@ TOLD: list[type[ModelEvent]] = [
     ModelFetchProgressed,
     ModelFetchFailed,
     ModelFetchStopped,
+    ModelImportAsked,
     ModelStored,
     ModelDropped,
     ModelKept,
@@ -90,6 +92,14 @@ def test_a_cancel_ends_a_fetch_and_a_wish_but_leaves_what_is_stored() -> None:
     assert holding(an(ModelStored), an(ModelFetchCancelled)).status == "stored"
     late = an(ModelFetchProgressed)
     assert holding(an(ModelFetchAsked), an(ModelFetchStopped), late).status == "stopped", "a tick that was overtaken"
+
+
+def test_an_import_is_waited_for_until_its_own_folder_is_there() -> None:
+    asked = an(ModelImportAsked, reference=NAME, node_id="rig-1")
+    fetched = an(ModelStored, source="import", node_id="rig-1", peer_bytes=551_000_000)
+    taken_in = an(ModelStored, source="import", node_id="rig-1", hub_bytes=0, peer_bytes=0)
+    assert (NAME, "rig-1") in folded(asked, fetched).imports, "what another node handed over is another folder"
+    assert folded(asked, fetched, taken_in).imports == {}
 
 
 def test_a_pin_is_a_wish_that_lasts() -> None:
