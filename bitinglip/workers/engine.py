@@ -27,6 +27,8 @@ JOINING_KINDS = frozenset({"embedding", "text-generation"})
 """Kinds whose running batches take in new jobs: their models are `JoiningModel`s."""
 FILE = "$file"
 """Key of a result's part that is a file."""
+START_SERVER = "start"
+"""`ModelSpec.vllm` of a model that a vLLM server is to be started for."""
 LENGTH_BYTES = 4
 MAX_FRAME_BYTES = 256 * 2**20
 """Largest frame that an engine process sends: what is more is a defect, and ends the process."""
@@ -59,6 +61,13 @@ class ModelSpec(_Message):
     def key(self) -> str:
         """Identity of the loaded model within the process."""
         return f"{self.kind}|{self.reference}|{self.revision or ''}"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files lie that are loaded here, its own folder first; none if others have loaded it."""
+        if self.path is None or self.vllm not in {None, START_SERVER}:
+            return []
+        return [Path(folder) for folder in (self.path, *self.parts.values())]
 
 
 # --- worker to engine process -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from bitinglip.events.consumers import QueueState, queue_states
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route
 from bitinglip.settings import Settings
-from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.engine import START_SERVER, ModelSpec
 from bitinglip.workers.loading import Plan, plan
 from bitinglip.workers.names import Names
 from bitinglip.workers.peers import Peers
@@ -202,7 +202,7 @@ class Facts:
         return budget_bytes(self._settings.worker, self._total_bytes)
 
     def _model(self, spec: ModelSpec) -> ModelView:
-        if spec.vllm == "start":
+        if spec.vllm == START_SERVER:
             return ModelView(spec.reference, self._budget() or 0, SERVER_LOAD_S)
         if spec.vllm is not None or spec.path is None:
             return ModelView(spec.reference)

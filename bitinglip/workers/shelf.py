@@ -10,7 +10,7 @@ from bitinglip.errors import InvalidConfig, InvalidReference, ModelNotFound
 from bitinglip.events.worker import DeviceReading
 from bitinglip.models.store import StoredModel, find_models
 from bitinglip.settings import Settings, Worker
-from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.engine import START_SERVER, ModelSpec
 from bitinglip.workers.room import too_large
 
 log = logging.getLogger("bitinglip.worker")
@@ -105,7 +105,7 @@ def _spec(model: StoredModel, settings: Worker) -> ModelSpec:
         trust_pickles=any(name in settings.trust_pickles for name in names),
         trust_code=any(name in settings.trust_code for name in names),
         quantize=cast("Any", _first(settings_of(settings.quantize), names)),
-        vllm=_first(settings_of(settings.vllm, "start"), names),
+        vllm=_first(settings_of(settings.vllm, START_SERVER), names),
     )
 
 

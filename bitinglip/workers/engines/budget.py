@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bitinglip.models.memory import LINEAR_BYTES, SHARE, estimate
-from bitinglip.workers.engine import ModelSpec, Placement
+from bitinglip.workers.engine import START_SERVER, ModelSpec, Placement
 from bitinglip.workers.engines.torch_device import dtype_for, memory_bytes, places
 
 log = logging.getLogger(__name__)
-
-START_SERVER = "start"
 
 
 def budget_bytes(placement: Placement) -> int:

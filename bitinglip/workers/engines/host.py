@@ -149,6 +149,10 @@ class Models:
         return held
 
     def _load(self, spec: ModelSpec) -> tuple[LoadedModel, Loaded]:
+        if folders := spec.folders:
+            from bitinglip.workers.engines.readahead import read_ahead
+
+            read_ahead(folders)
         load = _loader(spec)
         if not self._held:  # what is there now are the libraries: each look through them takes 110 ms
             spare_the_heap()

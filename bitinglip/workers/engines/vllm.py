@@ -16,13 +16,12 @@ import httpx
 
 from bitinglip.events.task import Failure, Usage
 from bitinglip.tasks.parameters import TextGenerationParameters
-from bitinglip.workers.engine import Intake, Job, LoadedModel, ModelSpec, Placement, Sink
+from bitinglip.workers.engine import START_SERVER, Intake, Job, LoadedModel, ModelSpec, Placement, Sink
 from bitinglip.workers.engines.failures import BadInputError, LoadError, UnusableModelError, described, run_failure
 from bitinglip.workers.engines.vllm_api import Served, ServerError, look_up
 from bitinglip.workers.engines.vllm_request import ask, connect
 from bitinglip.workers.engines.vllm_server import Server
 
-START = "start"
 POLL_S = 0.01
 """How soon a new job begins, and a cancelled one ends, while others run."""
 EXIT_S = 1.0
@@ -40,7 +39,7 @@ def load(spec: ModelSpec, placement: Placement, progress: Callable[[int, int], N
     """
     if spec.kind != "text-generation":
         raise UnusableModelError(f"{spec.reference}: vLLM runs text-generation here, and this is {spec.kind}.")
-    model = _start(spec, placement, progress) if spec.vllm == START else _join(spec)
+    model = _start(spec, placement, progress) if spec.vllm == START_SERVER else _join(spec)
     progress(1, 1)
     return model
 
