@@ -72,8 +72,12 @@ class ModelDisk:
         Raises:
             ModelInUse, StoreReadOnly: see there.
         """
-        freed = imports.drop(self.models_dir, key[0]) if self.was_taken_in(key) else 0
+        freed = self.drop_folder(key)
         return freed + snapshots.drop(self.cache_dir, *key)
+
+    def drop_folder(self, key: Key) -> int:
+        """Remove the folder that a revision was taken in as, if it was; return how many bytes that freed."""
+        return imports.drop(self.models_dir, key[0]) if self.was_taken_in(key) else 0
 
     def missing_bytes(self, key: Key, files: Collection[ModelFile]) -> int:
         """Return how many bytes of a revision are yet to come."""

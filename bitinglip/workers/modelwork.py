@@ -205,9 +205,9 @@ class ModelWork:
         own = await asyncio.to_thread(self._disk.was_taken_in, work.key)
         checked = await self._compare(work, repair, own=own)
         bad = bool(checked.missing or checked.damaged)
-        comes_again = not own and self._wishes.models.get(*work.key).described is not None
-        repaired = bad and repair and comes_again and await self._repair(work)
-        if bad and repair and comes_again and not repaired:  # it is fetched as soon as that is possible
+        comes_again = bad and repair and self._wishes.models.get(*work.key).described is not None
+        repaired = comes_again and await (self._replace(work) if own else self._repair(work))
+        if comes_again and not repaired and not own:  # it is fetched as soon as that is possible
             await asyncio.to_thread(self._disk.unmark, work.key)
             await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=0, reason="damaged"))
         await self._wishes.tell(
@@ -243,6 +243,26 @@ class ModelWork:
         if outcome.failed is not None:
             log.warning("%s at %s is not repaired: %s", *work.key, outcome.failed.message)
         return outcome.stored is not None
+
+    async def _replace(self, work: Work) -> bool:
+        """Have another node's copy in the place of a folder that was taken in here; without one it stays as it is."""
+        key = work.key
+        described = self._wishes.models.get(*key).described
+        assert described is not None
+        self._fetches[key] = work
+        try:
+            missing = await asyncio.to_thread(self._disk.missing_bytes, key, described.files)
+            work.left_bytes = work.total_bytes = missing
+            await self.room.make(key[0], self._coming)
+            replaced = await self._repair(work)
+        except NoRoom as error:
+            log.warning("%s at %s is not repaired: %s", *key, error)
+            return False
+        finally:
+            del self._fetches[key]
+        if replaced:
+            await asyncio.to_thread(self._disk.drop_folder, key)
+        return replaced
 
     # --- import -------------------------------------------------------------------------------------------------------
 

@@ -387,7 +387,34 @@ async def test_a_folder_that_one_node_took_in_is_had_from_it_by_others(
     assert place_of(world.cache(first), *key).file("model.safetensors").read_bytes() == good
 
 
-async def test_a_folder_that_was_taken_in_and_is_damaged_is_told_and_left(
+async def test_a_folder_that_was_taken_in_and_is_damaged_is_replaced_by_what_another_node_has_of_it(
+    world: World, log: EventLog, gpt2: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    first, second = await world.node(1, name="a"), await world.node(name="b")
+    await world.tell(ModelImportAsked(reference="lab/tuned", node_id="a", path=str(gpt2), by=None))
+    await eventually(lambda: bool(_named(world, "lab/tuned")))
+    key = ("lab/tuned", _named(world, "lab/tuned")[0])
+    await eventually(lambda: world.on(key, first).status == "stored")
+    await world.ask(ModelFetchAsked, key, second)
+    await eventually(lambda: world.on(key, second).status == "stored")
+    [weights] = (tmp_path / "node-0").rglob("*.safetensors")
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    await world.ask(ModelCheckAsked, key, first, repair=True)
+    await eventually(lambda: _told(world, key, ModelChecked))
+    [checked] = await world.told(key, ModelChecked)
+    assert (checked.damaged, checked.repaired) == (["model.safetensors"], True)
+    assert world.on(key, first).status == "stored"
+    assert place_of(world.cache(first), *key).file("model.safetensors").read_bytes() == good
+    assert not list((tmp_path / "node-0").rglob("*.safetensors"))
+    inbox = Inbox(log, inline_max_bytes=65_536)
+    for name in ("lab/tuned", "@".join(key)):
+        history = await outcome(log, await submit(inbox, text(name)))
+        assert isinstance(history[-1].event, TaskSucceeded), history[-1].event
+        assert next(each.event.node_id for each in history if isinstance(each.event, TaskAssigned)) == "a"
+
+
+async def test_a_folder_that_was_taken_in_and_is_damaged_is_told_and_left_if_nobody_else_has_it(
     world: World, gpt2: Path, tmp_path: Path, eventually: Eventually
 ) -> None:
     first, second = await world.node(name="a"), await world.node(name="b")
@@ -405,6 +432,25 @@ async def test_a_folder_that_was_taken_in_and_is_damaged_is_told_and_left(
     await eventually(lambda: world.on(key, second).status == "failed")
     assert world.on(key, second).code == "no_holder"
     assert snapshots.marks(world.cache(second)) == []
+
+
+async def test_a_folder_that_was_taken_in_and_is_damaged_is_left_where_there_is_no_room_for_another_copy(
+    world: World, gpt2: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    first, second = await world.node(name="a", BITINGLIP_MODELS_DISK_GB="0.00001"), await world.node(name="b")
+    await world.tell(ModelImportAsked(reference="lab/tuned", node_id="a", path=str(gpt2), by=None))
+    await eventually(lambda: bool(_named(world, "lab/tuned")))
+    key = ("lab/tuned", _named(world, "lab/tuned")[0])
+    await world.ask(ModelFetchAsked, key, second)
+    await eventually(lambda: world.on(key, second).status == "stored")
+    [weights] = (tmp_path / "node-0").rglob("*.safetensors")
+    weights.unlink()
+    await world.ask(ModelCheckAsked, key, first, repair=True)
+    await eventually(lambda: _told(world, key, ModelChecked))
+    [checked] = await world.told(key, ModelChecked)
+    assert (checked.missing, checked.repaired) == (["model.safetensors"], False)
+    assert (weights.parent / "config.json").is_file()
+    assert snapshots.marks(world.cache(first)) == []
 
 
 def _named(world: World, name: str) -> list[str]:
