@@ -26,9 +26,14 @@ class Names:
             first = min(group, key=lambda model: (len(model.reference), model.reference))
             self._spec.update({model.reference: first for model in group})
 
-    def of(self, reference: str) -> str:
-        """Return the one name of a model; one that is not known has its own."""
+    def of(self, reference: str, revision: str | None = None) -> str:
+        """Return the one name of a model; one that is not known has its own.
+
+        `revision`: of a peer's model, which may be known here with it alone.
+        """
         spec = self._spec.get(reference)
+        if spec is None and revision is not None:
+            spec = self._spec.get(f"{reference}@{revision}")
         return reference if spec is None else spec.reference
 
     def spec(self, model: ModelSpec) -> ModelSpec:
@@ -43,12 +48,16 @@ class Names:
 
     def card(self, card: CardView) -> CardView:
         """Return a card with what it has in memory by the names that are used here."""
+
+        def named(reference: str) -> str:
+            return self.of(reference, card.revisions.get(reference))
+
         held: dict[str, Held] = {}
         for each in card.loaded:
-            name = self.of(each.reference)
+            name = named(each.reference)
             held.setdefault(name, each if name == each.reference else replace(each, reference=name))
-        loading = None if card.loading is None else self.of(card.loading)
-        return replace(card, loaded=tuple(held.values()), loading=loading, pinned=frozenset(map(self.of, card.pinned)))
+        loading = None if card.loading is None else named(card.loading)
+        return replace(card, loaded=tuple(held.values()), loading=loading, pinned=frozenset(map(named, card.pinned)))
 
 
 def _weights(model: ModelSpec) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.registry import Event
 from bitinglip.events.streams import WORKERS
 from bitinglip.events.worker import (
+    ServedModel,
     WorkerHeartbeat,
     WorkerModelLoaded,
     WorkerModelsChanged,
@@ -31,11 +32,18 @@ class _Peer:
     """Another worker."""
 
     serves: frozenset[str] | None = None
+    revisions: dict[str, str] = field(default_factory=dict[str, str])
     beat: WorkerHeartbeat | None = None
     heard_at: float = 0.0
     worked_at: float = 0.0
     since: dict[str, float] = field(default_factory=dict[str, float])
     """Model in memory -> when it was first seen there."""
+
+    def serve(self, models: Iterable[ServedModel]) -> None:
+        """Take in which models it serves."""
+        revisions = {model.reference: model.revision for model in models}
+        self.serves = frozenset(revisions)
+        self.revisions = {reference: revision for reference, revision in revisions.items() if revision is not None}
 
 
 class Peers:
@@ -95,9 +103,9 @@ class Peers:
             case WorkerStarted():
                 if at > peer.heard_at:
                     peer.beat = None
-                peer.serves = frozenset(model.reference for model in event.models)
+                peer.serve(event.models)
             case WorkerModelsChanged():
-                peer.serves = frozenset(model.reference for model in event.models)
+                peer.serve(event.models)
                 self._changed()
             case WorkerStopped():
                 if at > peer.heard_at:
@@ -149,4 +157,5 @@ def _card(peer: _Peer, beat: WorkerHeartbeat, now: float) -> CardView:
         idle_s=now - peer.worked_at,
         serves=peer.serves,
         pinned=frozenset(beat.pinned),
+        revisions=peer.revisions,
     )

@@ -95,6 +95,8 @@ class CardView:
     """The models that it may load; none: all."""
     pinned: frozenset[str] = frozenset()
     """The models that stay in memory."""
+    revisions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What it says that its models' revisions are."""
 
     def holds(self, reference: str) -> bool:
         """Tell whether a model is in memory."""

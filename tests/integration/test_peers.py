@@ -56,7 +56,7 @@ async def test_what_was_said_before_is_known_at_once(
 ) -> None:
     await say(log, WorkerStarted, "w1", models=[{"kind": "echo", "reference": "org/a"}])
     await say(log, WorkerHeartbeat, "w1", running=0, loaded=["org/a"], taken_bytes={"org/a": 7}, labels=["eu"])
-    await say(log, WorkerModelsChanged, "w1", models=[{"kind": "echo", "reference": "org/b"}])
+    await say(log, WorkerModelsChanged, "w1", models=[{"kind": "echo", "reference": "org/b", "revision": "c1"}])
     await say(log, WorkerModelsChanged, "w2", models=[{"kind": "echo", "reference": "org/a"}])
     await say(log, WorkerStarted, "w2", models=[{"kind": "echo", "reference": "org/c"}])
     await say(log, WorkerHeartbeat, "w2", running=2, loaded=[])
@@ -69,6 +69,7 @@ async def test_what_was_said_before_is_known_at_once(
     assert two is not None
     assert (one.serves, one.idle, one.labels) == ({"org/b"}, True, {"eu"})
     assert [(held.reference, held.taken_bytes) for held in one.loaded] == [("org/a", 7)]
+    assert (one.revisions, two.revisions) == ({"org/b": "c1"}, {})
     assert (two.serves, two.idle) == ({"org/c"}, False)
     assert {card.worker_id for card in watched.peers.cards()} == {"w1", "w2"}
 

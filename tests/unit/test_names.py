@@ -87,3 +87,13 @@ def test_a_peer_that_calls_it_otherwise_has_it_once() -> None:
     assert [(each.reference, each.taken_bytes) for each in seen.loaded] == [("org/m", 7), ("org/other", 1)]
     assert (seen.loading, seen.pinned) == ("org/m", frozenset({"org/m"}))
     assert Names().card(card) == card
+
+
+def test_a_peer_that_alone_calls_it_by_its_plain_name_has_it_as_well() -> None:
+    held, revisions = (Held("org/m", 7), Held("org/other", 1)), {"org/m": "c1", "org/other": "c1"}
+    card = CardView("w", loaded=held, loading="org/m", pinned=frozenset({"org/m"}), revisions=revisions)
+    seen = Names([PINNED, OLD]).card(card)
+    assert [(each.reference, each.taken_bytes) for each in seen.loaded] == [("org/m@c1", 7), ("org/other", 1)]
+    assert (seen.loading, seen.pinned) == ("org/m@c1", frozenset({"org/m@c1"}))
+    assert Names([OLD]).card(card) == card
+    assert Names([spec("org/m", "c0", "/m/c0"), OLD]).card(card) == card, "the plain name's queue is shared"
