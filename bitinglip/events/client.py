@@ -48,6 +48,11 @@ class DirectClient(Client):
         self._ps = DirectParser(self, self._direct, self._bare)
         self._in_portions = False
 
+    @property
+    def cluster(self) -> str:
+        """Name of the cluster that the server is one of; empty if it is alone."""
+        return self._server_info.get("cluster", "")
+
     async def _process_connect_init(self) -> None:
         # nats-py opens the next connection over one that the server refused, and forgets the first.
         try:

@@ -114,6 +114,11 @@ class Connection:
         return self.client.is_connected
 
     @property
+    def clustered(self) -> bool:
+        """Whether the server is one of a cluster, whose streams may have copies that are behind their leaders."""
+        return bool(self.client.cluster)
+
+    @property
     def local_host(self) -> str:
         """Address of this machine towards the server; the route there says it, and nothing is sent."""
         url = self.client.connected_url

@@ -1,20 +1,35 @@
-"""Reads by direct get (ADR-31): answered from the stream's index, by any replica, without a consumer."""
+"""Reads by direct get (ADR-31): answered from the stream's index, by any replica, without a consumer.
+
+A replica learns of what was acked a moment later than who published it. So in a cluster the leader is asked for the
+last message of a subject, and a replica for those before it until it has that one too: what was acked is seen. While
+there is no leader, it is as a replica says.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from bitinglip.errors import NoServer
-from bitinglip.events.connection import Connection
+from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.envelope import RawMessage
 
 BATCH = 1000
 TIMEOUT_S = 5.0
+LEADER_S = 1.0
+"""How long a leader is waited for."""
+BEHIND_S = (0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Pauses until a replica that is behind is asked again; at the end it is as it says."""
+NO_MESSAGE = 10037
+"""The server's code for: there is no such message."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -24,8 +39,11 @@ async def get_last(connection: Connection, stream: str, subject: str) -> RawMess
     Raises:
         NoServer: the server does not answer.
     """
-    found, _ = await _request(connection, stream, {"last_by_subj": subject}, batched=False)
-    return found[0] if found else None
+    request = {"last_by_subj": subject}
+    if connection.clustered:
+        with suppress(NoServer):
+            return await _get_from_leader(connection, stream, request)
+    return await _get(connection, stream, request)
 
 
 async def get_at(connection: Connection, stream: str, sequence: int) -> RawMessage | None:
@@ -34,8 +52,7 @@ async def get_at(connection: Connection, stream: str, sequence: int) -> RawMessa
     Raises:
         NoServer: the server does not answer.
     """
-    found, _ = await _request(connection, stream, {"seq": sequence}, batched=False)
-    return found[0] if found else None
+    return await _get_here_or_from_leader(connection, stream, {"seq": sequence})
 
 
 async def get_after(connection: Connection, stream: str, subject: str, after: int) -> list[RawMessage]:
@@ -47,14 +64,9 @@ async def get_after(connection: Connection, stream: str, subject: str, after: in
     Raises:
         NoServer: the server does not answer.
     """
-    found: list[RawMessage] = []
-    left = 1 if not after or await _goes_on(connection, stream, subject, after) else 0
-    while left:
-        start = (found[-1].sequence if found else after) + 1
-        request = {"seq": start, "next_by_subj": subject, "batch": min(left, BATCH)}
-        batch, left = await _request(connection, stream, request, batched=True)
-        found += batch
-    return found
+    return await _get_up_to_last(
+        connection, stream, subject, after, lambda: _get_all(connection, stream, subject, after)
+    )
 
 
 async def get_first_after(connection: Connection, stream: str, subject: str, after: int) -> RawMessage | None:
@@ -63,8 +75,7 @@ async def get_first_after(connection: Connection, stream: str, subject: str, aft
     Raises:
         NoServer: the server does not answer.
     """
-    found, _ = await _request(connection, stream, {"seq": after + 1, "next_by_subj": subject}, batched=False)
-    return found[0] if found else None
+    return await _get_here_or_from_leader(connection, stream, {"seq": after + 1, "next_by_subj": subject})
 
 
 async def get_last_each(connection: Connection, stream: str, subject: str) -> list[RawMessage]:
@@ -73,13 +84,78 @@ async def get_last_each(connection: Connection, stream: str, subject: str) -> li
     Raises:
         NoServer: the server does not answer.
     """
-    found, _ = await _request(connection, stream, {"multi_last": [subject]}, batched=True)
-    return found
+
+    async def get() -> list[RawMessage]:
+        return (await _request(connection, stream, {"multi_last": [subject]}, batched=True))[0]
+
+    return await _get_up_to_last(connection, stream, subject, 0, get)
+
+
+async def _get_up_to_last(
+    connection: Connection, stream: str, subject: str, after: int, get: Callable[[], Awaitable[list[RawMessage]]]
+) -> list[RawMessage]:
+    """Return what is got, by a replica that has the subject's last message; nothing if that is not after a sequence."""
+    if not connection.clustered:
+        return await get() if not after or await _goes_on(connection, stream, subject, after) else []
+    for pause_s in (*BEHIND_S, None):
+        last = await get_last(connection, stream, subject)
+        if last is None or last.sequence <= after:
+            return []
+        found = await get()
+        if pause_s is None or any(message.sequence >= last.sequence for message in found):
+            return found
+        await asyncio.sleep(pause_s)
+    raise AssertionError("the last pause is none")
 
 
 async def _goes_on(connection: Connection, stream: str, subject: str, after: int) -> bool:
     last = await get_last(connection, stream, subject)
     return last is not None and last.sequence > after
+
+
+async def _get_all(connection: Connection, stream: str, subject: str, after: int) -> list[RawMessage]:
+    found, left = list[RawMessage](), 1
+    while left:
+        start = (found[-1].sequence if found else after) + 1
+        request = {"seq": start, "next_by_subj": subject, "batch": min(left, BATCH)}
+        batch, left = await _request(connection, stream, request, batched=True)
+        found += batch
+    return found
+
+
+async def _get_here_or_from_leader(connection: Connection, stream: str, request: dict[str, Any]) -> RawMessage | None:
+    found = await _get(connection, stream, request)
+    if found is None and connection.clustered:
+        with suppress(NoServer):
+            return await _get_from_leader(connection, stream, request)
+    return found
+
+
+async def _get(connection: Connection, stream: str, request: dict[str, Any]) -> RawMessage | None:
+    found, _ = await _request(connection, stream, request, batched=False)
+    return found[0] if found else None
+
+
+async def _get_from_leader(connection: Connection, stream: str, request: dict[str, Any]) -> RawMessage | None:
+    """Return a message as the stream's leader has it; none if it has none.
+
+    Raises:
+        NoServer: it does not answer.
+    """
+    try:
+        answering = connection.client.request(
+            f"$JS.API.STREAM.MSG.GET.{stream}", orjson.dumps(request), timeout=LEADER_S
+        )
+        told = orjson.loads((await cancellable(answering)).data)
+    except (NatsError, OSError, TimeoutError) as error:
+        raise NoServer(problem=f"the leader of {stream}: {error or type(error).__name__}") from error
+    if "error" in told:
+        if told["error"].get("err_code") == NO_MESSAGE:
+            return None
+        raise NoServer(problem=f"the leader of {stream}: {told['error'].get('description')}")
+    message = told["message"]
+    payload = base64.b64decode(message.get("data", ""))
+    return RawMessage(message["seq"], _nanoseconds(message["time"]), message["subject"], payload)
 
 
 async def _request(

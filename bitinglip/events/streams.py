@@ -8,7 +8,10 @@ Least server version: 2.12 (message schedules, ADR-51; per-message TTL, ADR-43; 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +30,13 @@ from nats.js.api import (
     SubjectTransform,
 )
 from nats.js.client import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from bitinglip.errors import IncompatibleStream, NoServer, ServerTooOld
 from bitinglip.events import subjects
 from bitinglip.settings import Nats
+
+log = logging.getLogger(__name__)
 
 TASKS = "TASKS"
 QUEUE = "QUEUE"
@@ -55,6 +60,11 @@ FULL_CODES = frozenset({10023, 10047, 10077, 10110, 10122})
 """The server's codes for: there is no room."""
 UNAVAILABLE = 503
 """The server's code for: not now. A cluster answers so while it has no leader."""
+NO_LEADER = 10008
+"""The server's code for: the cluster as a whole has no leader; a stream that has none does not answer at all."""
+PATIENCE_S = 30.0
+"""How long a start waits for leaders: a stream whose leader was killed had none for 4 to 7 s (benchmarks/README.md)."""
+PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +152,19 @@ def consumer(route: Route, lease_s: float) -> ConsumerConfig:
 async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
     """Make the streams, or bring those that exist up to date; calling it again changes nothing.
 
+    A stream that has no leader yet is waited for, and told of.
+
     Raises:
         IncompatibleStream: one exists with settings that cannot be changed in place.
-        NoServer: the server does not answer, or the cluster has no leader yet.
+        NoServer: the server does not answer, or a stream has no leader after `PATIENCE_S`.
     """
+    until = time.monotonic() + PATIENCE_S
     for declared in declarations(settings):
-        with _errors_named(f"The stream {declared.name}"):
-            await _ensure_stream(js, declared)
+        await _led(f"The stream {declared.name}", until, lambda declared=declared: _ensure_stream(js, declared))
     buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
     buckets += (f"OBJ_{ARCHIVE_BUCKET}", f"OBJ_{SNAPSHOTS_BUCKET}")
     for name in buckets if settings.replicas > 1 else ():
-        with _errors_named(f"The stream {name}"):
-            await _ensure_replicas(js, name, settings.replicas)
+        await _led(f"The stream {name}", until, lambda name=name: _ensure_replicas(js, name, settings.replicas))
 
 
 async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) -> None:
@@ -226,6 +237,20 @@ async def _ensure_replicas(js: JetStreamContext, name: str, least: int) -> None:
         existing = (await js.stream_info(name)).config
         if (existing.num_replicas or 1) < least:
             await js.update_stream(existing.evolve(num_replicas=least))
+
+
+async def _led(name: str, until: float, declare: Callable[[], Awaitable[None]]) -> None:
+    """Declare something, again and again until a time as long as it has no leader, of which nobody answers."""
+    while True:
+        with _errors_named(name):
+            try:
+                return await declare()
+            except (TimeoutError, ServiceUnavailableError) as error:
+                code = error.err_code if isinstance(error, ServiceUnavailableError) else NO_LEADER
+                if code != NO_LEADER or time.monotonic() >= until:
+                    raise
+        log.warning("%s has no leader; it is waited for", name)
+        await asyncio.sleep(PAUSE_S)
 
 
 @contextmanager

@@ -13,14 +13,17 @@ from bitinglip.cli.natsserver import PrivateServer, find_or_fetch
 from bitinglip.errors import StreamFull
 from bitinglip.events import archive
 from bitinglip.events.log import EventLog
-from bitinglip.events.streams import TASKS
+from bitinglip.events.streams import ARCHIVE_BUCKET, LEDGER, TASKS
 from bitinglip.projections.archivefile import messages_of
 from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.state import fold
+from tests.faults.test_cluster import leader_of
 from tests.faults.test_full import fill
 from tests.integration.gateway.support import Player, check_problem
 from tests.support.cluster import Cluster, Process
+from tests.support.natscluster import NatsCluster
 from tests.support.server import RestartableServer, eventually
 
 ECHO = SubmitTask(kind="echo", model="echo")
@@ -42,9 +45,9 @@ async def in_archive(log: EventLog, folder: Path) -> list[int]:
 
 
 async def in_stream(log: EventLog, up_to: int) -> set[int]:
-    """Return the sequences of all that the server holds."""
-    found: set[int] = set()
-    while (after := max(found, default=0)) < up_to and (first := await log.first_after(TASKS, after)):
+    """Return the sequences of all that the server holds, and 0."""
+    found = {0}
+    while (after := max(found)) < up_to and (first := await log.first_after(TASKS, after)):
         found.add(min(message.sequence for message in first))
     return found
 
@@ -92,6 +95,68 @@ async def test_no_event_is_lost_whoever_is_killed(tmp_path: Path) -> None:
     await log.close()
     await cluster.close()
     await server.stop()
+
+
+@pytest.mark.timeout(300)
+async def test_no_event_is_lost_whichever_of_three_servers_is_killed(tmp_path: Path) -> None:
+    """A server that was away has less than the others, and may be asked for what it has."""
+    servers, chance = NatsCluster(tmp_path / "nats"), random.Random(20261130)
+    await servers.start()
+    cluster = Cluster(servers.url("gateway"), tmp_path)
+    log, worker = [
+        await EventLog.connect(Nats(url=servers.url(user), replicas=3, append_timeout_s=30.0), f"/test/{user}")
+        for user in ("gateway", "worker")
+    ]
+    inbox, player, stored, played = Inbox(log, 65_536), Player(worker), set[int](), 0
+    gateways = [await cluster.gateway(**EAGER | {"BITINGLIP_NATS_REPLICAS": 3}) for _ in range(2)]
+
+    async def play(number: int) -> None:
+        """Bring a task from its submission to its end, whatever is tried again meanwhile."""
+        accepted = await eventually(lambda: inbox.submit(ECHO, idempotency_key=f"play-{number}"), within_s=60)
+        stored.add(accepted.sequence)
+        ending = False
+
+        async def ended() -> bool:
+            nonlocal ending
+            task = fold(await log.read_task(accepted.task_id))
+            if task is None:  # it is over and has left, or whoever was asked has yet to hear of it
+                return ending
+            if not task.ended:
+                ending = task.state == "running"
+                stored.add(await (player.succeed if ending else player.assign)(accepted.task_id))
+            return task.ended
+
+        await eventually(ended, within_s=60)
+
+    for strike, stream in enumerate((TASKS, LEDGER, f"OBJ_{ARCHIVE_BUCKET}")):
+        before, after = chance.randrange(5, 15), chance.randrange(5, 15)
+        for number in range(before + after):
+            if number == before:
+                await servers.nodes[await leader_of(log, stream)].kill()
+            await play(played + number)
+        played += before + after
+        if strike % 2:
+            await gateways[0].kill()
+            await gateways[0].start()
+        await servers.start()
+        held = await eventually(lambda: in_stream(log, max(stored)), within_s=60)
+        archived = await eventually(lambda: in_archive(log, tmp_path), within_s=60)
+        assert len(archived) == len(set(archived))
+        assert stored <= set(archived) | held
+    async with httpx.AsyncClient(base_url=gateways[1].ready["url"], timeout=30, trust_env=False) as client:
+
+        async def all_archived() -> bool:
+            answer = await client.post("/v1/log/archive", params={"now": "true"})
+            return answer.status_code == 200 and await log.messages(TASKS) == 0
+
+        await eventually(all_archived, within_s=60)
+    archived = await in_archive(log, tmp_path)
+    assert stored <= set(archived)
+    assert len(archived) == len(set(archived)) == 3 * played
+    await worker.close()
+    await log.close()
+    await cluster.close()
+    await servers.kill()
 
 
 async def test_a_full_store_drops_nothing_and_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from bitinglip.errors import Conflict
+from bitinglip.events import subjects
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.log import EventLog
 from bitinglip.events.sourcing import Sourcing
@@ -56,6 +58,12 @@ async def cluster(servers: NatsCluster, tmp_path: Path) -> AsyncIterator[Cluster
     await cluster.close()
 
 
+@pytest.fixture
+async def closing() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
 async def replicas_of(log: EventLog, stream: str) -> int:
     cluster = (await log.connection.js.stream_info(stream)).cluster
     assert cluster is not None
@@ -91,6 +99,42 @@ async def test_work_flows_between_parts_on_different_servers_with_the_least_perm
     consumers = await log.connection.js.consumers_info(QUEUE)
     assert {1 + len(info.cluster.replicas or []) for info in consumers if info.cluster} == {3}
     assert not [line for node in servers.nodes.values() for line in node.log.splitlines() if "Violation" in line]
+
+
+@pytest.mark.timeout(120)
+async def test_what_was_acked_is_seen_whichever_server_is_asked(
+    servers: NatsCluster, log: EventLog, closing: AsyncExitStack
+) -> None:
+    """Copies hear of it a moment later than who published it."""
+    readers: list[EventLog] = []
+    for name in servers.nodes:
+        readers.append(await EventLog.connect(Nats(url=servers.url("gateway", name), replicas=3), f"/test/{name}"))
+        closing.push_async_callback(readers[-1].close)
+    inboxes = [Inbox(reader, 65_536) for reader in readers]
+    accepted = await inboxes[0].submit(SubmitTask(kind="echo", model="echo"))
+    for number in range(900):
+        reader = readers[number % 3]
+        accepted = await inboxes[number % 3].submit(SubmitTask(kind="echo", model="echo"))
+        scope = subjects.task_events(accepted.task_id)
+        match number // 3 % 4:
+            case 0:
+                seen = [recorded.sequence for recorded in await reader.read_task(accepted.task_id)]
+            case 1:
+                last = await reader.read_last(TASKS, scope)
+                seen = [last and last.sequence]
+            case 2:
+                seen = [recorded.sequence for recorded in await reader.read_latest(TASKS, scope)]
+            case _:
+                seen = [message.sequence for message in await reader.first_after(TASKS, accepted.sequence - 1)]
+        assert seen == [accepted.sequence], number
+        assert await reader.read_task(accepted.task_id, after=accepted.sequence) == []
+        assert await reader.read_last(TASKS, subjects.task_events(TaskId(log.ids()))) is None
+    leader = await leader_of(log, TASKS)
+    for name in servers.nodes:
+        if name != leader:
+            await servers.nodes[name].kill()
+    left = readers[list(servers.nodes).index(leader)]
+    assert await eventually(lambda: left.read_task(accepted.task_id)), "one that is alone tells what it has"
 
 
 async def is_running(client: httpx.AsyncClient, task_id: str) -> bool:
