@@ -240,7 +240,7 @@ async def _ensure_replicas(js: JetStreamContext, name: str, least: int) -> None:
 
 
 async def _led(name: str, until: float, declare: Callable[[], Awaitable[None]]) -> None:
-    """Declare something, again and again until a time as long as it has no leader, of which nobody answers."""
+    """Declare something, again and again until a time, as long as nobody answers, as a stream that has no leader."""
     while True:
         with _errors_named(name):
             try:
@@ -249,7 +249,7 @@ async def _led(name: str, until: float, declare: Callable[[], Awaitable[None]]) 
                 code = error.err_code if isinstance(error, ServiceUnavailableError) else NO_LEADER
                 if code != NO_LEADER or time.monotonic() >= until:
                     raise
-        log.warning("%s has no leader; it is waited for", name)
+        log.warning("%s does not answer, as one that has no leader; it is waited for", name)
         await asyncio.sleep(PAUSE_S)
 
 

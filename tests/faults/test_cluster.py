@@ -13,12 +13,12 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from bitinglip.errors import Conflict
+from bitinglip.errors import Conflict, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.log import EventLog
 from bitinglip.events.sourcing import Sourcing
-from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, MODELS, QUEUE, TASKS, WORKERS
+from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, LEDGER, MODELS, QUEUE, TASKS, WORKERS
 from bitinglip.events.task import TaskEvent, TaskSubmitted
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
@@ -135,6 +135,19 @@ async def test_what_was_acked_is_seen_whichever_server_is_asked(
             await servers.nodes[name].kill()
     left = readers[list(servers.nodes).index(leader)]
     assert await eventually(lambda: left.read_task(accepted.task_id)), "one that is alone tells what it has"
+
+
+async def test_a_start_waits_for_leaders_but_not_for_ever(
+    servers: NatsCluster, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = log.connection.settings
+    name = await leader_of(log, LEDGER)
+    await servers.nodes[name].kill()
+    await (await EventLog.connect(settings, "/test/late")).close()
+    monkeypatch.setattr("bitinglip.events.streams.PATIENCE_S", 0.0)
+    await servers.nodes[next(each for each in servers.nodes if each != name)].kill()
+    with pytest.raises(NoServer, match="declaring"):
+        await EventLog.connect(settings, "/test/never")
 
 
 async def is_running(client: httpx.AsyncClient, task_id: str) -> bool:
