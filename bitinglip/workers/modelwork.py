@@ -205,9 +205,9 @@ class ModelWork:
         own = await asyncio.to_thread(self._disk.was_taken_in, work.key)
         checked = await self._compare(work, repair, own=own)
         bad = bool(checked.missing or checked.damaged)
-        comes_again = bad and repair and self._wishes.models.get(*work.key).described is not None
-        repaired = comes_again and await (self._replace(work) if own else self._repair(work))
-        if comes_again and not repaired and not own:  # it is fetched as soon as that is possible
+        to_mend = bad and repair and self._wishes.models.get(*work.key).described is not None
+        repaired = to_mend and await (self._replace(work) if own else self._repair(work))
+        if to_mend and not repaired and not own:  # it is fetched as soon as that is possible
             await asyncio.to_thread(self._disk.unmark, work.key)
             await self._wishes.tell(ModelDropped(**self._about(work.key), freed_bytes=0, reason="damaged"))
         await self._wishes.tell(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from bitinglip.errors import Conflict, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.batch import BatchOpened
+from bitinglip.events.envelope import RawMessage, Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, LEDGER, MODELS, QUEUE, TASKS, WORKERS
@@ -24,7 +26,7 @@ from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
 from bitinglip.tasks.batches import Batches, Part
 from bitinglip.tasks.commands import CancelTask, SubmitTask
-from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.inbox import Accepted, Inbox
 from bitinglip.tasks.state import decide, fold, is_terminal
 from tests.integration.gateway.support import collect
 from tests.support.cluster import Cluster
@@ -110,25 +112,23 @@ async def test_what_was_acked_is_seen_whichever_server_is_asked(
     for name in servers.nodes:
         readers.append(await EventLog.connect(Nats(url=servers.url("gateway", name), replicas=3), f"/test/{name}"))
         closing.push_async_callback(readers[-1].close)
-    inboxes = [Inbox(reader, 65_536) for reader in readers]
-    accepted = await inboxes[0].submit(SubmitTask(kind="echo", model="echo"))
-    for number in range(900):
-        reader = readers[number % 3]
-        accepted = await inboxes[number % 3].submit(SubmitTask(kind="echo", model="echo"))
-        scope = subjects.task_events(accepted.task_id)
-        match number // 3 % 4:
-            case 0:
-                seen = [recorded.sequence for recorded in await reader.read_task(accepted.task_id)]
-            case 1:
-                last = await reader.read_last(TASKS, scope)
-                seen = [last and last.sequence]
-            case 2:
-                seen = [recorded.sequence for recorded in await reader.read_latest(TASKS, scope)]
-            case _:
-                seen = [message.sequence for message in await reader.first_after(TASKS, accepted.sequence - 1)]
-        assert seen == [accepted.sequence], number
-        assert await reader.read_task(accepted.task_id, after=accepted.sequence) == []
-        assert await reader.read_last(TASKS, subjects.task_events(TaskId(log.ids()))) is None
+    ways: list[Callable[[EventLog, Accepted], Awaitable[Iterable[Recorded | RawMessage]]]] = [
+        lambda reader, accepted: reader.read_task(accepted.task_id),
+        lambda reader, accepted: reader.first_after(TASKS, accepted.sequence - 1),
+        lambda reader, accepted: reader.read_latest(TASKS, subjects.task_events(accepted.task_id)),
+    ]
+    missed = Counter[int]()
+    reader, accepted = log, await Inbox(log, 65_536).submit(SubmitTask(kind="echo", model="echo"))
+    for reader in readers:
+        inbox = Inbox(reader, 65_536)
+        for number in range(900):
+            accepted = await inbox.submit(SubmitTask(kind="echo", model="echo"))
+            way = number % len(ways)
+            seen = await ways[way](reader, accepted)
+            missed[way] += [each.sequence for each in seen] != [accepted.sequence]
+    assert not missed.total(), missed
+    assert await reader.read_task(accepted.task_id, after=accepted.sequence) == []
+    assert await reader.read_last(TASKS, subjects.task_events(TaskId(log.ids()))) is None
     leader = await leader_of(log, TASKS)
     for name in servers.nodes:
         if name != leader:
