@@ -29,6 +29,15 @@ class NoServer(Unavailable):
 
 
 @dataclass(eq=False, kw_only=True)
+class NotPermitted(NoServer):
+    """The NATS server does not let this process do what it has to."""
+
+    code = "not_permitted"
+    template = "The NATS server does not permit it: {problem}"
+    remedy = "Give the user that `nats.url` names the permissions that `nats.conf` has for this part."
+
+
+@dataclass(eq=False, kw_only=True)
 class StreamFull(Unavailable):
     """The stream has reached one of its limits; nothing was accepted."""
 

@@ -1,7 +1,8 @@
-"""nats-py's client with three things more.
+"""nats-py's client with four things more.
 
-A connection that was refused is closed. What is published by many at once leaves in portions, so that the server works
-while the rest is still being made. And there are subscriptions whose messages are handed over as they are parsed:
+A connection that was refused is closed. What the server does not permit is remembered: it answers nothing then. What is
+published by many at once leaves in portions, so that the server works while the rest is still being made. And there are
+subscriptions whose messages are handed over as they are parsed:
 
 Replaying a stream is where a message's price counts. The usual way (parse its headers, build a `Msg`, pass a queue,
 begin a coroutine) costs 17 µs a message; this one costs 3, and the reader looks at headers if it must.
@@ -13,8 +14,11 @@ begin a coroutine) costs 17 µs a message; this one costs 3, and the reader look
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -33,9 +37,23 @@ from bitinglip.events.parser import DirectHandler, DirectParser
 
 Handler = Callable[[Msg], Awaitable[None]]
 
+PUBLISH = "publish"
 PORTION_BYTES = 16_384
 """What is written to the socket at once, and not only when the event loop comes round."""
+REFUSALS = 100
+"""Of what the server did not permit, so many of the last are remembered."""
 _NO_SUBJECT = re.compile(r"^$|\s")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that the server did not permit."""
+
+    what: str
+    """publish or subscription."""
+    subject: str
+    at: float
+    """When it was told, by the monotonic clock, in seconds."""
 
 
 class DirectClient(Client):
@@ -45,13 +63,27 @@ class DirectClient(Client):
         super().__init__()
         self._direct: dict[bytes, DirectHandler] = {}
         self._bare: dict[bytes, DirectHandler] = {}
-        self._ps = DirectParser(self, self._direct, self._bare)
+        self._ps = DirectParser(self, self._direct, self._bare, self._refuse)
+        self._refusals: deque[Refusal] = deque(maxlen=REFUSALS)
         self._in_portions = False
 
     @property
     def cluster(self) -> str:
         """Name of the cluster that the server is one of; empty if it is alone."""
         return self._server_info.get("cluster", "")
+
+    def refusal(self, since: float, subjects: Collection[str] = ()) -> Refusal | None:
+        """Return the last thing that was not permitted since then (by the monotonic clock); none if all was.
+
+        `subjects`: of what is published on these alone. The server answers nothing in such a case.
+        """
+        for told in reversed(self._refusals):
+            if told.at >= since and (not subjects or (told.what == PUBLISH and told.subject in subjects)):
+                return told
+        return None
+
+    def _refuse(self, what: str, subject: str) -> None:
+        self._refusals.append(Refusal(what, subject, time.monotonic()))
 
     async def _process_connect_init(self) -> None:
         # nats-py opens the next connection over one that the server refused, and forgets the first.

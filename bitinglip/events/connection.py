@@ -20,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.errors import NoServersError, UnexpectedEOF
+from nats.errors import MaxPayloadError, NoServersError, UnexpectedEOF
 
-from bitinglip.errors import NoServer, ServerTooOld
+from bitinglip.errors import NoServer, NotPermitted, PayloadTooLarge, ServerTooOld
 from bitinglip.events.client import DirectClient, DirectHandler, Handler
 from bitinglip.events.streams import check_server
 from bitinglip.settings import Nats
@@ -140,11 +140,24 @@ class Connection:
 
         Raises:
             NoServer: the connection is away.
+            PayloadTooLarge: the server takes no message of this size.
         """
         try:
             await self.client.send(subject, payload, headers, reply)
+        except MaxPayloadError as error:
+            raise PayloadTooLarge(what="The message", limit_bytes=self.client.max_payload) from error
         except (NatsError, OSError) as error:
             raise NoServer(problem=f"not connected ({type(error).__name__})") from error
+
+    def unanswered(self, problem: str, since: float = 0.0, *subjects: str) -> NoServer:
+        """Return what it means that no answer came to what was published at a time (by the monotonic clock) or later.
+
+        `subjects`: on which; if none is given, whatever has not been permitted since then is the reason.
+        """
+        refusal = self.client.refusal(since, subjects)
+        if refusal is None:
+            return NoServer(problem=problem)
+        return NotPermitted(problem=f"{refusal.what} to {refusal.subject}")
 
     def expect(self, handler: Callable[[Msg], None]) -> str:
         """Return a fresh reply subject, the answers to which go to the handler until `forget`."""

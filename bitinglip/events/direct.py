@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -155,13 +156,13 @@ async def _get_from_leader(connection: Connection, stream: str, request: dict[st
     Raises:
         NoServer: it does not answer.
     """
+    subject, asked = f"$JS.API.STREAM.MSG.GET.{stream}", time.monotonic()
     try:
-        answering = connection.client.request(
-            f"$JS.API.STREAM.MSG.GET.{stream}", orjson.dumps(request), timeout=LEADER_S
-        )
+        answering = connection.client.request(subject, orjson.dumps(request), timeout=LEADER_S)
         told = orjson.loads((await cancellable(answering)).data)
     except (NatsError, OSError, TimeoutError) as error:
-        raise NoServer(problem=f"the leader of {stream}: {error or type(error).__name__}") from error
+        problem = f"the leader of {stream}: {error or type(error).__name__}"
+        raise connection.unanswered(problem, asked, subject) from error
     if "error" in told:
         if told["error"].get("err_code") == NO_MESSAGE:
             return None
@@ -192,13 +193,13 @@ async def _request(
         else:
             done.set_exception(NoServer(problem=f"direct get: status {status}"))
 
-    reply = connection.expect(answered)
+    reply, subject, asked = connection.expect(answered), f"$JS.API.DIRECT.GET.{stream}", time.monotonic()
     try:
-        await connection.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(request), reply=reply)
+        await connection.publish(subject, orjson.dumps(request), reply=reply)
         async with asyncio.timeout(TIMEOUT_S):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
             return found, await done
     except TimeoutError as error:
-        raise NoServer(problem="direct get: no answer in time") from error
+        raise connection.unanswered("direct get: no answer in time", asked, subject) from error
     finally:
         connection.forget(reply)
 

@@ -17,7 +17,15 @@ import orjson
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from bitinglip.errors import AppendRefused, BitingLipError, Conflict, NoServer, PayloadTooLarge, StreamFull
+from bitinglip.errors import (
+    AppendRefused,
+    BitingLipError,
+    Conflict,
+    NoServer,
+    NotPermitted,
+    PayloadTooLarge,
+    StreamFull,
+)
 from bitinglip.events import actor, subjects
 from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, seconds_of, system_clock
@@ -101,7 +109,7 @@ class EventLog:
         connection = await Connection.open(settings, name=source)
         clock = clock or ServerClock(connection)
         try:
-            await ensure_streams(connection.js, settings)
+            await ensure_streams(connection.js, settings, connection.unanswered)
             if isinstance(clock, ServerClock):
                 await clock.start()
         except BaseException:
@@ -237,7 +245,7 @@ class EventLog:
         acked.add_done_callback(done)
         try:
             await self.connection.publish(append.subject, append.payload, append.headers, reply)
-        except NoServer as error:
+        except (NoServer, PayloadTooLarge) as error:
             acked.cancel()
             return error
         return acked
@@ -245,14 +253,17 @@ class EventLog:
     async def _settle(
         self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError
     ) -> Sequence | BitingLipError:
-        deadline = time.monotonic() + self._settings.append_timeout_s
+        begun = time.monotonic()
+        deadline = begun + self._settings.append_timeout_s
         patience = self._settings.append_timeout_s / 4
         retried = False
         while True:
             outcome = sent if isinstance(sent, BitingLipError) else await _outcome(sent, patience)
             if isinstance(outcome, Conflict) and retried:
                 return await self._find(append) or outcome
-            if not isinstance(outcome, NoServer) or time.monotonic() >= deadline:
+            if isinstance(outcome, NoServer):
+                outcome = self.connection.unanswered(outcome.problem, begun, append.subject)
+            if not isinstance(outcome, NoServer) or isinstance(outcome, NotPermitted) or time.monotonic() >= deadline:
                 return outcome
             retried = retried or not isinstance(sent, BitingLipError)
             await asyncio.sleep(min(0.1, patience))

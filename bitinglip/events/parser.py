@@ -8,14 +8,19 @@ The rest of the protocol is nats-py's as before; it is given whole frames (a lin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from nats.protocol.parser import Parser
 
 DirectHandler = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes subject, reply subject, payload and raw headers; is called by the parser, and must not wait."""
+RefusedHandler = Callable[[str, str], None]
+"""Takes what the server does not permit (`publish` or `subscription`), and the subject."""
 
 CRLF = b"\r\n"
+ERROR = b"-ERR"
+_VIOLATION = re.compile(rb"Permissions Violation for (\w+) to \"([^\"]*)\"")
 STATUS = b"NATS/1.0 "
 """How the headers of the server's own messages begin: with a status."""
 WORDS = {b"MSG": 5, b"HMSG": 6}
@@ -29,14 +34,20 @@ class DirectParser(Parser):
         client: nats-py's client, which gets all that has no direct handler.
         direct: Handlers of all messages of a subscription, by its number as it stands in the protocol.
         bare: Handlers of the messages without headers.
+        refused: Hears of what the server does not permit; nats-py tells it in small letters.
     """
 
     def __init__(
-        self, client: object, direct: Mapping[bytes, DirectHandler], bare: Mapping[bytes, DirectHandler]
+        self,
+        client: object,
+        direct: Mapping[bytes, DirectHandler],
+        bare: Mapping[bytes, DirectHandler],
+        refused: RefusedHandler,
     ) -> None:
         super().__init__(client)
         self._direct = direct
         self._bare = bare
+        self._refused = refused
 
     def reset(self) -> None:
         """Forget what has arrived in part: the connection is a new one."""
@@ -60,8 +71,13 @@ class DirectParser(Parser):
                 self._parts, self._missing = [data[position:]], end - len(data)
                 return
             if end < 0:
+                self._look_for_refusal(data, position, -end)
                 await super().parse(data[position:-end])
             position = abs(end)
+
+    def _look_for_refusal(self, data: bytes, start: int, end: int) -> None:
+        if data.startswith(ERROR, start) and (found := _VIOLATION.search(data, start, end)) is not None:
+            self._refused(found[1].decode().lower(), found[2].decode())
 
     def _hand_over(self, data: bytes, start: int) -> int:
         """Return where the frame ends, negative if it was not handed over; beyond the data if it is not all there."""

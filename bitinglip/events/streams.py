@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nats.errors import Error as NatsError
@@ -32,7 +33,7 @@ from nats.js.api import (
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from bitinglip.errors import IncompatibleStream, NoServer, ServerTooOld
+from bitinglip.errors import IncompatibleStream, NoServer, NotPermitted, ServerTooOld
 from bitinglip.events import subjects
 from bitinglip.settings import Nats
 
@@ -65,6 +66,10 @@ NO_LEADER = 10008
 PATIENCE_S = 30.0
 """How long a start waits for leaders: a stream whose leader was killed had none for 4 to 7 s (benchmarks/README.md)."""
 PAUSE_S = 0.5
+
+
+Unanswered = Callable[[str], NoServer]
+"""Tells what it means that no answer came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +154,28 @@ def consumer(route: Route, lease_s: float) -> ConsumerConfig:
     )
 
 
-async def ensure_streams(js: JetStreamContext, settings: Nats) -> None:
+async def ensure_streams(js: JetStreamContext, settings: Nats, unanswered: Unanswered) -> None:
     """Make the streams, or bring those that exist up to date; calling it again changes nothing.
 
     A stream that has no leader yet is waited for, and told of.
 
+    Args:
+        js: Of the connection.
+        settings: How many copies each stream has.
+        unanswered: What it means that no answer came.
+
     Raises:
         IncompatibleStream: one exists with settings that cannot be changed in place.
         NoServer: the server does not answer, or a stream has no leader after `PATIENCE_S`.
+        NotPermitted: this user may not ask for them.
     """
-    until = time.monotonic() + PATIENCE_S
+    led = partial(_led, until=time.monotonic() + PATIENCE_S, unanswered=unanswered)
     for declared in declarations(settings):
-        await _led(f"The stream {declared.name}", until, lambda declared=declared: _ensure_stream(js, declared))
+        await led(f"The stream {declared.name}", lambda declared=declared: _ensure_stream(js, declared))
     buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
     buckets += (f"OBJ_{ARCHIVE_BUCKET}", f"OBJ_{SNAPSHOTS_BUCKET}")
     for name in buckets if settings.replicas > 1 else ():
-        await _led(f"The stream {name}", until, lambda name=name: _ensure_replicas(js, name, settings.replicas))
+        await led(f"The stream {name}", lambda name=name: _ensure_replicas(js, name, settings.replicas))
 
 
 async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) -> None:
@@ -239,13 +250,16 @@ async def _ensure_replicas(js: JetStreamContext, name: str, least: int) -> None:
             await js.update_stream(existing.evolve(num_replicas=least))
 
 
-async def _led(name: str, until: float, declare: Callable[[], Awaitable[None]]) -> None:
+async def _led(name: str, declare: Callable[[], Awaitable[None]], until: float, unanswered: Unanswered) -> None:
     """Declare something, again and again until a time, as long as nobody answers, as a stream that has no leader."""
     while True:
         with _errors_named(name):
             try:
                 return await declare()
             except (TimeoutError, ServiceUnavailableError) as error:
+                meaning = unanswered(f"declaring {name}: {error or type(error).__name__}")
+                if isinstance(meaning, NotPermitted):
+                    raise meaning from error
                 code = error.err_code if isinstance(error, ServiceUnavailableError) else NO_LEADER
                 if code != NO_LEADER or time.monotonic() >= until:
                     raise

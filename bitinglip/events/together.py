@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 import orjson
 from nats.aio.msg import Msg
 
-from bitinglip.errors import NoServer
+from bitinglip.errors import NoServer, NotPermitted
 from bitinglip.events.log import CHUNK, Append, EventLog, refusal
 from bitinglip.ids import Sequence
 
@@ -38,6 +38,8 @@ async def append_together(log: EventLog, appends: Seq[Append]) -> Sequence:
     while True:
         try:
             return await _send(log, appends, timeout_s / 2)
+        except NotPermitted:
+            raise
         except NoServer:
             if time.monotonic() >= deadline:
                 raise
@@ -51,7 +53,7 @@ async def _send(log: EventLog, appends: Seq[Append], timeout_s: float) -> Sequen
         if not acked.done():
             acked.set_result(msg.data)
 
-    reply, batch_id = connection.expect(answered), log.ids()
+    reply, batch_id, begun = connection.expect(answered), log.ids(), time.monotonic()
     try:
         for number, append in enumerate(appends, 1):
             last = number == len(appends)
@@ -63,7 +65,7 @@ async def _send(log: EventLog, appends: Seq[Append], timeout_s: float) -> Sequen
         async with asyncio.timeout(timeout_s):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
             data = await acked
     except TimeoutError:
-        raise NoServer(problem="no ack in time") from None
+        raise connection.unanswered("no ack in time", begun, *(append.subject for append in appends)) from None
     finally:
         connection.forget(reply)
     return _read(data, appends[-1])

@@ -16,11 +16,14 @@ import httpx
 import pytest
 
 from bitinglip.cli.natsserver import find_or_fetch
+from bitinglip.errors import NotPermitted
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelFetchAsked, ModelStored
 from bitinglip.events.streams import LEDGER, QUEUE, TASKS, WORKERS
 from bitinglip.events.subjects import worker_subject
+from bitinglip.events.together import append_together
 from bitinglip.events.worker import WorkerHeartbeat
+from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.settings import Nats, Projections
 from bitinglip.workers.modelwishes import Wishes
@@ -378,6 +381,26 @@ async def test_what_is_not_a_parts_own_it_cannot_write(server: GuardedServer, us
         assert "Permissions Violation for Publish" in heard, subject
     assert [await log.last_sequence(stream) for stream in (TASKS, QUEUE, WORKERS)] == [0, 0, 0]
     await log.close()
+
+
+async def test_who_may_not_do_what_it_has_to_is_told_so(server: GuardedServer) -> None:
+    with pytest.raises(NotPermitted, match=r"publish to \$JS\.API\.STREAM\.CREATE\.TASKS$"):
+        await EventLog.connect(Nats(url=server.url("backup")), "/test")
+    log = await EventLog.connect(Nats(url=server.url("gateway")), "/test")
+    await log.close()
+    log = await EventLog.connect(Nats(url=server.url("worker")), "/test")
+    try:
+        beat = WorkerHeartbeat.model_validate(WorkerHeartbeat.example)
+        asked = log.fact_append(beat, f"bl.task.{ALIEN}.submitted", ALIEN)
+        wanted = re.escape(f"publish to {asked.subject}") + "$"
+        with pytest.raises(NotPermitted, match=wanted):
+            await log.append(asked)
+        with pytest.raises(NotPermitted, match=wanted):
+            await append_together(log, [asked, asked])
+        assert await log.read_task(TaskId(ALIEN)) == []
+        assert await log.append(log.fact_append(beat, worker_subject("rig-1-0", "heartbeat"), "rig-1-0")) > 0
+    finally:
+        await log.close()
 
 
 async def test_a_node_may_ask_another_one_for_a_model_and_for_nothing_else(server: GuardedServer) -> None:

@@ -192,5 +192,5 @@ async def test_a_stream_made_with_the_servers_own_limit_of_queues_gets_ours(log:
     made = (await js.stream_info(QUEUE)).config
     assert made.max_consumers == QUEUES_MOST
     await js.update_stream(made.evolve(max_consumers=1000))
-    await ensure_streams(js, log.connection.settings)
+    await ensure_streams(js, log.connection.settings, log.connection.unanswered)
     assert (await js.stream_info(QUEUE)).config.max_consumers == QUEUES_MOST

@@ -26,12 +26,16 @@ class _Client:
     def __init__(self, taken: list[Taken]) -> None:
         self.taken = taken
         self.pongs = 0
+        self.errors: list[str] = []
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         self.taken.append((f"client {sid}", subject, reply, data, headers))
 
     async def _process_pong(self) -> None:
         self.pongs += 1
+
+    async def _process_err(self, told: str) -> None:
+        self.errors.append(told)
 
 
 def _frame(sid: bytes, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> bytes:
@@ -61,6 +65,7 @@ def test_messages_reach_who_takes_them_in_order_however_the_bytes_are_cut(
         client,
         {DIRECT: lambda *arguments: taken.append(("direct", *arguments))},
         {BARE: lambda *arguments: taken.append(("bare", *arguments))},
+        lambda *_: None,
     )
     between = b"PONG\r\n+OK\r\n" if talkative else b""
     data = b"".join(_frame(*message) + between for message in messages)
@@ -78,8 +83,25 @@ def test_messages_reach_who_takes_them_in_order_however_the_bytes_are_cut(
 
 def test_what_came_in_part_is_forgotten_with_the_connection() -> None:
     taken: list[Taken] = []
-    under_test = DirectParser(_Client(taken), {DIRECT: lambda *arguments: taken.append(("direct", *arguments))}, {})
+    direct = {DIRECT: lambda *arguments: taken.append(("direct", *arguments))}
+    under_test = DirectParser(_Client(taken), direct, {}, lambda *_: None)
     asyncio.run(under_test.parse(b"MSG a 1 5\r\nab"))
     under_test.reset()
     asyncio.run(under_test.parse(b"MSG b 1 2\r\nxy\r\n"))
     assert [message[1] for message in taken] == [b"b"]
+
+
+@given(st.sampled_from(["Publish", "Subscription"]), TOKENS, st.integers(0, 100))
+def test_what_is_not_permitted_is_told_as_it_was_asked(what: str, subject: bytes, cut: int) -> None:
+    refused: list[tuple[str, str]] = []
+    client = _Client([])
+    under_test = DirectParser(client, {}, {}, lambda *told: refused.append(told))
+    data = b"PONG\r\n-ERR 'Permissions Violation for %b to \"%b\"'\r\nPONG\r\n" % (what.encode(), subject)
+
+    async def feed() -> None:
+        await under_test.parse(data[:cut])
+        await under_test.parse(data[cut:])
+
+    asyncio.run(feed())
+    assert refused == [(what.lower(), subject.decode())]
+    assert (len(client.errors), client.pongs) == (1, 2)
