@@ -44,6 +44,8 @@ class StoredModel:
     architecture: str | None = None
     size_bytes: int | None = None
     """Size of the weights."""
+    written_ns: int = 0
+    """When the newest of the weights was written (nanoseconds): what was loaded before that is something else."""
     context_tokens: int | None = None
     parts: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Folders of the models that it needs beside it, of those that are on this machine."""
@@ -97,13 +99,15 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
     kind = kind_of(config, {entry.name for entry in path.iterdir()})
     if kind is None:
         raise InvalidReference(reference=reference, problem=f"no engine takes the architecture {architecture}")
+    weights = [file.stat() for file in weight_files(path)]
     return StoredModel(
         reference=reference,
         kind=kind,
         revision=revision or _digest(path),
         path=path,
         architecture=architecture,
-        size_bytes=sum(file.stat().st_size for file in weight_files(path)),
+        size_bytes=sum(file.st_size for file in weights),
+        written_ns=max((file.st_mtime_ns for file in weights), default=0),
         context_tokens=context_of(config),
     )
 

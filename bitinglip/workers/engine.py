@@ -46,6 +46,8 @@ class ModelSpec(_Message):
     revision: str | None = None
     path: str | None = None
     """Folder of the snapshot on this machine; none for built-in models such as `echo`."""
+    written_ns: int = 0
+    """When the newest of its weights was written: a file that was damaged and brought again has them loaded again."""
     parts: dict[str, str] = {}
     """Folders of other models that it needs, such as a vocoder."""
     trust_pickles: bool = False
@@ -60,7 +62,7 @@ class ModelSpec(_Message):
     @property
     def key(self) -> str:
         """Identity of the loaded model within the process."""
-        return f"{self.kind}|{self.reference}|{self.revision or ''}"
+        return f"{self.kind}|{self.reference}|{self.revision or ''}|{self.written_ns}"
 
     @property
     def folders(self) -> list[Path]:

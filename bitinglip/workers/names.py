@@ -63,4 +63,4 @@ class Names:
 def _weights(model: ModelSpec) -> tuple[object, ...]:
     """Return what tells models apart in memory."""
     how = (model.quantize, model.vllm, model.trust_code, model.trust_pickles)
-    return (model.kind, model.path or model.reference, model.revision, *how)
+    return (model.kind, model.path or model.reference, model.revision, model.written_ns, *how)

@@ -101,6 +101,7 @@ def _spec(model: StoredModel, settings: Worker) -> ModelSpec:
         reference=model.reference,
         revision=model.revision,
         path=str(model.path) if model.path else None,
+        written_ns=model.written_ns,
         parts={part: str(folder) for part, folder in model.parts.items()},
         trust_pickles=any(name in settings.trust_pickles for name in names),
         trust_code=any(name in settings.trust_code for name in names),

@@ -197,6 +197,31 @@ async def loads(log: EventLog) -> list[tuple[str, str | None]]:
     return [(event.reference, event.revision) for event in events if isinstance(event, WorkerModelLoaded)]
 
 
+async def test_weights_that_were_brought_again_are_loaded_again(
+    log: EventLog, inbox: Inbox, start: Start, tmp_path: Path, gpt2: Path, eventually: Any
+) -> None:
+    """As after a repair: what is in memory was read from the damaged file."""
+    snapshot(tmp_path / "hub", GPT2, OLD, gpt2)
+    child = await start(BITINGLIP_WORKER_MODELS=GPT2)
+    assert await revision(log, await submit(inbox, text(GPT2))) == OLD
+    first = await submit(inbox, text(GPT2, max_tokens=200))
+    await until(log, first, "task.progressed")
+    weights = tmp_path / "hub" / f"models--{GPT2.replace('/', '--')}" / "snapshots" / OLD / "model.safetensors"
+    beside = weights.with_name("beside")
+    shutil.copyfile(weights, beside)
+    beside.replace(weights)
+    child.tell("models")
+    assert isinstance((await outcome(log, first))[-1].event, TaskSucceeded)
+
+    async def again() -> bool:
+        return await revision(log, await submit(inbox, text(GPT2))) == OLD and len(await loads(log)) == 2
+
+    await eventually(again)
+    child.tell("models")
+    assert await revision(log, await submit(inbox, text(GPT2))) == OLD
+    assert await loads(log) == [(GPT2, OLD)] * 2
+
+
 @pytest.mark.parametrize("others", ["", "echo,"], ids=["alone", "beside others"])
 async def test_a_model_of_two_names_is_loaded_once(
     log: EventLog, inbox: Inbox, start: Start, tmp_path: Path, gpt2: Path, eventually: Any, others: str
@@ -233,6 +258,8 @@ def endless(model: Path, folder: Path) -> Path:
     for name in ("config.json", "generation_config.json"):
         told = orjson.loads((folder / name).read_bytes())
         (folder / name).write_bytes(orjson.dumps(told | {"eos_token_id": None}))
+    tokens = folder / "tokenizer_config.json"
+    tokens.write_bytes(orjson.dumps(orjson.loads(tokens.read_bytes()) | {"eos_token": "<never>"}))
     return folder
 
 
@@ -258,6 +285,7 @@ async def test_tasks_of_one_model_run_together_whatever_they_call_it(
         await queue.close()
     ended = [(await log.read_task(task_id))[-1] for task_id in (long, short)]
     assert [type(recorded.event) for recorded in ended] == [TaskSucceeded] * 2
+    assert [event.usage.output_tokens for each in ended if isinstance(event := each.event, TaskSucceeded)] == [200, 4]
     assert ended[1].sequence < ended[0].sequence
 
 
