@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bitinglip.events import archive
 from bitinglip.events.backup import back_up, restore
 from bitinglip.events.cold import history
 from bitinglip.events.connection import Connection
-from bitinglip.events.envelope import Messages
+from bitinglip.events.envelope import Messages, RawMessage
 from bitinglip.events.ledger import LedgerTrimmed
 from bitinglip.events.log import EventLog
 from bitinglip.events.reading import end_of, read_between
@@ -78,6 +79,57 @@ class Late(EventLog):
         async with aclosing(super().tail(stream, after, filters=filters, most=most, over=over)) as batches:
             async for batch in batches:
                 yield batch
+
+
+DAY_NS = 86_400 * 10**9
+
+
+class Aged(EventLog):
+    """A log whose first events are of the day before the others."""
+
+    older: int
+    """The last one of them."""
+
+    def _aged(self, messages: Seq[RawMessage]) -> list[RawMessage]:
+        return [
+            message._replace(time_ns=message.time_ns - DAY_NS * (message.sequence <= self.older))
+            for message in messages
+        ]
+
+    async def first_after(self, stream: str, after: int, filters: Seq[str] = ()) -> list[RawMessage]:
+        return self._aged(await super().first_after(stream, after, filters))
+
+    async def tail(
+        self, stream: str, after: int, *, filters: Seq[str] = (), most: int = 4_096, over: IsOver | None = None
+    ) -> AsyncGenerator[Messages, None]:
+        async with aclosing(super().tail(stream, after, filters=filters, most=most, over=over)) as batches:
+            async for batch in batches:
+                yield Messages.of(self._aged(batch))
+
+
+async def test_a_day_that_is_over_is_archived_however_few_its_events_are(log: EventLog, tmp_path: Path) -> None:
+    inbox = Inbox(log, 65_536)
+    stored = [(await inbox.submit(ECHO)).sequence for _ in range(30)]
+    aged = Aged(log.connection, "/test")
+    log.connection.cold = files = Archive(aged, tmp_path)
+    archiver = Archiver(aged, files, Settings(settled_s=0, part_events=1_000))
+    aged.older = 0
+    assert not await archiver.due(TASKS)
+    assert await archiver.archive(TASKS) == []
+    aged.older = stored[19]
+    assert await archiver.due(TASKS)
+    done = await archiver.archive(TASKS)
+    assert not await archiver.due(TASKS)
+    done += await archiver.archive(TASKS, now=True)
+    today = log.clock().date()
+    days = [today - timedelta(days=1), today]
+    assert [file.day for file in done] == [day.isoformat() for day in days]
+    assert [file.last_sequence for file in done] == [stored[19], stored[29]]
+    assert [file.events for file in done] == [20, 10]
+    assert [file.file.split("/")[:2] for file in done] == [[TASKS, day.isoformat()] for day in days]
+    await leave(log, stored[-1])
+    found = [n async for batch in read_between(log, TASKS, 0, stored[-1]) for n in batch.sequences]
+    assert found == stored
 
 
 async def test_who_is_behind_misses_nothing_that_leaves(log: EventLog, tmp_path: Path) -> None:
