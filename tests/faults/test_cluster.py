@@ -20,7 +20,7 @@ from bitinglip.events.batch import BatchOpened
 from bitinglip.events.envelope import RawMessage, Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.sourcing import Sourcing
-from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, LEDGER, MODELS, QUEUE, TASKS, WORKERS
+from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, MODELS, QUEUE, TASKS, WORKERS
 from bitinglip.events.task import TaskEvent, TaskSubmitted
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
@@ -36,6 +36,8 @@ from tests.support.server import eventually
 THREE = {"BITINGLIP_NATS_REPLICAS": "3"}
 ECHO = {"kind": "echo", "model": "echo", "params": {"message": "hello"}}
 COUNT = 600
+REQUEST_S = 5.0
+"""How long a request to the server waits for its answer."""
 
 
 @pytest.fixture
@@ -141,11 +143,17 @@ async def test_a_start_waits_for_leaders_but_not_for_ever(
     servers: NatsCluster, log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = log.connection.settings
-    name = await leader_of(log, LEDGER)
-    await servers.nodes[name].kill()
-    await (await EventLog.connect(settings, "/test/late")).close()
+    killed = list(servers.nodes.values())[1:]  # two of three: nothing has a leader any more
+    for node in killed:
+        await node.kill()
+    starting = asyncio.create_task(EventLog.connect(settings, "/test/late"))
+    await asyncio.sleep(REQUEST_S + 1)  # sleep-ok: for longer than one request is waited for
+    assert not starting.done()
+    await servers.start()
+    await (await starting).close()
     monkeypatch.setattr("bitinglip.events.streams.PATIENCE_S", 0.0)
-    await servers.nodes[next(each for each in servers.nodes if each != name)].kill()
+    for node in killed:
+        await node.kill()
     with pytest.raises(NoServer, match="declaring"):
         await EventLog.connect(settings, "/test/never")
 
