@@ -145,7 +145,9 @@ class Connection:
         try:
             await self.client.send(subject, payload, headers, reply)
         except MaxPayloadError as error:
-            raise PayloadTooLarge(what="The message", limit_bytes=self.client.max_payload) from error
+            raise PayloadTooLarge(
+                what="A message to the NATS server (`max_payload` there)", limit_bytes=self.client.max_payload
+            ) from error
         except (NatsError, OSError) as error:
             raise NoServer(problem=f"not connected ({type(error).__name__})") from error
 

@@ -212,6 +212,7 @@ class EventLog:
         Raises:
             Conflict: the last event is not the expected one.
             NoServer: the server did not answer in `append_timeout_s`, sent again included. The event may be stored.
+            NotPermitted: this user may not store it.
             StreamFull, PayloadTooLarge: the server refused it for good.
         """
         outcome = (await self.append_all([append]))[0]
@@ -221,13 +222,14 @@ class EventLog:
 
     async def append_all(self, appends: Seq[Append]) -> list[Sequence | BitingLipError]:
         """Store many events, all in flight at once (bounded); returns each one's sequence or error, in order."""
+        begun = time.monotonic()
         waiting: list[asyncio.Future[Sequence] | BitingLipError] = []
         for count, append in enumerate(appends, 1):
             await self._slots.acquire()
             waiting.append(await self._send(append))
             if count % CHUNK == 0:
                 await asyncio.sleep(0)  # let these go out while the next ones are made
-        return [await self._settle(append, sent) for append, sent in zip(appends, waiting, strict=True)]
+        return [await self._settle(append, sent, begun) for append, sent in zip(appends, waiting, strict=True)]
 
     async def _send(self, append: Append) -> asyncio.Future[Sequence] | BitingLipError:
         acked: asyncio.Future[Sequence] = asyncio.get_running_loop().create_future()
@@ -251,10 +253,10 @@ class EventLog:
         return acked
 
     async def _settle(
-        self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError
+        self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError, begun: float
     ) -> Sequence | BitingLipError:
-        begun = time.monotonic()
-        deadline = begun + self._settings.append_timeout_s
+        """Return what became of an append; `begun`: when it was sent at the earliest, by the monotonic clock."""
+        deadline = time.monotonic() + self._settings.append_timeout_s
         patience = self._settings.append_timeout_s / 4
         retried = False
         while True:
