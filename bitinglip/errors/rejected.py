@@ -452,6 +452,17 @@ class ServerTooOld(Rejected):
 
 
 @dataclass(eq=False, kw_only=True)
+class ServerTooNarrow(Rejected):
+    """The nats-server takes no message that is as large as an event may be."""
+
+    code, status = "server_too_narrow", 400
+    template = "The nats-server takes messages of at most {limit_bytes} bytes; the log needs {least_bytes}."
+    remedy = "Set `max_payload: 1MB` in its configuration."
+    limit_bytes: int
+    least_bytes: int
+
+
+@dataclass(eq=False, kw_only=True)
 class ServerBinaryMissing(Rejected):
     """No nats-server binary was found on this machine."""
 

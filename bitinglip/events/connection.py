@@ -22,7 +22,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError, NoServersError, UnexpectedEOF
 
-from bitinglip.errors import NoServer, NotPermitted, PayloadTooLarge, ServerTooOld
+from bitinglip.errors import BitingLipError, NoServer, NotPermitted, PayloadTooLarge
 from bitinglip.events.client import DirectClient, DirectHandler, Handler
 from bitinglip.events.streams import check_server
 from bitinglip.settings import Nats
@@ -61,7 +61,7 @@ class Connection:
 
         Raises:
             NoServer: nothing answers in time.
-            ServerTooOld: it is older than the log needs.
+            ServerTooOld, ServerTooNarrow: it lacks what the log needs.
         """
         client = DirectClient()
         servers = (settings.url or "nats://127.0.0.1:4222").split(",")
@@ -99,8 +99,8 @@ class Connection:
             raise NoServer(problem=f"{settings.url}: {error or type(error).__name__}") from error
         version = client.connected_server_version
         try:
-            check_server(version.major, version.minor, version.patch)
-        except ServerTooOld:
+            check_server(version.major, version.minor, version.patch, max_payload=client.max_payload)
+        except BitingLipError:
             await client.close()
             raise
         connection = cls(client, settings)

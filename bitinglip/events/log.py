@@ -104,7 +104,7 @@ class EventLog:
         """Connect, and make or update the streams. Its clock is the server's, unless one is given.
 
         Raises:
-            NoServer, ServerTooOld, IncompatibleStream: see there.
+            NoServer, ServerTooOld, ServerTooNarrow, IncompatibleStream: see there.
         """
         connection = await Connection.open(settings, name=source)
         clock = clock or ServerClock(connection)

@@ -33,7 +33,7 @@ from nats.js.api import (
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from bitinglip.errors import IncompatibleStream, NoServer, NotPermitted, ServerTooOld
+from bitinglip.errors import IncompatibleStream, NoServer, NotPermitted, ServerTooNarrow, ServerTooOld
 from bitinglip.events import subjects
 from bitinglip.settings import Nats
 
@@ -53,6 +53,8 @@ KEYS_BUCKET = "task_keys"
 KEYS_STREAM = f"KV_{KEYS_BUCKET}"
 
 LEAST_SERVER = (2, 12)
+LEAST_PAYLOAD_BYTES = 655_360
+"""Half a megabyte, which inputs and results may be (`log.inline_max_bytes`), and what stands around them."""
 FIXED = ("retention", "storage")
 """What the server refuses to change on a stream that exists."""
 QUEUES_MOST = 100_000
@@ -204,14 +206,17 @@ async def has_consumer(js: JetStreamContext, route: Route) -> bool:
     return True
 
 
-def check_server(*version: int) -> None:
+def check_server(*version: int, max_payload: int) -> None:
     """Refuse a server that lacks what the log needs.
 
     Raises:
         ServerTooOld: it is older than 2.12.
+        ServerTooNarrow: it takes no message of `LEAST_PAYLOAD_BYTES`.
     """
     if version < LEAST_SERVER:
         raise ServerTooOld(version=".".join(map(str, version)), least=".".join(map(str, LEAST_SERVER)))
+    if max_payload < LEAST_PAYLOAD_BYTES:
+        raise ServerTooNarrow(limit_bytes=max_payload, least_bytes=LEAST_PAYLOAD_BYTES)
 
 
 async def _ensure_stream(js: JetStreamContext, declared: StreamConfig) -> None:

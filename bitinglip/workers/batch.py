@@ -11,7 +11,14 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from typing import Any
 
-from bitinglip.errors import ArtifactExpired, ArtifactNotFound, EngineDied, NoServer, TaskIsForgotten
+from bitinglip.errors import (
+    ArtifactExpired,
+    ArtifactNotFound,
+    EngineDied,
+    NoServer,
+    PayloadTooLarge,
+    TaskIsForgotten,
+)
 from bitinglip.events import subjects
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
@@ -356,7 +363,7 @@ class BatchRunner:
             ticks = [tick for tick in ticks if now[tick[0].id][1] is not tick[1]]
             try:
                 outcomes = await self._scribe.write(list(now.values()), patient=False)
-            except NoServer as error:
+            except (NoServer, PayloadTooLarge) as error:
                 log.debug("ticks are lost: %s", error)
                 return
             for (attempt, _), outcome in zip(now.values(), outcomes, strict=True):

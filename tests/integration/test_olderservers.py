@@ -1,4 +1,4 @@
-"""Real nats-servers of other versions: the oldest one that will do does, and an older one is refused clearly."""
+"""Real nats-servers of other versions and limits: the oldest that will do does; what will not is refused clearly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 import nats
 import pytest
 
-from bitinglip.cli.natsserver import LEAST_VERSION, PrivateServer, find, version_of
-from bitinglip.errors import ServerBinaryMissing, ServerTooOld
+from bitinglip.cli.natsserver import LEAST_VERSION, PrivateServer, find, find_or_fetch, version_of
+from bitinglip.errors import ServerBinaryMissing, ServerTooNarrow, ServerTooOld
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, declarations
 from bitinglip.settings import Nats
@@ -41,6 +41,15 @@ def test_no_process_starts_on_it(too_old: str, kind: str, tmp_path: Path) -> Non
     assert "2.9." in ended.stderr
     assert "remedy: " in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_a_server_that_takes_small_messages_alone_is_refused_at_the_start(tmp_path: Path) -> None:
+    config = tmp_path / "nats.conf"
+    config.write_text("max_payload: 64KB\n")
+    with running(find_or_fetch(), tmp_path / "nats", "-c", config) as url:
+        with pytest.raises(ServerTooNarrow, match=r"at most 65536 bytes; the log needs 655360\.") as refused:
+            await EventLog.connect(Nats(url=url), "/test")
+        assert "max_payload" in refused.value.remedy
 
 
 def test_it_is_not_taken_for_a_private_server() -> None:

@@ -36,12 +36,12 @@ def older_server(version: str) -> Path:
 
 
 @contextmanager
-def running(binary: Path, folder: Path) -> Iterator[str]:
-    """Run a server with nothing but JetStream, which any version knows; yields its address."""
+def running(binary: Path, folder: Path, *more: str | Path) -> Iterator[str]:
+    """Run a server with nothing but JetStream, which any version knows, and more options; yields its address."""
     folder.mkdir()
     options = ["-js", "-sd", folder, "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", folder]
     with (folder / "nats.log").open("wb") as log:
-        process = subprocess.Popen([binary, *options], stdout=log, stderr=log)
+        process = subprocess.Popen([binary, *options, *more], stdout=log, stderr=log)
     try:
         yield f"nats://127.0.0.1:{port_of(binary, process, folder)}"
     finally:
