@@ -45,7 +45,8 @@ class StoredModel:
     size_bytes: int | None = None
     """Size of the weights."""
     written_ns: int = 0
-    """When the newest of the weights was written (nanoseconds): what was loaded before that is something else."""
+    """When the newest of the weights, those of its parts included, was written (nanoseconds): what was loaded before
+    that is something else."""
     context_tokens: int | None = None
     parts: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Folders of the models that it needs beside it, of those that are on this machine."""
@@ -99,15 +100,14 @@ def inspect(reference: str, path: Path, revision: str | None = None) -> StoredMo
     kind = kind_of(config, {entry.name for entry in path.iterdir()})
     if kind is None:
         raise InvalidReference(reference=reference, problem=f"no engine takes the architecture {architecture}")
-    weights = [file.stat() for file in weight_files(path)]
     return StoredModel(
         reference=reference,
         kind=kind,
         revision=revision or _digest(path),
         path=path,
         architecture=architecture,
-        size_bytes=sum(file.st_size for file in weights),
-        written_ns=max((file.st_mtime_ns for file in weights), default=0),
+        size_bytes=sum(file.stat().st_size for file in weight_files(path)),
+        written_ns=_written_ns(path),
         context_tokens=context_of(config),
     )
 
@@ -141,7 +141,8 @@ def _with_parts(model: StoredModel, models_dir: Path, hub_cache: Path) -> Stored
         folder = next((place for place in places if place and _is_model(place)), None)
         if folder is not None:
             parts[part] = folder.resolve()
-    return replace(model, parts=parts) if parts else model
+    written_ns = max([model.written_ns, *map(_written_ns, parts.values())])
+    return replace(model, parts=parts, written_ns=written_ns) if parts else model
 
 
 def _all_in(models_dir: Path) -> Iterator[StoredModel]:
@@ -201,6 +202,10 @@ def _config(reference: str, path: Path) -> dict[str, Any]:
         return cast("dict[str, Any]", orjson.loads(marker.read_bytes()))
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelNotFound(reference=reference, looked_in=f"{path}: no readable {marker.name}") from error
+
+
+def _written_ns(folder: Path) -> int:
+    return max((file.stat().st_mtime_ns for file in weight_files(folder)), default=0)
 
 
 def _digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,10 @@ def test_a_model_is_served_with_the_models_that_it_needs(tmp_path: Path) -> None
     assert find_models([named], tmp_path / "models", tmp_path)[0].parts == {"vocoder": cached}
     beside = make(speaker.parent / "speecht5_hifigan", "SpeechT5HifiGan")
     assert find_models([named], tmp_path / "models", tmp_path)[0].parts == {"vocoder": beside}
+    for later in range(3):
+        at = 4 * 10**18 + later  # in the year 2096
+        os.utime((speaker, beside)[later % 2] / "model.safetensors", ns=(at, at))
+        assert find_models([named], tmp_path / "models", tmp_path)[0].written_ns == at, "the newest, of either"
     assert [model.reference for model in find_models([], tmp_path / "models", tmp_path)] == [
         "echo",
         "microsoft/speecht5_tts",
