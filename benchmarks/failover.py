@@ -1,25 +1,29 @@
 """For how long publishing and the queue pause when a server of a three-node cluster is killed.
 
-`python -m benchmarks.failover [ROUNDS]`: in each round the leader of TASKS, then that of QUEUE, is killed with SIGKILL
-while tasks are submitted one after the other, and another client takes them out of the queue.
+`python -m benchmarks.failover [ROUNDS]`: in each round the leader of TASKS, then that of QUEUE, then one that leads
+both is killed with SIGKILL while tasks are submitted one after the other, and another client takes them out of the
+queue. What the servers' logs tell of their elections is told apart from what comes after those.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from contextlib import suppress
+from datetime import datetime
 from itertools import pairwise
 
 import uvloop
 
 from benchmarks.support import Figure, publish, scratch
 from bitinglip.errors import BitingLipError
+from bitinglip.events.consumers import ask
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
 from bitinglip.events.sourcing import Sourcing
-from bitinglip.events.streams import QUEUE, TASKS, Route
+from bitinglip.events.streams import LEDGER, QUEUE, TASKS, Route
 from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
@@ -34,6 +38,9 @@ CALM_S = 5.0
 PACE_S = 0.005
 COMMAND = SubmitTask(kind="echo", model="echo")
 ROUTE = Route("normal", "echo")
+LEASE_S = 10.0
+ELECTION = re.compile(r"^\[\d+\] (\S+ \S+) \[INF\] JetStream cluster new \w+ leader for '.* > (\S+)'", re.MULTILINE)
+"""A new leader of a stream, or of a consumer, in a server's log: when (by the local clock), and whose."""
 
 
 class Pauses:
@@ -42,6 +49,11 @@ class Pauses:
     def __init__(self) -> None:
         self.acked: dict[str, float] = {}
         self.delivered: dict[str, float] = {}
+        self.again: set[str] = set()
+        """Those that were delivered a second time: the first one went down with the server."""
+        self.killed = 0.0
+        self.elected: dict[str, float] = {}
+        """When each stream and consumer that had lost its leader had one again."""
 
     def publishing_s(self) -> float:
         """Return the longest time between two acks."""
@@ -52,22 +64,53 @@ class Pauses:
         """Return the longest time from a task's ack to its delivery."""
         return max(self.delivered[task_id] - at for task_id, at in self.acked.items())
 
+    def elections_s(self) -> float:
+        """Return how long after the kill the last of what a task passes through had a leader again."""
+        return max(self.elected.values(), default=self.killed) - self.killed
+
+    def rest_s(self, *, again: bool) -> float:
+        """Return the longest way of a task to a worker, without what it waited for elections; 0 if there is none."""
+        led = max(self.elected.values(), default=self.killed)
+        ways = [
+            self.delivered[task_id] - max(at, led)
+            for task_id, at in self.acked.items()
+            if (task_id in self.again) == again
+        ]
+        return max([0.0, *ways])
+
+    def note(self) -> str:
+        """Write whose leaders were killed, and when each had one again."""
+        return " ".join(f"{name} {at - self.killed:.1f}" for name, at in sorted(self.elected.items()))
+
 
 async def measure(rounds: int = ROUNDS) -> list[Figure]:
-    """Kill the two leaders in turn, each in a cluster of its own."""
+    """Kill the leaders in turn, each in a cluster of its own."""
     figures: list[Figure] = []
-    for stream in (TASKS, QUEUE):
-        pauses = [await _round(stream) for _ in range(rounds)]
+    for streams in ((TASKS,), (QUEUE,), (TASKS, QUEUE)):
+        pauses = [await _round(*streams) for _ in range(rounds)]
+        who = " and ".join(streams)
         publishing, queue = [one.publishing_s() for one in pauses], [one.queue_s() for one in pauses]
-        notes = [", ".join(f"{seconds:.1f}" for seconds in values) for values in (publishing, queue)]
+        elections, rest = [one.elections_s() for one in pauses], [one.rest_s(again=False) for one in pauses]
+        lost = [one.rest_s(again=True) for one in pauses]
         figures += [
-            Figure(f"leader of {stream} killed: pause of publishing", max(publishing), "s", 10, False, notes[0]),
-            Figure(f"leader of {stream} killed: longest way from ack to worker", max(queue), "s", 60, False, notes[1]),
+            Figure(f"leader of {who} killed: {question}", max(values), "s", bound, False, note)
+            for question, values, bound, note in (
+                ("pause of publishing", publishing, 10, _each(publishing)),
+                ("longest way from ack to worker", queue, 60, _each(queue)),
+                ("until the last of them had a leader", elections, 10, "; ".join(one.note() for one in pauses)),
+                ("longest way beyond that", rest, 4, _each(rest)),
+                ("the same, delivered again after its lease", lost, LEASE_S, _each(lost)),
+            )
         ]
     return figures
 
 
-async def _round(stream: str) -> Pauses:
+def _each(values: list[float]) -> str:
+    return ", ".join(f"{seconds:.1f}" for seconds in values)
+
+
+async def _round(stream: str, also: str | None = None) -> Pauses:
+    """Kill the leader of a stream, which may be made that of another one before."""
     pauses = Pauses()
     async with scratch() as folder:
         servers = NatsCluster(folder / "nats")
@@ -80,21 +123,41 @@ async def _round(stream: str) -> Pauses:
             submitting = asyncio.create_task(_submit(log, pauses))
             taking = asyncio.create_task(_take(other, pauses))
             await asyncio.sleep(BEFORE_S)
-            cluster = (await log.connection.js.stream_info(stream)).cluster
-            assert cluster is not None
-            assert cluster.leader is not None
-            await servers.nodes[cluster.leader].kill()
+            leader = await _leader(log, stream)
+            while also is not None and await _leader(log, also) != leader:
+                await ask(log.connection, f"STREAM.LEADER.STEPDOWN.{also}", {"placement": {"preferred": leader}})
+                await asyncio.sleep(BEFORE_S)
+            pauses.killed = time.monotonic()
+            await servers.nodes[leader].kill()
             await _until_calm(pauses)
             for task in (submitting, taking):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
             pauses.acked = {task_id: at for task_id, at in pauses.acked.items() if task_id in pauses.delivered}
+            pauses.elected = _elections(servers, pauses.killed)
             await sourcing.close()
             await asyncio.gather(log.close(), other.close())
         finally:
             await servers.kill()
     return pauses
+
+
+async def _leader(log: EventLog, stream: str) -> str:
+    leader: str = (await ask(log.connection, f"STREAM.INFO.{stream}", {}))["cluster"]["leader"]
+    return leader
+
+
+def _elections(servers: NatsCluster, killed: float) -> dict[str, float]:
+    """Return when each stream and consumer that a task passes through had its first new leader after the kill."""
+    shift = time.monotonic() - time.time()
+    found: dict[str, float] = {}
+    for node in servers.nodes.values():
+        for when, name in ELECTION.findall(node.log):
+            at = datetime.strptime(when, "%Y/%m/%d %H:%M:%S.%f").astimezone().timestamp() + shift
+            if at > killed and name in (TASKS, QUEUE, LEDGER, ROUTE.consumer):
+                found[name] = min(at, found.get(name, at))
+    return found
 
 
 async def _until_calm(pauses: Pauses) -> None:
@@ -126,12 +189,15 @@ async def _submit(log: EventLog, pauses: Pauses) -> None:
 
 
 async def _take(log: EventLog, pauses: Pauses) -> None:
-    queue = WorkQueue(log.connection, 10.0)
+    queue = WorkQueue(log.connection, LEASE_S)
     await queue.ensure([ROUTE])
     while True:
         try:
             for delivery in await queue.wait([ROUTE], 1):
-                pauses.delivered.setdefault(delivery.event.event.model_dump()["task_id"], time.monotonic())
+                task_id = delivery.event.event.model_dump()["task_id"]
+                if task_id not in pauses.delivered and delivery.delivered > 1:
+                    pauses.again.add(task_id)
+                pauses.delivered.setdefault(task_id, time.monotonic())
                 await delivery.ack()
         except BitingLipError:
             await asyncio.sleep(0.05)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +70,14 @@ async def ask(connection: Connection, what: str, body: dict[str, Any], answer_s:
 
     Raises:
         NoServer: it does not answer, or refuses.
+        NotPermitted: this user may not ask that.
     """
-    request = connection.client.request(f"$JS.API.{what}", orjson.dumps(body), timeout=answer_s)
+    subject, asked = f"$JS.API.{what}", time.monotonic()
+    request = connection.client.request(subject, orjson.dumps(body), timeout=answer_s)
     try:
         told = orjson.loads((await cancellable(request)).data)
     except (NatsError, OSError, TimeoutError) as error:
-        raise NoServer(problem=f"{what}: {error or type(error).__name__}") from error
+        raise connection.unanswered(f"{what}: {error or type(error).__name__}", asked, subject) from error
     if "error" in told:
         raise NoServer(problem=f"{what}: {told['error'].get('description')}")
     return told

@@ -17,6 +17,7 @@ import pytest
 
 from bitinglip.cli.natsserver import find_or_fetch
 from bitinglip.errors import NotPermitted
+from bitinglip.events.consumers import ask
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelFetchAsked, ModelStored
 from bitinglip.events.streams import LEDGER, QUEUE, TASKS, WORKERS
@@ -398,6 +399,8 @@ async def test_who_may_not_do_what_it_has_to_is_told_so(server: GuardedServer) -
         with pytest.raises(NotPermitted, match=wanted):
             await append_together(log, [asked, asked])
         assert await log.read_task(TaskId(ALIEN)) == []
+        with pytest.raises(NotPermitted, match=rf"publish to \$JS\.API\.STREAM\.PURGE\.{TASKS}$"):
+            await ask(log.connection, f"STREAM.PURGE.{TASKS}", {}, 0.5)
         assert await log.append(log.fact_append(beat, worker_subject("rig-1-0", "heartbeat"), "rig-1-0")) > 0
     finally:
         await log.close()
