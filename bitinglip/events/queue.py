@@ -101,6 +101,7 @@ class WorkQueue:
         self._arrived: list[Delivery] = []
         self._listening = False
         self._wake = asyncio.Event()
+        self._elected = asyncio.Event()
         self._epoch = 0
         self._forget = connection.on_reconnect(self._reconnected)
         self._handing_back: set[asyncio.Task[None]] = set()
@@ -227,10 +228,21 @@ class WorkQueue:
         return True
 
     async def _mend(self, request: _Request) -> None:
-        if request.missing:
-            request.missing = False
-            log.info("the consumer %s is not there; making it again", request.route.consumer)
-            await self.ensure([request.route])
+        """Make a consumer again that is not there; one without a leader looks so, and answers to nothing until then."""
+        if not request.missing:
+            return
+        request.missing = False
+        log.info("the consumer %s is not there; making it again", request.route.consumer)
+        self._elected.clear()
+        making = asyncio.create_task(self.ensure([request.route]))
+        elected = asyncio.create_task(self._elected.wait())
+        try:
+            await asyncio.wait((making, elected), return_when=asyncio.FIRST_COMPLETED)
+            if making.done():
+                making.result()
+        finally:
+            making.cancel()
+            elected.cancel()
 
     def _take(self) -> list[Delivery]:
         taken, self._arrived = self._arrived, []
@@ -245,6 +257,7 @@ class WorkQueue:
         for request in self._requests.values():
             if request.route.consumer == msg.subject.rpartition(".")[2]:
                 request.open = False
+                self._elected.set()
         self._wake.set()
 
     def _reconnected(self) -> None:

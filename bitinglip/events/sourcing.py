@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 """Seconds between two looks, about: gateways do not all look at the same time."""
 LOOKS = 40
+ANSWER_S = 1.0
+"""How long an answer is waited for: what has no leader gives none, and has one a moment later."""
 SILENT_NS = 2.5e9
 """A source that works gives a sign of life each second."""
 SETTLE_S = 3.0
@@ -79,14 +81,14 @@ class Sourcing:
         for _ in range(LOOKS):
             await asyncio.sleep(random.uniform(0.5, 1.5) * LOOK_S)  # noqa: S311  (no secret)
             try:
-                log_led_s = led_s(await ask(self._connection, f"STREAM.INFO.{TASKS}", {}))
-                told = await ask(self._connection, f"STREAM.INFO.{QUEUE}", {})
+                log_led_s = led_s(await ask(self._connection, f"STREAM.INFO.{TASKS}", {}, ANSWER_S))
+                told = await ask(self._connection, f"STREAM.INFO.{QUEUE}", {}, ANSWER_S)
                 if not told.get("cluster", {}).get("replicas"):
                     return
                 if not is_silent(told, log_led_s):
                     continue
                 log.info("QUEUE has not heard of the log since that moved; its leader steps down")
-                await ask(self._connection, f"STREAM.LEADER.STEPDOWN.{QUEUE}", {})
+                await ask(self._connection, f"STREAM.LEADER.STEPDOWN.{QUEUE}", {}, ANSWER_S)
             except NoServer as error:
                 log.debug("no look at the queue's source: %s", error)
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +20,18 @@ from bitinglip.events import subjects
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.envelope import RawMessage, Recorded
 from bitinglip.events.log import EventLog
+from bitinglip.events.queue import WorkQueue
 from bitinglip.events.sourcing import Sourcing
-from bitinglip.events.streams import ARTIFACTS_BUCKET, ARTIFACTS_INDEX, MODELS, QUEUE, TASKS, WORKERS
+from bitinglip.events.streams import (
+    ARTIFACTS_BUCKET,
+    ARTIFACTS_INDEX,
+    MODELS,
+    QUEUE,
+    TASKS,
+    WORKERS,
+    Route,
+    ensure_consumer,
+)
 from bitinglip.events.task import TaskEvent, TaskSubmitted
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
@@ -36,6 +47,7 @@ from tests.support.server import eventually
 THREE = {"BITINGLIP_NATS_REPLICAS": "3"}
 ECHO = {"kind": "echo", "model": "echo", "params": {"message": "hello"}}
 COUNT = 600
+LEASE_S = 10.0
 REQUEST_S = 5.0
 """How long a request to the server waits for its answer."""
 
@@ -203,6 +215,38 @@ async def test_the_leader_is_killed_while_tasks_are_submitted(
     await servers.start()
     for task_id in acked:
         assert len(await log.read_task(TaskId(task_id))) == 1
+
+
+@pytest.mark.timeout(120)
+async def test_work_is_taken_as_soon_as_its_queue_has_a_leader_again(servers: NatsCluster, log: EventLog) -> None:
+    """Who was on the killed server finds no consumer on the next one: asked to make it, that one has no answer."""
+    route = Route("normal", "echo")
+    await ensure_consumer(log.connection.js, route, LEASE_S)
+    state = (await log.connection.js.consumer_info(QUEUE, route.consumer)).cluster
+    assert state is not None
+    assert state.leader
+    taker = await EventLog.connect(Nats(url=servers.url("worker", state.leader), replicas=3), "/test/taker")
+    taker.connection.js._timeout = 90.0
+    queue = WorkQueue(taker.connection, LEASE_S)
+    await queue.ensure([route])
+    sourcing = Sourcing(log.connection)
+    await sourcing.start()
+
+    async def take() -> str:
+        while True:
+            for delivery in await queue.wait([route], 1):
+                return delivery.event.event.model_dump()["task_id"]
+
+    taking = asyncio.create_task(take())
+    await asyncio.sleep(0.2)  # sleep-ok: its request stands by then
+    await servers.nodes[state.leader].kill()
+    submit = partial(Inbox(log, 65_536).submit, SubmitTask(kind="echo", model="echo"), idempotency_key="1")
+    accepted = cast("Accepted", await eventually(submit, within_s=60))
+    async with asyncio.timeout(60):
+        assert await taking == accepted.task_id
+    await sourcing.close()
+    await queue.close()
+    await taker.close()
 
 
 async def test_of_many_writers_one_gets_in_and_the_others_hear_of_a_conflict(log: EventLog) -> None:
