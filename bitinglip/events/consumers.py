@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from nats.errors import Error as NatsError
+from nats.aio.msg import Msg
 
 from bitinglip.errors import NoServer
 from bitinglip.events import subjects
-from bitinglip.events.connection import Connection, cancellable
+from bitinglip.events.connection import Connection
 from bitinglip.events.streams import QUEUE, Route
 
 ANSWER_S = 5.0
+AGAIN_S = 1.0
+"""When what was asked is asked again: who has no leader does not answer, and hears nothing of it once it has one."""
+READS = ("CONSUMER.LIST.", "CONSUMER.NAMES.", "STREAM.INFO.", "STREAM.NAMES")
+"""What may be asked twice."""
 ENDING_S = 10.0
 """A pause that runs out within this time is over: that is how one is ended (see `pauses`)."""
 
@@ -73,11 +78,25 @@ async def ask(connection: Connection, what: str, body: dict[str, Any], answer_s:
         NotPermitted: this user may not ask that.
     """
     subject, asked = f"$JS.API.{what}", time.monotonic()
-    request = connection.client.request(subject, orjson.dumps(body), timeout=answer_s)
+    again_s = AGAIN_S if what.startswith(READS) else answer_s
+    answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+    def answered(msg: Msg) -> None:
+        if not answer.done():
+            answer.set_result(msg)
+
+    reply = connection.expect(answered)
     try:
-        told = orjson.loads((await cancellable(request)).data)
-    except (NatsError, OSError, TimeoutError) as error:
-        raise connection.unanswered(f"{what}: {error or type(error).__name__}", asked, subject) from error
+        while not answer.done() and (left_s := asked + answer_s - time.monotonic()) > 0:
+            await connection.publish(subject, orjson.dumps(body), reply=reply)
+            await asyncio.wait((answer,), timeout=min(again_s, left_s))
+    finally:
+        connection.forget(reply)
+    if not answer.done():
+        raise connection.unanswered(f"{what}: no answer in time", asked, subject)
+    if status := (answer.result().headers or {}).get("Status"):
+        raise NoServer(problem=f"{what}: status {status}")
+    told = orjson.loads(answer.result().data)
     if "error" in told:
         raise NoServer(problem=f"{what}: {told['error'].get('description')}")
     return told

@@ -41,6 +41,10 @@ BATCH_BYTES = 4 * 2**20
 BUFFER_BATCHES = 2
 """Batches that may wait here before the server is told to hold back (it waits for our flow-control answer)."""
 BACKOFF_S = (0.05, 0.25, 1.0)
+ANSWERS_S = (1.5, 3.0, 6.0, 12.0, 30.0)
+"""How long a consumer may take to be made. What is asked of a cluster that has no leader has no answer, nor once it has
+one: so it is asked again soon, and after `SOON` times later each time, for what may take longer than that."""
+SOON = 6
 IsOver = Callable[[int], Awaitable[bool]]
 """Tells whether a tail that has come to a sequence, and is quiet, is to end."""
 
@@ -60,7 +64,8 @@ async def tail(
     while True:
         consumer = _Consumer(connection, stream, _Wanted.of(filters, history=history), most)
         try:
-            async with aclosing(consumer.batches(after)) as batches:
+            answer_s = ANSWERS_S[max(0, min(failures - SOON, len(ANSWERS_S) - 1))]
+            async with aclosing(consumer.batches(after, answer_s)) as batches:
                 async for batch in batches:
                     failures = 0
                     if not batch:
@@ -118,10 +123,13 @@ class _Consumer:
         self._owed: str | None = None
         self._answering: asyncio.Future[None] | None = None
 
-    async def batches(self, after: int) -> AsyncGenerator[Messages, None]:
+    async def batches(self, after: int, answer_s: float) -> AsyncGenerator[Messages, None]:
         """Yield what comes after a sequence, and nothing (an empty batch) at a heartbeat.
 
         A consumer that is there for now ends when nothing is left.
+
+        Raises:
+            NatsError: it could not be made within `answer_s`.
         """
         inbox = self._connection.client.new_inbox()
         forget = self._connection.on_reconnect(lambda: self._break("reconnected"))
@@ -129,7 +137,7 @@ class _Consumer:
         name: str | None = None
         try:
             config = self._config(inbox, after)
-            made = await cancellable(self._connection.js.add_consumer(self._stream, config=config))
+            made = await cancellable(self._connection.js.add_consumer(self._stream, config=config, timeout=answer_s))
             name = made.name
             if self._wanted.for_now and not made.num_pending:
                 self._through = True
@@ -138,9 +146,15 @@ class _Consumer:
         finally:
             forget()
             await self._connection.unsubscribe(subscription)
-            if name is not None and self._connection.connected:
-                with suppress(NatsError):
-                    await self._connection.js.delete_consumer(self._stream, name)
+            if name is not None:
+                await self._forget(name)
+
+    async def _forget(self, name: str) -> None:
+        """Have the server delete it; nobody waits for that, as it would end by itself a while later."""
+        with suppress(NoServer):
+            reply = self._connection.expect(lambda _: None)
+            self._connection.forget(reply)
+            await self._connection.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", b"", reply=reply)
 
     def _config(self, inbox: str, after: int) -> ConsumerConfig:
         filters = list(self._wanted.filters)

@@ -18,6 +18,7 @@ import pytest
 from bitinglip.errors import Conflict, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.batch import BatchOpened
+from bitinglip.events.consumers import ask
 from bitinglip.events.envelope import RawMessage, Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
@@ -215,6 +216,25 @@ async def test_the_leader_is_killed_while_tasks_are_submitted(
     await servers.start()
     for task_id in acked:
         assert len(await log.read_task(TaskId(task_id))) == 1
+
+
+@pytest.mark.timeout(120)
+async def test_who_asks_a_cluster_without_leaders_is_answered_once_it_has_them(
+    servers: NatsCluster, log: EventLog, closing: AsyncExitStack
+) -> None:
+    """Nobody has kept the question meanwhile: it is asked again."""
+    leader = await leader_of(log, TASKS)
+    left, *_ = (name for name in servers.nodes if name != leader)
+    asker = await EventLog.connect(Nats(url=servers.url("gateway", left), replicas=3), "/test/asker")
+    closing.push_async_callback(asker.close)
+    for name in servers.nodes.keys() - {left}:
+        await servers.nodes[name].kill()
+    asking = asyncio.create_task(ask(asker.connection, f"STREAM.INFO.{TASKS}", {}, 90))
+    await asyncio.sleep(0.5)  # sleep-ok: it has asked by then
+    assert not asking.done()
+    await servers.start()
+    async with asyncio.timeout(60):
+        assert (await asking)["config"]["name"] == TASKS
 
 
 @pytest.mark.timeout(120)
