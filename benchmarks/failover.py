@@ -2,7 +2,8 @@
 
 `python -m benchmarks.failover [ROUNDS]`: in each round the leader of TASKS, then that of QUEUE, then one that leads
 both is killed with SIGKILL while tasks are submitted one after the other, and another client takes them out of the
-queue. What the servers' logs tell of their elections is told apart from what comes after those.
+queue; then once more beside a gateway and two workers that all use that server, and tasks that come over HTTP. What
+the servers' logs tell of their elections is told apart from what comes after those.
 """
 
 from __future__ import annotations
@@ -13,21 +14,28 @@ import sys
 import time
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 
+import httpx
 import uvloop
 
 from benchmarks.support import Figure, publish, scratch
 from bitinglip.errors import BitingLipError
 from bitinglip.events.consumers import ask
+from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import LEDGER, QUEUE, TASKS, Route
+from bitinglip.ids import TaskId
 from bitinglip.settings import Nats
 from bitinglip.tasks.commands import SubmitTask
 from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.state import is_terminal
+from tests.support.cluster import Cluster
 from tests.support.natscluster import NatsCluster
+from tests.support.server import eventually
 
 ROUNDS = 3
 BEFORE_S = 1.0
@@ -35,6 +43,8 @@ AFTER_S = 90.0
 """Longest watch after a kill."""
 CALM_S = 5.0
 """Tasks must pass through for so long before a round counts as over."""
+POSTING_S = 16.0
+WORKERS = 2
 PACE_S = 0.005
 COMMAND = SubmitTask(kind="echo", model="echo")
 ROUTE = Route("normal", "echo")
@@ -92,6 +102,8 @@ async def measure(rounds: int = ROUNDS) -> list[Figure]:
         publishing, queue = [one.publishing_s() for one in pauses], [one.queue_s() for one in pauses]
         elections, rest = [one.elections_s() for one in pauses], [one.rest_s(again=False) for one in pauses]
         lost = [one.rest_s(again=True) for one in pauses]
+        whole = [await _whole_round(*streams) for _ in range(rounds)]
+        ends, after = [one.queue_s() for one in whole], [one.rest_s(again=False) for one in whole]
         figures += [
             Figure(f"leader of {who} killed: {question}", max(values), "s", bound, False, note)
             for question, values, bound, note in (
@@ -100,6 +112,8 @@ async def measure(rounds: int = ROUNDS) -> list[Figure]:
                 ("until the last of them had a leader", elections, 10, "; ".join(one.note() for one in pauses)),
                 ("longest way beyond that", rest, 4, _each(rest)),
                 ("the same, delivered again after its lease", lost, LEASE_S, _each(lost)),
+                ("gateway and workers on it: longest task", ends, 60, _each(ends)),
+                ("the same, beyond the elections", after, 4, _each(after)),
             )
         ]
     return figures
@@ -110,7 +124,7 @@ def _each(values: list[float]) -> str:
 
 
 async def _round(stream: str, also: str | None = None) -> Pauses:
-    """Kill the leader of a stream, which may be made that of another one before."""
+    """Kill the leader of a stream (and of another one); see when publishing and the queue go on."""
     pauses = Pauses()
     async with scratch() as folder:
         servers = NatsCluster(folder / "nats")
@@ -123,10 +137,7 @@ async def _round(stream: str, also: str | None = None) -> Pauses:
             submitting = asyncio.create_task(_submit(log, pauses))
             taking = asyncio.create_task(_take(other, pauses))
             await asyncio.sleep(BEFORE_S)
-            leader = await _leader(log, stream)
-            while also is not None and await _leader(log, also) != leader:
-                await ask(log.connection, f"STREAM.LEADER.STEPDOWN.{also}", {"placement": {"preferred": leader}})
-                await asyncio.sleep(BEFORE_S)
+            leader = await _leader(log, stream, also)
             pauses.killed = time.monotonic()
             await servers.nodes[leader].kill()
             await _until_calm(pauses)
@@ -143,8 +154,57 @@ async def _round(stream: str, also: str | None = None) -> Pauses:
     return pauses
 
 
-async def _leader(log: EventLog, stream: str) -> str:
-    leader: str = (await ask(log.connection, f"STREAM.INFO.{stream}", {}))["cluster"]["leader"]
+async def _whole_round(stream: str, also: str | None = None) -> Pauses:
+    """Kill a leader that a gateway and two workers are connected to; "delivered" is what has come to its end."""
+    pauses = Pauses()
+    async with scratch() as folder:
+        servers = NatsCluster(folder / "nats")
+        cluster = Cluster("", folder)
+        try:
+            await servers.start()
+            log = await EventLog.connect(Nats(url=servers.url("gateway"), replicas=3), "/bench")
+            leader = await _leader(log, stream, also)
+            settings = {"BITINGLIP_NATS_REPLICAS": 3, "BITINGLIP_WORKER_LEASE_S": LEASE_S}
+            gateway = await cluster.gateway(BITINGLIP_NATS_URL=servers.url("gateway", leader), **settings)
+            for _ in range(WORKERS):
+                await cluster.worker(BITINGLIP_NATS_URL=servers.url("worker", leader), **settings)
+            async with httpx.AsyncClient(base_url=gateway.ready["url"], timeout=60, trust_env=False) as client:
+                submitting = asyncio.create_task(_post(client, pauses))
+                await asyncio.sleep(BEFORE_S)
+                pauses.killed = time.monotonic()
+                await servers.nodes[leader].kill()
+                await asyncio.sleep(POSTING_S)
+                submitting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await submitting
+            shift = time.monotonic() - time.time()
+            for task_id in pauses.acked:
+                last = await eventually(partial(_end, log, task_id), within_s=AFTER_S)
+                pauses.delivered[task_id] = last.recorded_at.timestamp() + shift
+            pauses.elected = _elections(servers, pauses.killed)
+            await log.close()
+        finally:
+            await cluster.close()
+            await servers.kill()
+    return pauses
+
+
+async def _end(log: EventLog, task_id: str) -> Recorded | None:
+    last = (await log.read_task(TaskId(task_id)))[-1]
+    return last if is_terminal(last.event) else None
+
+
+async def _leader(log: EventLog, stream: str, also: str | None) -> str:
+    """Return who leads a stream, once that server leads the other one too."""
+
+    async def leader_of(name: str) -> str:
+        leader: str = (await ask(log.connection, f"STREAM.INFO.{name}", {}))["cluster"]["leader"]
+        return leader
+
+    leader = await leader_of(stream)
+    while also is not None and await leader_of(also) != leader:
+        await ask(log.connection, f"STREAM.LEADER.STEPDOWN.{also}", {"placement": {"preferred": leader}})
+        await asyncio.sleep(BEFORE_S)
     return leader
 
 
@@ -185,6 +245,19 @@ async def _submit(log: EventLog, pauses: Pauses) -> None:
             except BitingLipError:
                 await asyncio.sleep(0.05)
         pauses.acked[accepted.task_id] = time.monotonic()
+        await asyncio.sleep(PACE_S)
+
+
+async def _post(client: httpx.AsyncClient, pauses: Pauses) -> None:
+    number, body = 0, {"kind": COMMAND.kind, "model": COMMAND.model}
+    while True:
+        number += 1
+        while True:
+            answer = await client.post("/v1/tasks", json=body, headers={"Idempotency-Key": str(number)})
+            if answer.is_success:
+                break
+            await asyncio.sleep(0.05)
+        pauses.acked[answer.json()["task_id"]] = time.monotonic()
         await asyncio.sleep(PACE_S)
 
 

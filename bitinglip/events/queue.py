@@ -39,6 +39,8 @@ PULL_EXPIRES_S = 20.0
 """How long a waiting pull request stands before it is renewed."""
 ANSWER_S = 5.0
 """How long the server may take to answer a request that does not wait."""
+MENDED_S = 1.0
+"""When a consumer that was not there is asked again, made or not."""
 
 _ACK, _NAK, _IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
 _DONE = frozenset({b"404", b"408"})
@@ -228,16 +230,19 @@ class WorkQueue:
         return True
 
     async def _mend(self, request: _Request) -> None:
-        """Make a consumer again that is not there; one without a leader looks so, and answers to nothing until then."""
+        """Make a consumer again that is not there; one without a leader looks so, and answers to nothing until then.
+
+        Who makes consumers may lack a leader as well: nobody answers, and a moment later the consumer may be there.
+        """
         if not request.missing:
             return
         request.missing = False
-        log.info("the consumer %s is not there; making it again", request.route.consumer)
+        log.info("the consumer %s is not there, or has no leader; making it again", request.route.consumer)
         self._elected.clear()
         making = asyncio.create_task(self.ensure([request.route]))
         elected = asyncio.create_task(self._elected.wait())
         try:
-            await asyncio.wait((making, elected), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((making, elected), timeout=MENDED_S, return_when=asyncio.FIRST_COMPLETED)
             if making.done():
                 making.result()
         finally:
