@@ -25,13 +25,6 @@ Eventually = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture
-async def log(nats_url: str) -> AsyncIterator[EventLog]:
-    log = await EventLog.connect(Nats(url=nats_url), "/test")
-    yield log
-    await log.close()
-
-
-@pytest.fixture
 async def readmodel(log: EventLog, tmp_path: Path) -> AsyncIterator[ReadModel]:
     settings = Projections(memory_limit="200MB", read_wait_s=20.0, batch_max=5)
     readmodel = await ReadModel.open(settings, tmp_path / "p.duckdb", log)

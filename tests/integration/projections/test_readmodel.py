@@ -35,13 +35,6 @@ Eventually = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture
-async def log(nats_url: str) -> AsyncIterator[EventLog]:
-    log = await EventLog.connect(Nats(url=nats_url), "/test")
-    yield log
-    await log.close()
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "p.duckdb"
 
