@@ -21,7 +21,7 @@ from bitinglip.events.streams import QUEUE, Route
 
 ANSWER_S = 5.0
 AGAIN_S = 1.0
-"""When what was asked is asked again: who has no leader does not answer, and hears nothing of it once it has one."""
+"""When what was asked of a cluster is asked again: who has no leader does not answer, nor once it has one."""
 READS = ("CONSUMER.LIST.", "CONSUMER.NAMES.", "STREAM.INFO.", "STREAM.NAMES")
 """What may be asked twice."""
 ENDING_S = 10.0
@@ -78,7 +78,7 @@ async def ask(connection: Connection, what: str, body: dict[str, Any], answer_s:
         NotPermitted: this user may not ask that.
     """
     subject, asked = f"$JS.API.{what}", time.monotonic()
-    again_s = AGAIN_S if what.startswith(READS) else answer_s
+    again_s = AGAIN_S if connection.clustered and what.startswith(READS) else answer_s
     answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
 
     def answered(msg: Msg) -> None:

@@ -25,6 +25,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NoAnswerError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bitinglip.errors import NoServer
@@ -41,10 +42,10 @@ BATCH_BYTES = 4 * 2**20
 BUFFER_BATCHES = 2
 """Batches that may wait here before the server is told to hold back (it waits for our flow-control answer)."""
 BACKOFF_S = (0.05, 0.25, 1.0)
-ANSWERS_S = (1.5, 3.0, 6.0, 12.0, 30.0)
-"""How long a consumer may take to be made. What is asked of a cluster that has no leader has no answer, nor once it has
-one: so it is asked again soon, and after `SOON` times later each time, for what may take longer than that."""
-SOON = 6
+ANSWERS_S = (6.0, 12.0, 30.0)
+"""How long a consumer may take to be made, one try after the other."""
+SOON_S, SOON = 1.5, 6
+"""The same in a cluster, for so many tries: while that has no leader nobody answers, nor once it has one."""
 IsOver = Callable[[int], Awaitable[bool]]
 """Tells whether a tail that has come to a sequence, and is quiet, is to end."""
 
@@ -64,8 +65,7 @@ async def tail(
     while True:
         consumer = _Consumer(connection, stream, _Wanted.of(filters, history=history), most)
         try:
-            answer_s = ANSWERS_S[max(0, min(failures - SOON, len(ANSWERS_S) - 1))]
-            async with aclosing(consumer.batches(after, answer_s)) as batches:
+            async with aclosing(consumer.batches(after, _patience_s(connection, failures))) as batches:
                 async for batch in batches:
                     failures = 0
                     if not batch:
@@ -77,8 +77,14 @@ async def tail(
             after, history = max(after, consumer.seen), False
         except (_BrokenError, NoServer, NatsError) as error:
             log.debug("the tail of %s starts again after %d: %s", stream, after, error)
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            waited = isinstance(error, NoAnswerError)
+            await asyncio.sleep(BACKOFF_S[0 if waited else min(failures, len(BACKOFF_S) - 1)])
             failures, history = failures + 1, True
+
+
+def _patience_s(connection: Connection, failures: int) -> float:
+    soon = SOON if connection.clustered else 0
+    return SOON_S if failures < soon else ANSWERS_S[min(failures - soon, len(ANSWERS_S) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
