@@ -40,7 +40,7 @@ PULL_EXPIRES_S = 20.0
 ANSWER_S = 5.0
 """How long the server may take to answer a request that does not wait."""
 MENDED_S = 1.0
-"""When a consumer that was not there is asked again, made or not."""
+"""When a cluster's consumer that was not there is asked again, made or not."""
 
 _ACK, _NAK, _IN_PROGRESS = b"+ACK", b"-NAK", b"+WPI"
 _DONE = frozenset({b"404", b"408"})
@@ -232,7 +232,7 @@ class WorkQueue:
     async def _mend(self, request: _Request) -> None:
         """Make a consumer again that is not there; one without a leader looks so, and answers to nothing until then.
 
-        Who makes consumers may lack a leader as well: nobody answers, and a moment later the consumer may be there.
+        Who makes a cluster's consumers may lack a leader as well, and not answer; a moment later this one may be there.
         """
         if not request.missing:
             return
@@ -242,7 +242,8 @@ class WorkQueue:
         making = asyncio.create_task(self.ensure([request.route]))
         elected = asyncio.create_task(self._elected.wait())
         try:
-            await asyncio.wait((making, elected), timeout=MENDED_S, return_when=asyncio.FIRST_COMPLETED)
+            patience_s = MENDED_S if self._connection.clustered else None
+            await asyncio.wait((making, elected), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             if making.done():
                 making.result()
         finally:
