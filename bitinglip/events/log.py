@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
 from bitinglip.errors import (
     AppendRefused,
@@ -30,8 +29,8 @@ from bitinglip.events import actor, subjects
 from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, seconds_of, system_clock
 from bitinglip.events.cold import task_messages
-from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.consumers import QueueState, queue_states
+from bitinglip.events.connection import Connection
+from bitinglip.events.consumers import QueueState, ask, queue_states
 from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
 from bitinglip.events.envelope import Messages, RawMessage, Recorded, decode, encode
 from bitinglip.events.ledger import LedgerEvent
@@ -379,11 +378,8 @@ class EventLog:
 
     async def subjects_of(self, stream: str, subject: str) -> list[str]:
         """Return the subjects of a stream that match."""
-        try:
-            info = await cancellable(self.connection.js.stream_info(stream, subjects_filter=subject))
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        return list(info.state.subjects or {})
+        told = await ask(self.connection, f"STREAM.INFO.{stream}", {"subjects_filter": subject})
+        return list(told["state"].get("subjects") or {})
 
     async def last_sequence(self, stream: str) -> Sequence:
         """Return the sequence of a stream's last event; 0 for an empty stream."""
@@ -395,18 +391,12 @@ class EventLog:
 
     async def messages(self, stream: str) -> int:
         """Return how many messages a stream still holds, timers and alarms among them."""
-        try:
-            return (await cancellable(self.connection.js.stream_info(stream))).state.messages
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
+        return (await self._state(stream))["messages"]
 
     async def stream_created(self, stream: str) -> str:
         """Return when a stream was made: another answer than before means that the log was made anew."""
-        try:
-            created = (await self.connection.js.stream_info(stream)).created
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        return created.isoformat() if created is not None else ""
+        told = await ask(self.connection, f"STREAM.INFO.{stream}", {})
+        return datetime.fromisoformat(told["created"]).isoformat()
 
     async def queue_states(self) -> list[QueueState]:
         """Return all queues with what waits and runs, by their consumers' names.
@@ -467,22 +457,16 @@ class EventLog:
 
     async def _purge(self, subject: str) -> int:
         """Take the messages of a subject out of QUEUE; returns how many there were."""
-        request = orjson.dumps({"filter": subject})
-        try:
-            answer = await cancellable(self.connection.client.request("$JS.API.STREAM.PURGE.QUEUE", request, timeout=5))
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        document = orjson.loads(answer.data)
-        if "error" in document:
-            raise NoServer(problem=str(document["error"]))
-        return document.get("purged", 0)
+        return (await ask(self.connection, f"STREAM.PURGE.{QUEUE}", {"filter": subject})).get("purged", 0)
 
     async def _bounds(self, stream: str) -> tuple[Sequence, Sequence]:
-        try:
-            state = (await cancellable(self.connection.js.stream_info(stream))).state
-        except (NatsError, OSError) as error:
-            raise NoServer(problem=str(error) or type(error).__name__) from error
-        return Sequence(state.first_seq), Sequence(state.last_seq)
+        state = await self._state(stream)
+        return Sequence(state["first_seq"]), Sequence(state["last_seq"])
+
+    async def _state(self, stream: str) -> dict[str, Any]:
+        """Return what the server tells of what a stream holds."""
+        state: dict[str, Any] = (await ask(self.connection, f"STREAM.INFO.{stream}", {}))["state"]
+        return state
 
 
 STREAM_FILTERS: dict[str, tuple[str, ...]] = {

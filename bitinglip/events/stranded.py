@@ -18,7 +18,7 @@ from nats.js.errors import APIError
 from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.consumers import QueueState, queue_states
+from bitinglip.events.consumers import QueueState, ask, queue_states
 from bitinglip.events.direct import get_first_after
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.streams import QUEUE, TASKS, Route
@@ -48,15 +48,12 @@ async def find_strays(connection: Connection) -> list[Stray]:
     Raises:
         NoServer: the server does not answer.
     """
-    try:
-        held = (await cancellable(connection.js.stream_info(QUEUE))).state
-    except (NatsError, OSError) as error:
-        raise NoServer(problem=str(error) or type(error).__name__) from error
-    if not held.messages:
+    held = (await ask(connection, f"STREAM.INFO.{QUEUE}", {}))["state"]
+    if not held["messages"]:
         return []
     states = await queue_states(connection)
-    more = held.messages > sum(state.waiting + state.running for state in states)
-    doubtful = [state for state in states if (state.running or more) and _done_with(state) >= held.first_seq]
+    more = held["messages"] > sum(state.waiting + state.running for state in states)
+    doubtful = [state for state in states if (state.running or more) and _done_with(state) >= held["first_seq"]]
     return [stray for state in doubtful for stray in await _strays(connection, state)]
 
 
