@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
+from functools import partial
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -23,6 +25,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from bitinglip.errors import BitingLipError, Conflict, Defect, NoServer
 from bitinglip.events.connection import Connection
 from bitinglip.events.ending import end
+from bitinglip.events.streams import PATIENCE_S, led
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +60,20 @@ class Reactions:
         self._forget = connection.on_reconnect(self._reconnected)
 
     async def start(self) -> None:
-        """Make the consumer, or bring it up to date, and begin to react.
+        """Make the consumer, or bring it up to date, and begin to react; one that has no leader is waited for.
 
         Raises:
+            IncompatibleStream: it exists with settings that cannot be changed in place.
             NoServer: the server does not answer.
         """
         subject = f"bl.react.{self._name}"
         try:
             self._subscription = await self._connection.client.subscribe(subject, queue=self._name, cb=self._received)
-            await self._ensure(subject)
         except NatsError as error:
             raise NoServer(problem=f"the consumer {self._name}: {error or type(error).__name__}") from error
+        asked = time.monotonic()
+        unanswered = partial(self._connection.unanswered, since=asked)
+        await led(f"The consumer {self._name}", partial(self._ensure, subject), asked + PATIENCE_S, unanswered)
 
     async def close(self) -> None:
         """Take nothing more; what is in hand is let go, and comes to another reactor."""

@@ -171,13 +171,36 @@ async def ensure_streams(js: JetStreamContext, settings: Nats, unanswered: Unans
         NoServer: the server does not answer, or a stream has no leader after `PATIENCE_S`.
         NotPermitted: this user may not ask for them.
     """
-    led = partial(_led, until=time.monotonic() + PATIENCE_S, unanswered=unanswered)
+    led_in_time = partial(led, until=time.monotonic() + PATIENCE_S, unanswered=unanswered)
     for declared in declarations(settings):
-        await led(f"The stream {declared.name}", lambda declared=declared: _ensure_stream(js, declared))
+        await led_in_time(f"The stream {declared.name}", lambda declared=declared: _ensure_stream(js, declared))
     buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
     buckets += (f"OBJ_{ARCHIVE_BUCKET}", f"OBJ_{SNAPSHOTS_BUCKET}")
     for name in buckets if settings.replicas > 1 else ():
-        await led(f"The stream {name}", lambda name=name: _ensure_replicas(js, name, settings.replicas))
+        await led_in_time(f"The stream {name}", lambda name=name: _ensure_replicas(js, name, settings.replicas))
+
+
+async def led(name: str, declare: Callable[[], Awaitable[None]], until: float, unanswered: Unanswered) -> None:
+    """Declare a stream or a consumer, again and again until a time, as long as nobody answers: it may have no leader.
+
+    Raises:
+        IncompatibleStream: it exists with settings that cannot be changed in place.
+        NoServer: the server does not answer.
+        NotPermitted: this user may not ask for it.
+    """
+    while True:
+        with _errors_named(name):
+            try:
+                return await declare()
+            except (TimeoutError, ServiceUnavailableError) as error:
+                meaning = unanswered(f"declaring {name}: {error or type(error).__name__}")
+                if isinstance(meaning, NotPermitted):
+                    raise meaning from error
+                code = error.err_code if isinstance(error, ServiceUnavailableError) else NO_LEADER
+                if code != NO_LEADER or time.monotonic() >= until:
+                    raise
+        log.warning("%s does not answer, as one that has no leader; it is waited for", name)
+        await asyncio.sleep(PAUSE_S)
 
 
 async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) -> None:
@@ -253,23 +276,6 @@ async def _ensure_replicas(js: JetStreamContext, name: str, least: int) -> None:
         existing = (await js.stream_info(name)).config
         if (existing.num_replicas or 1) < least:
             await js.update_stream(existing.evolve(num_replicas=least))
-
-
-async def _led(name: str, declare: Callable[[], Awaitable[None]], until: float, unanswered: Unanswered) -> None:
-    """Declare something, again and again until a time, as long as nobody answers, as a stream that has no leader."""
-    while True:
-        with _errors_named(name):
-            try:
-                return await declare()
-            except (TimeoutError, ServiceUnavailableError) as error:
-                meaning = unanswered(f"declaring {name}: {error or type(error).__name__}")
-                if isinstance(meaning, NotPermitted):
-                    raise meaning from error
-                code = error.err_code if isinstance(error, ServiceUnavailableError) else NO_LEADER
-                if code != NO_LEADER or time.monotonic() >= until:
-                    raise
-        log.warning("%s does not answer, as one that has no leader; it is waited for", name)
-        await asyncio.sleep(PAUSE_S)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from bitinglip.events.consumers import ask
 from bitinglip.events.envelope import RawMessage, Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
+from bitinglip.events.reactions import Reactions
 from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import (
     ARTIFACTS_BUCKET,
@@ -169,6 +170,33 @@ async def test_a_start_waits_for_leaders_but_not_for_ever(
         await node.kill()
     with pytest.raises(NoServer, match="declaring"):
         await EventLog.connect(settings, "/test/never")
+
+
+@pytest.mark.timeout(120)
+async def test_reactions_begin_once_their_consumer_has_a_leader(servers: NatsCluster, log: EventLog) -> None:
+    settings, heard = log.connection.settings, asyncio.Queue[str]()
+
+    async def react(subject: str, _: bytes) -> None:
+        heard.put_nowait(subject)
+
+    reactions = Reactions(log.connection, TASKS, "reactor", [subjects.TASKS], react)
+    await reactions.start()
+    await reactions.close()
+    left, *killed = servers.nodes
+    late = await EventLog.connect(settings.model_copy(update={"url": servers.url("gateway", left)}), "/test/late")
+    for name in killed:
+        await servers.nodes[name].kill()
+    reactions = Reactions(late.connection, TASKS, "reactor", [subjects.TASKS], react)
+    starting = asyncio.create_task(reactions.start())
+    await asyncio.sleep(REQUEST_S + 1)  # sleep-ok: for longer than one request is waited for
+    assert not starting.done()
+    await servers.start()
+    await starting
+    inbox = Inbox(late, 65_536)
+    accepted = await eventually(partial(inbox.submit, SubmitTask(kind="echo", model="echo")), within_s=60)
+    assert accepted.task_id in await asyncio.wait_for(heard.get(), 60)
+    await reactions.close()
+    await late.close()
 
 
 async def is_running(client: httpx.AsyncClient, task_id: str) -> bool:
