@@ -15,15 +15,18 @@ from pathlib import Path
 AIM_S = 0.042
 """How soon half of the events that come on and on are to be seen. On the average an event waits for half of a rest and
 a transaction, and then for the transaction that it is in."""
-LEAST_REST, BUSY_REST = 0.7, 16
-"""How many times as long as the last transaction took it rests at least; and on a machine that is busy."""
+LESS_REST_S = 0.015
+"""How much less than the last transaction took it rests at least: what takes long is made of much, and makes more if it
+is done more seldom."""
+BUSY_REST = 16
+"""How many times as long as that it rests at least on a machine that is busy."""
 BUSY = 0.45
 """Seconds that transactions wait for a core, for each second in which they have one, at which a machine is busy.
 Beside an engine that has all cores it is 0.65 to 0.8, beside the log's own server alone 0.05 to 0.2."""
 LATEST, MOST_WAITS = 0.15, 2.0
 """What the latest transaction counts for beside those before it, and the most that it tells."""
 MOST_REST_S, MOST_BUSY_REST_S = 0.25, 0.5
-WORTHWHILE = 45
+WORTHWHILE = 35
 """Events that are worth a transaction of their own, within `MOST_REST_S` of the last one."""
 AWAITED_S = 0.005
 """Seconds for which a batch grows that somebody waits for."""
@@ -36,8 +39,18 @@ def rest_s(took_s: float, waits: float) -> float:
 
     `waits`: seconds that transactions wait for a core, for each second in which they have one.
     """
-    least, most = (BUSY_REST, MOST_BUSY_REST_S) if waits > BUSY else (LEAST_REST, MOST_REST_S)
-    return min(max(2 * AIM_S - 3 * took_s, least * took_s), most)
+    is_busy = waits > BUSY
+    least = BUSY_REST * took_s if is_busy else took_s - LESS_REST_S
+    return min(max(2 * AIM_S - 3 * took_s, least), MOST_BUSY_REST_S if is_busy else MOST_REST_S)
+
+
+def due_at(came_at: float, flush_s: float, wrote_at: float, rest_s: float) -> float:
+    """Return when a batch is to be written, all by one clock, in seconds.
+
+    It gathers for `flush_s` after its first event came. Beside a transaction and a rest that is time that passes
+    anyway: it is not waited for once more.
+    """
+    return max(came_at + flush_s, wrote_at + rest_s)
 
 
 class Pace:

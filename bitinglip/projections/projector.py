@@ -31,7 +31,7 @@ from bitinglip.projections.ahead import Ahead
 from bitinglip.projections.catchup import BATCH_MOST_BYTES
 from bitinglip.projections.checkpoint import Checkpoints
 from bitinglip.projections.database import Database, Staged, WriteError
-from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, Pace
+from bitinglip.projections.pace import AWAITED_S, MOST_REST_S, WORTHWHILE, Pace, due_at
 from bitinglip.projections.source import LogSource, Source
 from bitinglip.projections.trailing import Trailing
 from bitinglip.projections.writer import write_prompt
@@ -279,8 +279,9 @@ class Projector:
         if self._patient:
             await self._grow(self._most, MOST_REST_S)
             return
-        rest_s = self._wrote_at + self._rest_s - time.monotonic()
-        await self._grow(self._most, max(self._settings.flush_ms / 1000, rest_s))
+        came_at = min(buffer.since for buffer in self._buffers.values() if buffer.count)
+        due = due_at(came_at, self._settings.flush_ms / 1000, self._wrote_at, self._rest_s)
+        await self._grow(self._most, due - time.monotonic())
         if not self._awaited():
             await self._grow(WORTHWHILE, self._wrote_at + MOST_REST_S - time.monotonic())
 
@@ -371,9 +372,13 @@ class _Buffer:
         self.count = 0
         self.last = 0
         """Sequence of the last message that waits; 0 if none does."""
+        self.since = 0.0
+        """When the first message came that waits, by the monotonic clock."""
         self._batches: deque[Messages] = deque()
 
     def add(self, batch: Messages) -> None:
+        if not self.count:
+            self.since = time.monotonic()
         self._batches.append(batch)
         self.count += len(batch)
         self.last = batch.sequences[-1]

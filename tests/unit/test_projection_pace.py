@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitinglip.projections import pace
-from bitinglip.projections.pace import AIM_S, BUSY, LEAST_REST, MOST_BUSY_REST_S, MOST_REST_S, Pace, rest_s
+from bitinglip.projections.pace import AIM_S, BUSY, LESS_REST_S, MOST_BUSY_REST_S, MOST_REST_S, Pace, due_at, rest_s
 
 SECONDS = st.floats(0, 10)
 SHORT = AIM_S / 4
@@ -33,12 +33,23 @@ def test_half_of_the_events_are_seen_as_soon_as_is_aimed_at(took: float) -> None
 @given(SECONDS, st.floats(0, BUSY))
 def test_it_takes_a_bounded_share_of_a_core(took: float, waits: float) -> None:
     rest = rest_s(took, waits)
-    assert rest == MOST_REST_S or rest >= LEAST_REST * took
+    assert rest == MOST_REST_S or rest >= took - LESS_REST_S
 
 
 @given(st.floats(0.001, 10), st.floats(1.001, 100))
 def test_where_others_wait_for_the_cores_it_rests_longer(took: float, more: float) -> None:
     assert rest_s(took, BUSY * more) >= rest_s(took, 0)
+
+
+@given(SECONDS, SECONDS, SECONDS, SECONDS)
+def test_what_comes_after_a_quiet_time_gathers_alone(wrote: float, rest: float, quiet: float, flush: float) -> None:
+    came = wrote + rest + quiet
+    assert due_at(came, flush, wrote, rest) == came + flush
+
+
+@given(st.floats(0.001, 10), st.floats(0, 1), SECONDS)
+def test_what_came_beside_a_transaction_waits_for_the_rest_alone(took: float, of_it: float, rest: float) -> None:
+    assert due_at(0, of_it * took, took, rest) == took + rest
 
 
 def test_it_rests_longer_once_many_transactions_have_waited_and_not_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
