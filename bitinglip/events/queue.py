@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import orjson
@@ -31,7 +33,7 @@ from bitinglip.events.connection import Connection
 from bitinglip.events.direct import get_at
 from bitinglip.events.envelope import RawMessage, Recorded, decode
 from bitinglip.events.parser import STATUS
-from bitinglip.events.streams import QUEUE, TASKS, Route, ensure_consumer
+from bitinglip.events.streams import QUEUE, TASKS, Patient, Route, ensure_consumers
 
 log = logging.getLogger(__name__)
 
@@ -108,16 +110,16 @@ class WorkQueue:
         self._forget = connection.on_reconnect(self._reconnected)
         self._handing_back: set[asyncio.Task[None]] = set()
 
-    async def ensure(self, routes: Seq[Route]) -> None:
-        """Make the routes' consumers.
+    async def ensure(self, routes: Seq[Route], patient: Patient = lambda: False) -> None:
+        """Make the routes' consumers; those that have no leader are waited for.
 
         Raises:
-            NoServer, IncompatibleStream: see there.
+            NoServer, IncompatibleStream, NotPermitted: see there.
         """
         if not self._subscriptions:
             self._subscriptions.append(await self._connection.subscribe(subjects.LEADER_ELECTED, self._moved))
-        for route in routes:
-            await ensure_consumer(self._connection.js, route, self._lease_s)
+        unanswered = partial(self._connection.unanswered, since=time.monotonic())
+        await ensure_consumers(self._connection.js, routes, self._lease_s, patient, unanswered)
 
     async def pull(self, route: Route, most: int) -> list[Delivery]:
         """Return what is ready on a route now, up to `most`; empty if nothing is.

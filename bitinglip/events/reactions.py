@@ -25,7 +25,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from bitinglip.errors import BitingLipError, Conflict, Defect, NoServer
 from bitinglip.events.connection import Connection
 from bitinglip.events.ending import end
-from bitinglip.events.streams import PATIENCE_S, led
+from bitinglip.events.streams import PATIENCE_S, led, within
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,8 @@ class Reactions:
             self._subscription = await self._connection.client.subscribe(subject, queue=self._name, cb=self._received)
         except NatsError as error:
             raise NoServer(problem=f"the consumer {self._name}: {error or type(error).__name__}") from error
-        asked = time.monotonic()
-        unanswered = partial(self._connection.unanswered, since=asked)
-        await led(f"The consumer {self._name}", partial(self._ensure, subject), asked + PATIENCE_S, unanswered)
+        unanswered = partial(self._connection.unanswered, since=time.monotonic())
+        await led(f"The consumer {self._name}", partial(self._ensure, subject), within(PATIENCE_S), unanswered)
 
     async def close(self) -> None:
         """Take nothing more; what is in hand is let go, and comes to another reactor."""

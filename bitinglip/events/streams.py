@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -72,6 +72,8 @@ PAUSE_S = 0.5
 
 Unanswered = Callable[[str], NoServer]
 """Tells what it means that no answer came."""
+Patient = Callable[[], bool]
+"""Tells whether a leader is still waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ async def ensure_streams(js: JetStreamContext, settings: Nats, unanswered: Unans
         NoServer: the server does not answer, or a stream has no leader after `PATIENCE_S`.
         NotPermitted: this user may not ask for them.
     """
-    led_in_time = partial(led, until=time.monotonic() + PATIENCE_S, unanswered=unanswered)
+    led_in_time = partial(led, patient=within(PATIENCE_S), unanswered=unanswered)
     for declared in declarations(settings):
         await led_in_time(f"The stream {declared.name}", lambda declared=declared: _ensure_stream(js, declared))
     buckets = (f"OBJ_{ARTIFACTS_BUCKET}", f"KV_{ARTIFACTS_INDEX}", KEYS_STREAM)
@@ -180,8 +182,14 @@ async def ensure_streams(js: JetStreamContext, settings: Nats, unanswered: Unans
         await led_in_time(f"The stream {name}", lambda name=name: _ensure_replicas(js, name, settings.replicas))
 
 
-async def led(name: str, declare: Callable[[], Awaitable[None]], until: float, unanswered: Unanswered) -> None:
-    """Declare a stream or a consumer, again and again until a time, as long as nobody answers: it may have no leader.
+def within(seconds: float) -> Patient:
+    """Wait for so long, from now on."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() < until
+
+
+async def led(name: str, declare: Callable[[], Awaitable[object]], patient: Patient, unanswered: Unanswered) -> None:
+    """Declare a stream or a consumer, again and again, as long as nobody answers: it may have no leader.
 
     Raises:
         IncompatibleStream: it exists with settings that cannot be changed in place.
@@ -191,14 +199,16 @@ async def led(name: str, declare: Callable[[], Awaitable[None]], until: float, u
     while True:
         with _errors_named(name):
             try:
-                return await declare()
+                await declare()
             except (TimeoutError, ServiceUnavailableError) as error:
                 meaning = unanswered(f"declaring {name}: {error or type(error).__name__}")
                 if isinstance(meaning, NotPermitted):
                     raise meaning from error
                 code = error.err_code if isinstance(error, ServiceUnavailableError) else NO_LEADER
-                if code != NO_LEADER or time.monotonic() >= until:
+                if code != NO_LEADER or not patient():
                     raise
+            else:
+                return
         log.warning("%s does not answer, as one that has no leader; it is waited for", name)
         await asyncio.sleep(PAUSE_S)
 
@@ -212,6 +222,21 @@ async def ensure_consumer(js: JetStreamContext, route: Route, lease_s: float) ->
     """
     with _errors_named(f"The consumer {route.consumer}"):
         await js.add_consumer(QUEUE, config=consumer(route, lease_s))
+
+
+async def ensure_consumers(
+    js: JetStreamContext, routes: Iterable[Route], lease_s: float, patient: Patient, unanswered: Unanswered
+) -> None:
+    """Make routes' durable consumers, or bring them up to date; those that have no leader are waited for (see `led`).
+
+    Raises:
+        IncompatibleStream: one exists with settings that cannot be changed in place.
+        NoServer: the server does not answer.
+        NotPermitted: this user may not ask for one.
+    """
+    for route in routes:
+        declare = partial(js.add_consumer, QUEUE, config=consumer(route, lease_s))
+        await led(f"The consumer {route.consumer}", declare, patient, unanswered)
 
 
 async def has_consumer(js: JetStreamContext, route: Route) -> bool:

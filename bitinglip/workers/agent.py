@@ -15,7 +15,7 @@ from bitinglip.errors import BitingLipError, NoServer
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.routes import known_routes, listen_for_routes
-from bitinglip.events.streams import Route
+from bitinglip.events.streams import PATIENCE_S, Route, within
 from bitinglip.events.subjects import decode_queue
 from bitinglip.processes import spare_the_heap
 from bitinglip.settings import Settings
@@ -108,7 +108,9 @@ class Agent:
             NoServer: the server is not there at the start.
         """
         await self._files.clear()
-        await self._queue.ensure([route_of(view) for views in self._view.routes.values() for view in views])
+        routes = [route_of(view) for views in self._view.routes.values() for view in views]
+        in_time = within(PATIENCE_S)
+        await self._queue.ensure(routes, patient=lambda: in_time() and not self._stopping)
         opened = await listen_for_routes(self._log.connection, self._hear_of)
         forget = self._log.connection.on_reconnect(self._look_again)
         self._look_again()

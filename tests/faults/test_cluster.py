@@ -28,11 +28,13 @@ from bitinglip.events.streams import (
     ARTIFACTS_BUCKET,
     ARTIFACTS_INDEX,
     MODELS,
+    PATIENCE_S,
     QUEUE,
     TASKS,
     WORKERS,
     Route,
     ensure_consumer,
+    within,
 )
 from bitinglip.events.task import TaskEvent, TaskSubmitted
 from bitinglip.ids import TaskId
@@ -173,7 +175,8 @@ async def test_a_start_waits_for_leaders_but_not_for_ever(
 
 
 @pytest.mark.timeout(120)
-async def test_reactions_begin_once_their_consumer_has_a_leader(servers: NatsCluster, log: EventLog) -> None:
+async def test_who_starts_waits_for_the_leader_of_its_consumer(servers: NatsCluster, log: EventLog) -> None:
+    """A gateway's reactions, and a worker's queue."""
     settings, heard = log.connection.settings, asyncio.Queue[str]()
 
     async def react(subject: str, _: bytes) -> None:
@@ -184,18 +187,30 @@ async def test_reactions_begin_once_their_consumer_has_a_leader(servers: NatsClu
     await reactions.close()
     left, *killed = servers.nodes
     late = await EventLog.connect(settings.model_copy(update={"url": servers.url("gateway", left)}), "/test/late")
+    worker = await EventLog.connect(settings.model_copy(update={"url": servers.url("worker", left)}), "/test/worker")
     for name in killed:
         await servers.nodes[name].kill()
     reactions = Reactions(late.connection, TASKS, "reactor", [subjects.TASKS], react)
-    starting = asyncio.create_task(reactions.start())
+    queue, route = WorkQueue(worker.connection, LEASE_S), Route("normal", subjects.encode_token("echo"))
+    stopped = asyncio.Event()
+    both = (reactions.start(), queue.ensure([route], within(PATIENCE_S)))
+    starting = [asyncio.create_task(each) for each in both]
+    one_that_ends = asyncio.create_task(queue.ensure([route], lambda: not stopped.is_set()))
     await asyncio.sleep(REQUEST_S + 1)  # sleep-ok: for longer than one request is waited for
-    assert not starting.done()
+    assert not any(each.done() for each in (*starting, one_that_ends))
+    stopped.set()
+    with pytest.raises(NoServer):
+        await one_that_ends
     await servers.start()
-    await starting
-    inbox = Inbox(late, 65_536)
-    accepted = await eventually(partial(inbox.submit, SubmitTask(kind="echo", model="echo")), within_s=60)
+    await asyncio.gather(*starting)
+    submit = partial(Inbox(late, 65_536).submit, SubmitTask(kind="echo", model="echo"), idempotency_key="1")
+    accepted = await eventually(submit, within_s=60)
     assert accepted.task_id in await asyncio.wait_for(heard.get(), 60)
+    [delivery] = await eventually(partial(queue.pull, route, 1), within_s=60)
+    assert delivery.event.event.task_id == accepted.task_id
+    await queue.close()
     await reactions.close()
+    await worker.close()
     await late.close()
 
 
