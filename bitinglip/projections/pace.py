@@ -16,8 +16,8 @@ AIM_S = 0.042
 """How soon half of the events that come on and on are to be seen. On the average an event waits for half of a rest and
 a transaction, and then for the transaction that it is in."""
 LESS_REST_S = 0.015
-"""How much less than the last transaction took it rests at least: what takes long is made of much, and makes more if it
-is done more seldom."""
+"""How much less than the last transaction took it rests at least: the longer that is, the more there is to write, and
+the more is gained by gathering it."""
 BUSY_REST = 16
 """How many times as long as that it rests at least on a machine that is busy."""
 BUSY = 0.45
@@ -44,13 +44,13 @@ def rest_s(took_s: float, waits: float) -> float:
     return min(max(2 * AIM_S - 3 * took_s, least), MOST_BUSY_REST_S if is_busy else MOST_REST_S)
 
 
-def due_at(came_at: float, flush_s: float, wrote_at: float, rest_s: float) -> float:
+def due_at(came_at: float, flush_s: float, wrote_at: float, resting_s: float) -> float:
     """Return when a batch is to be written, all by one clock, in seconds.
 
     It gathers for `flush_s` after its first event came. Beside a transaction and a rest that is time that passes
     anyway: it is not waited for once more.
     """
-    return max(came_at + flush_s, wrote_at + rest_s)
+    return max(came_at + flush_s, wrote_at + resting_s)
 
 
 class Pace:
