@@ -23,7 +23,7 @@ from bitinglip.events.subjects import encode_token, model_subject, worker_subjec
 from bitinglip.events.task import TaskAssigned, TaskQueued, TaskSubmitted, TaskSucceeded
 from bitinglip.events.worker import WorkerStarted
 from bitinglip.ids import TaskId
-from bitinglip.projections import filling, sql
+from bitinglip.projections import filling, pace, sql
 from bitinglip.projections.projector import State
 from bitinglip.projections.readmodel import ReadModel, TaskFilter, TaskRow
 from bitinglip.projections.rebuild import beside
@@ -321,6 +321,30 @@ async def test_a_failed_write_is_tried_again(
         await readmodel.wait(TASKS, sequence)
         assert projector.state is State.LIVE
         assert len(await all_tasks(readmodel)) == 1
+
+
+async def test_what_came_beside_a_transaction_has_gathered_by_its_end(
+    log: EventLog, path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    gathered: list[tuple[float, float]] = []
+
+    def due_at(came_at: float, flush_s: float, wrote_at: float, resting_s: float) -> float:
+        gathered.append((came_at, wrote_at))
+        return pace.due_at(came_at, flush_s, wrote_at, resting_s)
+
+    async with reading(log, path) as readmodel:
+        await readmodel.wait_ready()
+        projector = readmodel._current.projector
+        monkeypatch.setattr("bitinglip.projections.projector.due_at", due_at)
+        async with projector.writing:
+            await submit(log)
+            await eventually(lambda: gathered and not projector._buffers[TASKS].count)
+            _, sequence = await submit(log)
+            await eventually(lambda: projector._buffers[TASKS].count)
+        await eventually(lambda: readmodel.applied(TASKS) == sequence)
+    (quiet_came, quiet_wrote), (came, wrote) = gathered
+    assert quiet_came > quiet_wrote
+    assert came < wrote
 
 
 async def test_it_closes_at_any_moment(log: EventLog, path: Path) -> None:
