@@ -67,7 +67,7 @@ with said as (
         sequence,
         case type when 'node.drained' then true when 'node.undrained' then false else said.draining end as draining,
         said,
-        max(sequence) filter (type = 'node.started') over (partition by about) as started_sequence
+        max(if(type = 'node.started', sequence, null)) over (partition by about) as started_sequence
     from (
         select
             *,
@@ -84,25 +84,25 @@ with said as (
 select
     node_id,
     bool_or(type = 'node.started') as begins,
-    max_by(said.pid, sequence) filter (said.pid is not null) as pid,
-    max_by(said.release, sequence) filter (said.release is not null) as release,
-    max_by(said.system, sequence) filter (said.system is not null) as system,
-    max_by(said.labels, sequence) filter (said.labels is not null) as labels,
-    max_by(said.cpus, sequence) filter (said.cpus is not null) as cpus,
-    max_by(said.cpu_percent, sequence) filter (said.cpu_percent is not null) as cpu_percent,
-    max_by(said.memory_total_bytes, sequence) filter (said.memory_total_bytes is not null) as memory_total_bytes,
-    max_by(said.memory_used_bytes, sequence) filter (said.memory_used_bytes is not null) as memory_used_bytes,
-    max_by(said.disk_total_bytes, sequence) filter (said.disk_total_bytes is not null) as disk_total_bytes,
-    max_by(said.disk_free_bytes, sequence) filter (said.disk_free_bytes is not null) as disk_free_bytes,
-    max_by(said.rss_bytes, sequence) filter (said.rss_bytes is not null) as rss_bytes,
-    max_by(said.devices, sequence) filter (said.devices is not null) as devices,
-    max_by(draining, sequence) filter (draining is not null) as draining,
-    max_by(said.workers, sequence) filter (type = 'node.heartbeat') as workers,
+    max_by(said.pid, sequence) as pid,
+    max_by(said.release, sequence) as release,
+    max_by(said.system, sequence) as system,
+    max_by(said.labels, sequence) as labels,
+    max_by(said.cpus, sequence) as cpus,
+    max_by(said.cpu_percent, sequence) as cpu_percent,
+    max_by(said.memory_total_bytes, sequence) as memory_total_bytes,
+    max_by(said.memory_used_bytes, sequence) as memory_used_bytes,
+    max_by(said.disk_total_bytes, sequence) as disk_total_bytes,
+    max_by(said.disk_free_bytes, sequence) as disk_free_bytes,
+    max_by(said.rss_bytes, sequence) as rss_bytes,
+    max_by(said.devices, sequence) as devices,
+    max_by(draining, sequence) as draining,
+    max_by(said.workers, if(type = 'node.heartbeat', sequence, null)) as workers,
     count_if(type = 'node.worker_exited') as worker_exits,
-    max_by(said.reason, sequence) filter (type = 'node.worker_exited') as worker_exit_reason,
-    max(time) filter (type = 'node.started') as started_at,
+    max_by(said.reason, if(type = 'node.worker_exited', sequence, null)) as worker_exit_reason,
+    max(if(type = 'node.started', time, null)) as started_at,
     max(time) as seen_at,
-    max(time) filter (type = 'node.stopped') as stopped_at,
+    max(if(type = 'node.stopped', time, null)) as stopped_at,
     max(sequence) as last_sequence
 from said
 where sequence >= coalesce(started_sequence, 0)

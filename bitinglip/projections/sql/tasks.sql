@@ -10,6 +10,8 @@
 -- statement costs milliseconds however few its rows are. A batch of nothing but progress has the last one to itself,
 -- which does what the others would do.
 --
+-- What an aggregate is to pass over is null here: its `filter` would cost some 70 us, however few the rows are.
+--
 -- streams: TASKS
 -- parts: setbacks
 
@@ -129,34 +131,45 @@ alter table self.tasks add primary key (task_id);
 -- name: change
 -- when: task.*
 create or replace temp table task_changes as
-with told as (
+with marked as (
+    select
+        *,
+        if(type = 'task.submitted', sequence, null) as submitting,
+        if(makes_ready, sequence, null) as readying,
+        if(type = 'task.assigned', sequence, null) as assigning,
+        if(type = 'task.progressed', sequence, null) as progressing,
+        if(type in ('task.failed', 'task.dead_lettered'), sequence, null) as failing,
+        if(state_key = 2147483647, sequence, null) as ending
+    from batch
+    where starts_with(type, 'task.')
+),
+told as (
     select
         about as task_id,
         max(sequence) as last_sequence,
         max(state_key) as state_key,
-        min(sequence) filter (type = 'task.submitted') as submitted_sequence,
-        arg_min(time, sequence) filter (type = 'task.submitted') as submitted_at,
-        arg_min(data, sequence) filter (type = 'task.submitted') as submitted,
-        max(state_key) filter (makes_ready) as ready_key,
-        arg_max(time, sequence) filter (makes_ready) as queued_at,
-        arg_max(reason, sequence) filter (makes_ready) as queued_reason,
-        max(next_vram_gb) filter (type = 'task.failed') as next_vram_gb,
-        max(attempt) filter (type = 'task.assigned') as attempt,
-        arg_max(time, sequence) filter (type = 'task.assigned') as started_at,
-        arg_max(data, sequence) filter (type = 'task.assigned') as assigned,
-        max(attempt) filter (type = 'task.progressed') as progressed_attempt,
-        arg_max(data, sequence) filter (type = 'task.progressed') as progressed,
-        arg_max(data, sequence) filter (type in ('task.failed', 'task.dead_lettered')) as failed,
-        arg_min(type, sequence) filter (state_key = 2147483647) as ended_type,
-        arg_min(time, sequence) filter (state_key = 2147483647) as finished_at,
-        arg_min(data, sequence) filter (state_key = 2147483647) as ended,
+        min(submitting) as submitted_sequence,
+        arg_min(time, submitting) as submitted_at,
+        arg_min(data, submitting) as submitted,
+        max(if(makes_ready, state_key, null)) as ready_key,
+        arg_max(time, readying) as queued_at,
+        arg_max(reason, readying) as queued_reason,
+        max(if(type = 'task.failed', next_vram_gb, null)) as next_vram_gb,
+        max(if(type = 'task.assigned', attempt, null)) as attempt,
+        arg_max(time, assigning) as started_at,
+        arg_max(data, assigning) as assigned,
+        max(if(type = 'task.progressed', attempt, null)) as progressed_attempt,
+        arg_max(data, progressing) as progressed,
+        arg_max(data, failing) as failed,
+        arg_min(type, ending) as ended_type,
+        arg_min(time, ending) as finished_at,
+        arg_min(data, ending) as ended,
         count_if(
             type = 'task.dead_lettered' or (type = 'task.failed' and failure_kind is distinct from 'worker_stopped')
         ) as failures,
         count_if(type = 'task.cancel_requested') > 0 as cancel_requested,
-        min(time) filter (type = 'task.forgotten') as forgotten_at
-    from batch
-    where starts_with(type, 'task.')
+        min(if(type = 'task.forgotten', time, null)) as forgotten_at
+    from marked
     group by task_id
 )
 select
