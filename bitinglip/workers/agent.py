@@ -110,7 +110,12 @@ class Agent:
         await self._files.clear()
         routes = [route_of(view) for views in self._view.routes.values() for view in views]
         in_time = within(PATIENCE_S)
-        await self._queue.ensure(routes, patient=lambda: in_time() and not self._stopping)
+        try:
+            await self._queue.ensure(routes, patient=lambda: in_time() and not self._stopping)
+        except NoServer:
+            if self._stopping:
+                return  # it is no longer needed
+            raise
         opened = await listen_for_routes(self._log.connection, self._hear_of)
         forget = self._log.connection.on_reconnect(self._look_again)
         self._look_again()

@@ -38,11 +38,14 @@ from bitinglip.events.streams import (
 )
 from bitinglip.events.task import TaskEvent, TaskSubmitted
 from bitinglip.ids import TaskId
-from bitinglip.settings import Nats
+from bitinglip.settings import Nats, Settings
 from bitinglip.tasks.batches import Batches, Part
 from bitinglip.tasks.commands import CancelTask, SubmitTask
 from bitinglip.tasks.inbox import Accepted, Inbox
 from bitinglip.tasks.state import decide, fold, is_terminal
+from bitinglip.workers.agent import Agent
+from bitinglip.workers.engine import ModelSpec
+from bitinglip.workers.identity import Identity
 from tests.integration.gateway.support import collect
 from tests.support.cluster import Cluster
 from tests.support.natscluster import NatsCluster
@@ -212,6 +215,38 @@ async def test_who_starts_waits_for_the_leader_of_its_consumer(servers: NatsClus
     await reactions.close()
     await worker.close()
     await late.close()
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_waits_for_the_leaders_of_its_queues_until_it_is_stopped(
+    servers: NatsCluster, log: EventLog, tmp_path: Path
+) -> None:
+    left, *killed = servers.nodes
+    worker = await EventLog.connect(
+        log.connection.settings.model_copy(update={"url": servers.url("worker", left)}), "/test/worker"
+    )
+    specs, settings = [ModelSpec(kind="echo", reference="echo")], Settings(data_dir=tmp_path)
+    agents = [Agent(worker, settings, Identity(name, "n", "cpu"), specs) for name in ("one", "another")]
+    for name in killed:
+        await servers.nodes[name].kill()
+    one, another = [asyncio.create_task(agent.run()) for agent in agents]
+    await asyncio.sleep(REQUEST_S + 1)  # sleep-ok: for longer than one request is waited for
+    assert not one.done()
+    assert not another.done()
+    agents[0].stop()
+    await one
+    assert not another.done()
+    await servers.start()
+    inbox = Inbox(log, 65_536)
+    accepted = await eventually(partial(inbox.submit, SubmitTask(kind="echo", model="echo")), within_s=60)
+    await eventually(partial(has_ended, log, accepted.task_id), within_s=60)
+    agents[1].stop()
+    await another
+    await worker.close()
+
+
+async def has_ended(log: EventLog, task_id: TaskId) -> bool:
+    return (await log.read_task(task_id))[-1].type == "task.succeeded"
 
 
 async def is_running(client: httpx.AsyncClient, task_id: str) -> bool:
