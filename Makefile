@@ -39,8 +39,9 @@ test: setup nats-server lint type ## All that CI does: lint, types, tests
 fast: setup ## The tests of the pure core alone
 	@$(BIN)/python -m pytest -q tests/unit
 
-faults: setup nats-server ## The long run of faults (FAULTS_TASKS, FAULTS_SECONDS, FAULTS_SEED), and the slow tests of them
-	@$(BIN)/python -m tests.faults.harness
+faults: setup nats-server ## The long runs of faults, on one server and on three (FAULTS_TASKS, FAULTS_SECONDS, FAULTS_SEED), and the slow tests of them
+	@FAULTS_SERVERS=1 $(BIN)/python -m tests.faults.harness
+	@FAULTS_SERVERS=3 $(BIN)/python -m tests.faults.harness
 	@$(BIN)/python -m pytest -q -m faults tests/faults
 
 lint: setup ## Style, the dependency rule, spelling, generated docs

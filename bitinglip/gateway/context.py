@@ -25,6 +25,7 @@ from bitinglip.gateway.completions import Completions
 from bitinglip.gateway.keysweep import KeySweep
 from bitinglip.gateway.metrics import Metrics
 from bitinglip.gateway.openqueues import OpenQueues
+from bitinglip.gateway.overdue import OverdueWork
 from bitinglip.gateway.pressure import Pressure
 from bitinglip.gateway.uploaded import Uploaded, open_uploaded
 from bitinglip.ids import TaskId, Ulids
@@ -172,6 +173,9 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
+        overdue = OverdueWork(log, readmodel, reactor, scheduler)
+        overdue.start()
+        stack.push_async_callback(overdue.close)
         sweep = KeySweep(log, readmodel)
         sweep.start()
         stack.push_async_callback(sweep.close)

@@ -233,6 +233,10 @@ class Queries:
         found = await self._rows("batches_over")
         return [(batch_id, last, tasks, orjson.loads(counts)) for batch_id, last, tasks, counts in found]
 
+    async def overdue(self, before: datetime, most: int) -> list[str]:
+        """Return tasks for which something has been due since a time, and has not come; the oldest, so many at most."""
+        return [task_id for (task_id,) in await self._rows("overdue", {"before": _naive(before), "limit": most})]
+
     async def timeline(
         self,
         begin: datetime,

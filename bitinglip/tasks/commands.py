@@ -258,6 +258,13 @@ class RequeueTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WakeTask:
+    """Queue a task if the time has passed that its timer was to be set for."""
+
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetTask:
     """Say that the key of a private task, which has ended, was destroyed."""
 
@@ -337,5 +344,5 @@ class StopAttempt:
 
 
 AttemptCommand = ProgressAttempt | SucceedAttempt | FailAttempt | StopAttempt
-WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask | RequeueTask | ForgetTask
+WaitingCommand = CancelTask | ExpireTask | ReleaseTask | DropTask | RequeueTask | WakeTask | ForgetTask
 TaskCommand = WaitingCommand | AssignAttempt | AttemptCommand

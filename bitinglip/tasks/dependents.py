@@ -67,8 +67,10 @@ class Dependents:
         for subscription, _ in self._followed.values():
             await self._log.connection.unsubscribe(subscription)
 
-    async def look(self, task_id: TaskId) -> None:
+    async def look(self, task_id: TaskId) -> bool:
         """Release a task, or drop it, if the tasks before it have ended; else see to it that it is looked at again.
+
+        Returns whether it waits no more.
 
         Raises:
             NoServer: the log cannot be asked now.
@@ -77,6 +79,7 @@ class Dependents:
         if waiting is not None:
             at = look_again_at(waiting.ready_at, self._log.clock())
             await self._log.append(self._log.look_append(task_id, at))
+        return waiting is None
 
     async def _settle(self, task_id: TaskId) -> Task | None:
         """Return the task if it has to wait on."""

@@ -36,6 +36,7 @@ from bitinglip.tasks.commands import (
     RequeueTask,
     SubmitTask,
     WaitingCommand,
+    WakeTask,
 )
 from bitinglip.tasks.dependencies import require
 from bitinglip.tasks.outgrown import ensure_queue
@@ -221,7 +222,7 @@ class Inbox:
             await self._persist(task, ExpireTask(now=now))
         return True
 
-    async def settle(self, task: Task, command: ReleaseTask | DropTask | RequeueTask | FailAttempt) -> Task:
+    async def settle(self, task: Task, command: ReleaseTask | DropTask | RequeueTask | WakeTask | FailAttempt) -> Task:
         """Carry out what nobody asked for; a task that it holds for no more stays as it is. Returns what it is then."""
         return await self._persist(task, command)
 

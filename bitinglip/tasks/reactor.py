@@ -12,10 +12,11 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.reactions import NotYetError, Reactions
 from bitinglip.events.streams import TASKS
 from bitinglip.ids import TaskId
+from bitinglip.tasks.commands import WakeTask
 from bitinglip.tasks.dependents import Dependents
 from bitinglip.tasks.inbox import Inbox
-from bitinglip.tasks.state import fold
-from bitinglip.tasks.timers import ensure_timer, start_timer
+from bitinglip.tasks.state import awaited_timer, fold, is_expired
+from bitinglip.tasks.timers import ensure_timer
 
 SUBMITTED_WITHIN_S = 120.0
 """A task whose expiry was set comes within this time, or it was given up."""
@@ -45,6 +46,22 @@ class Reactor:
         await self._reactions.close()
         await self._dependents.close()
 
+    async def do_what_is_due(self, task_id: TaskId) -> bool:
+        """Expire, queue or release a task if its time has come, whether or not anything told so; true if it was.
+
+        Raises:
+            Conflict, NoServer: it is to be tried again.
+        """
+        task, now = fold(await self._log.read_task(task_id)), self._log.clock()
+        if task is None or task.ended:
+            return False
+        if is_expired(task, now):
+            await self._inbox.expire(task_id)
+            return True
+        if task.waits_for_others:
+            return await self._dependents.look(task_id)
+        return (await self._inbox.settle(task, WakeTask(now=now))).sequence != task.sequence
+
     async def _react(self, subject: str, _: bytes) -> None:
         sort, task_id, what = subject.split(".")[1:4]
         if what == "after":
@@ -63,7 +80,7 @@ class Reactor:
 
     async def _submitted(self, task_id: TaskId) -> None:
         task = fold(await self._log.read_task(task_id))
-        wait = None if task is None else start_timer(task)
+        wait = None if task is None else awaited_timer(task)
         if task is not None and wait is not None:
             await ensure_timer(self._log, task, wait)
         elif task is not None and task.waits_for_others:

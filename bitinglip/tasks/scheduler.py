@@ -8,7 +8,7 @@ alarm takes the place of the one before, and a time has but one task id.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -148,6 +148,20 @@ class Scheduler:
 
     async def _read(self, schedule_id: str) -> Schedule | None:
         return fold_schedule(await self._log.read_latest(SCHEDULES, subjects.schedule_events(schedule_id)))
+
+    async def fire_overdue(self, late: timedelta) -> list[str]:
+        """Fire the schedules whose time has passed for so long: their alarms were lost. Returns which.
+
+        Raises:
+            Conflict, NoServer: it is to be tried again.
+        """
+        fired: list[str] = []
+        for schedule in await self.list():
+            due_at = next_due(schedule)
+            if due_at is not None and self._log.clock() - due_at >= late:
+                await self._fire(schedule, due_at)
+                fired.append(schedule.id)
+        return fired
 
     # --- reactions ----------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ from bitinglip.tasks.commands import (
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
+    WakeTask,
 )
 from bitinglip.tasks.retry import CRASHES, UNCOUNTED, DeadLetter, GiveUp, RetryAt, decide_retry
 
@@ -135,6 +136,18 @@ class AwaitTimer:
 Decision = tuple[TaskEvent, ...] | Stale | AwaitTimer
 
 
+def awaited_timer(task: Task) -> AwaitTimer | None:
+    """Return what a task waits for that is to be queued later, at first or once more; none for any other task."""
+    at = task.retry_at if task.attempt else task.submitted.run_at
+    return AwaitTimer(task.attempt + 1, at) if task.state == "scheduled" and at is not None else None
+
+
+def queued_in_time(task: Task, wait: AwaitTimer) -> TaskQueued:
+    """Return the event that ends a task's wait for its time: a timer's, or in its place."""
+    reason = "bigger_card" if task.bigger_next else "retry" if task.attempt else "scheduled"
+    return TaskQueued(task_id=task.id, attempt=wait.attempt, reason=reason)
+
+
 def fold(history: Iterable[Recorded]) -> Task | None:
     """Return the task that this history tells; none if it has no `submitted`."""
     task: Task | None = None
@@ -173,6 +186,8 @@ def decide(task: Task, command: TaskCommand) -> Decision:
             return _decide_dependent(task, command)
         case RequeueTask():
             return _decide_requeue(task, command)
+        case WakeTask():
+            return _decide_wake(task, command)
         case ForgetTask():
             return _decide_forget(task, command)
         case AssignAttempt():
@@ -305,7 +320,7 @@ def _decide_cancel(task: Task, command: CancelTask) -> Decision:
 
 
 def _decide_expire(task: Task, command: ExpireTask) -> Decision:
-    if not _expired(task, command.now) or task.state == "running":
+    if not is_expired(task, command.now) or task.state == "running":
         return ()
     return (_expiry(task),)
 
@@ -326,6 +341,13 @@ def _decide_requeue(task: Task, command: RequeueTask) -> Decision:
     return (TaskQueued(task_id=task.id, attempt=task.attempt + 1, reason="stranded"),)
 
 
+def _decide_wake(task: Task, command: WakeTask) -> Decision:
+    wait = awaited_timer(task)
+    if wait is None or wait.at > command.now:
+        return ()
+    return (queued_in_time(task, wait),)
+
+
 def _decide_forget(task: Task, command: ForgetTask) -> Decision:
     if not task.ended:
         action = "be forgotten before its end: cancel it first"
@@ -335,7 +357,7 @@ def _decide_forget(task: Task, command: ForgetTask) -> Decision:
     return () if task.forgotten else (TaskForgotten(task_id=task.id, by=command.by),)
 
 
-def _expired(task: Task, now: datetime) -> bool:
+def is_expired(task: Task, now: datetime) -> bool:
     """Whether the task's time to start has passed before its first attempt."""
     expires_at = task.submitted.expires_at
     return task.attempt == 0 and not task.ended and expires_at is not None and expires_at <= now
@@ -353,7 +375,7 @@ def _decide_assign(task: Task, command: AssignAttempt) -> Decision:
         return _take_over(task, command)
     if task.cancel is not None:
         return (_cancelled(task),)
-    if _expired(task, command.now):
+    if is_expired(task, command.now):
         return (_expiry(task),)
     if task.retry_at is not None and task.state == "scheduled" and (task.bigger_next or task.retry_at > command.now):
         return AwaitTimer(task.attempt + 1, task.retry_at)  # through its timer alone it comes to a bigger device

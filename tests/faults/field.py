@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -16,14 +17,22 @@ from typing import Any, Self
 import psutil
 
 from tests.faults.audit import Blow
+from tests.faults.servers import Servers
 from tests.support.cluster import Cluster, Process, children_of
-from tests.support.natscluster import free_ports
+from tests.support.natscluster import NatsNode, free_ports
 from tests.support.proxy import Proxy
 from tests.support.server import RestartableServer, eventually
+from tests.support.slowdisk import SlowDisk
 
 BACK_S = 120.0
 """Longest time for a process to be back: it may need several starts while its server or its line is away."""
-LINES = ("gateway", "node", "worker")
+LINES = {"gateway": "gateway", "node": "worker", "worker": "worker"}
+"""Whose line it is, and as which user of the server it comes."""
+ELECTION_S = 10.0
+"""How long one of three servers may be away: others lead meanwhile what it has led."""
+
+DISKS = {"disk slow": (0.005, 0.1), "disk very slow": (0.5, 2.0), "disk stuck": (math.inf, math.inf)}
+"""How many seconds a write then takes, from and to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +45,11 @@ class Fault:
 
 
 class Field:
-    """A nats-server, two gateways, a node agent with two workers, and a worker without an agent."""
+    """One nats-server or three, two gateways, a node agent with two workers, and a worker without an agent."""
 
-    def __init__(self, folder: Path, chance: random.Random, lease_s: float) -> None:
-        self.server = RestartableServer(folder / "nats")
+    def __init__(self, folder: Path, chance: random.Random, lease_s: float, servers: int = 1) -> None:
+        self.servers = Servers(folder, servers)
+        self._away_s = lease_s if servers == 1 else ELECTION_S
         self.blows: list[Blow] = []
         self._folder = folder
         self._chance = chance
@@ -58,12 +68,12 @@ class Field:
 
     async def __aenter__(self) -> Self:
         """Start everything."""
-        await self.server.start()
-        self._stack.push_async_callback(self.server.stop)
-        cluster = Cluster(self.server.url, self._folder)
+        await self._stack.enter_async_context(self.servers)
+        cluster = Cluster("", self._folder)
         self._stack.push_async_callback(cluster.close)
-        for name in LINES:
-            self._lines[name] = await self._stack.enter_async_context(Proxy(self.server.port))
+        for number, name in enumerate(LINES):
+            server = self.servers.all[number % len(self.servers.all)]
+            self._lines[name] = await self._stack.enter_async_context(Proxy(server.port))
         worker = {
             "BITINGLIP_WORKER_LEASE_S": self._lease_s,
             "BITINGLIP_WORKER_MAX_BATCH": 256,
@@ -72,7 +82,7 @@ class Field:
         ports = free_ports(2)
         self._gateways = [
             await cluster.gateway(BITINGLIP_GATEWAY_PORT=port, **line)
-            for port, line in zip(ports, ({}, self._through("gateway")), strict=True)
+            for port, line in zip(ports, (self.servers.env("gateway"), self._through("gateway")), strict=True)
         ]
         self._bare = await cluster.worker(**worker, **self._through("worker"))
         self._node = await cluster.node(workers=2, **worker, **self._through("node"))
@@ -102,7 +112,7 @@ class Field:
         await asyncio.gather(*self._dealing)
 
     def _through(self, name: str) -> dict[str, Any]:
-        return {"BITINGLIP_NATS_URL": self._lines[name].url}
+        return self.servers.env(LINES[name], self._lines[name].port)
 
     def _all_faults(self) -> list[Fault]:
         bare, node = (lambda: [self._bare.pid]), (lambda: _children(self._node.pid))
@@ -125,8 +135,7 @@ class Field:
         return [
             *gateways,
             *lines,
-            Fault("server killed", "server", self._kill_server),
-            Fault("server frozen", "server", self._freeze_server),
+            *self._server_faults(),
             Fault("worker killed", "bare", lambda kind: self._kill(kind, self._bare, [self._bare.pid])),
             Fault("worker frozen", "bare", lambda kind: self._freeze(kind, bare(), bare())),
             Fault("engine killed", "bare", lambda kind: self._engine(kind, bare())),
@@ -139,6 +148,23 @@ class Field:
             Fault("agent frozen", "node", lambda kind: self._freeze(kind, [self._node.pid])),
             Fault("whole node killed", "node", self._kill_node),
         ]
+
+    def _server_faults(self) -> list[Fault]:
+        """Strike one of the servers at a time: three work as long as two of them do."""
+        servers = [
+            fault
+            for server in self.servers.all
+            for fault in (
+                Fault("server killed", "server", lambda kind, it=server: self._kill_server(kind, it)),
+                Fault("server frozen", "server", lambda kind, it=server: self._freeze_server(kind, it)),
+            )
+        ]
+        disks = [
+            Fault(kind, "server", lambda kind, it=disk, range_s=range_s: self._slow(kind, it, *range_s))
+            for disk in self.servers.disks
+            for kind, range_s in DISKS.items()
+        ]
+        return [*servers, *disks]
 
     async def _deal(self, fault: Fault) -> None:
         try:
@@ -201,17 +227,25 @@ class Field:
         await self._moment(2 * self._lease_s)
         await self._back(self._node)
 
-    async def _kill_server(self, kind: str) -> None:
+    async def _kill_server(self, kind: str, server: RestartableServer | NatsNode) -> None:
         self._note(kind)
-        await self.server.kill()
-        await self._moment(1.0)
-        await self.server.start()
+        await server.kill()
+        await self._moment(self._away_s / 2)
+        await server.start()
+        await eventually(server.healthy, within_s=BACK_S)
 
-    async def _freeze_server(self, kind: str) -> None:
+    async def _freeze_server(self, kind: str, server: RestartableServer | NatsNode) -> None:
         self._note(kind)
-        self.server.signal(signal.SIGSTOP)
-        await self._moment(self._lease_s)
-        self.server.signal(signal.SIGCONT)
+        server.signal(signal.SIGSTOP)
+        await self._moment(self._away_s)
+        server.signal(signal.SIGCONT)
+        await eventually(server.healthy, within_s=BACK_S)
+
+    async def _slow(self, kind: str, disk: SlowDisk, least_s: float, most_s: float) -> None:
+        self._note(kind)
+        disk.takes(self._chance.uniform(least_s, most_s) if math.isfinite(most_s) else most_s)
+        await self._moment(2 * self._away_s)
+        disk.takes(0)
 
     async def _cut(self, kind: str, line: Proxy) -> None:
         self._note(kind)

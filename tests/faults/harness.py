@@ -1,7 +1,8 @@
 """Tasks of all outcomes flow through a whole cluster while faults come one a second; then the log is asked.
 
 `make faults` is the long run (`python -m tests.faults.harness`): `FAULTS_TASKS` (20,000) over `FAULTS_SECONDS` (500),
-by `FAULTS_SEED`. What is promised is checked on the log itself, not on what any process says.
+by `FAULTS_SEED`, on one nats-server or three (`FAULTS_SERVERS`). What is promised is checked on the log itself, not on
+what any process says.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.events.task import TaskEvent
 from bitinglip.events.worker import WorkerStarted
-from bitinglip.settings import Nats
 from bitinglip.tasks.state import is_terminal
 from tests.faults.audit import Audit, audit, report, takeovers
 from tests.faults.field import Field
@@ -80,6 +80,7 @@ class Plan:
     tasks: int
     seconds: float
     fault_s: float = 1.0
+    servers: int = 1
 
 
 @dataclass(slots=True)
@@ -167,7 +168,7 @@ async def run(plan: Plan, folder: Path) -> str:
     Raises:
         AssertionError: a promise was broken; it says which, of which task.
     """
-    async with Field(folder, random.Random(plan.seed), LEASE_S) as battle:
+    async with Field(folder, random.Random(plan.seed), LEASE_S, plan.servers) as battle:
         flow = Flow(plan, battle.urls)
         flowing = asyncio.create_task(flow.run())
         while not flowing.done():
@@ -177,7 +178,7 @@ async def run(plan: Plan, folder: Path) -> str:
         await flowing
         await battle.heal()
         healed = time.monotonic()
-        log = await EventLog.connect(Nats(url=battle.server.url), "/checker")
+        log = await EventLog.connect(battle.servers.settings, "/checker")
         histories = Histories(log)
         with suppress(AssertionError):  # which one has not ended is told below
             await eventually(lambda: histories.all_ended(flow.accepted), within_s=ENDED_S)
@@ -185,15 +186,15 @@ async def run(plan: Plan, folder: Path) -> str:
         audits = {task_id: audit(history, ENDS) for task_id, history in histories.tasks.items()}
         found = takeovers(audits.values(), battle.blows, await _workers(log))
         counts = f"seed {plan.seed}\n{report(list(audits.values()), battle.blows, found, ended_s)}"
-        findings = flow.refusals + _findings(audits, flow.accepted)
-        findings += await _projections(battle.urls, log, audits)
+        findings = flow.refusals + findings_of(audits, flow.accepted)
+        findings += await differences(battle.urls, log, audits)
         findings += _unhandled(folder)
         await log.close()
     assert not findings, "\n".join([counts, f"{len(findings)} findings", *findings[:20]])
     return counts
 
 
-def _findings(audits: dict[str, Audit], accepted: set[str]) -> list[str]:
+def findings_of(audits: dict[str, Audit], accepted: set[str]) -> list[str]:
     lost = [f"{task_id}: accepted, but not in the log" for task_id in accepted - set(audits)]
     unheard = [f"{task_id}: in the log, but never accepted" for task_id in set(audits) - accepted]
     return (
@@ -225,7 +226,7 @@ async def _workers(log: EventLog) -> dict[int, str]:
     return found
 
 
-async def _projections(urls: list[str], log: EventLog, audits: dict[str, Audit]) -> list[str]:
+async def differences(urls: list[str], log: EventLog, audits: dict[str, Audit]) -> list[str]:
     """The read models of both gateways, the same rebuilt, and the Python fold say the same."""
     wanted = {task_id: (one.state, len(one.runs)) for task_id, one in audits.items()}
     findings: list[str] = []
@@ -234,7 +235,7 @@ async def _projections(urls: list[str], log: EventLog, audits: dict[str, Audit])
         for url in urls:
             await eventually(lambda url=url: _caught_up(client, url, log), within_s=60)
             digests.add(await _digest(client, url))
-            findings += await _differences(client, url, wanted)
+            findings += await _wrong_rows(client, url, wanted)
             assert (await client.post(f"{url}/v1/projections/rebuild")).status_code in {200, 202, 204}
             await eventually(lambda url=url: _caught_up(client, url, log), within_s=60)
             digests.add(await _digest(client, url))
@@ -256,7 +257,7 @@ async def _digest(client: httpx.AsyncClient, url: str) -> tuple[Any, ...]:
     return (*map(str, tasks[0]), *map(str, events[0]))
 
 
-async def _differences(client: httpx.AsyncClient, url: str, wanted: dict[str, tuple[str, int]]) -> list[str]:
+async def _wrong_rows(client: httpx.AsyncClient, url: str, wanted: dict[str, tuple[str, int]]) -> list[str]:
     seen: dict[str, tuple[str, int]] = {}
     page: list[Any] = [[""]]
     while page:
@@ -279,6 +280,7 @@ def main() -> int:
         seed=int(os.environ.get("FAULTS_SEED") or time.time()),
         tasks=int(os.environ.get("FAULTS_TASKS") or 20_000),
         seconds=float(os.environ.get("FAULTS_SECONDS") or 500),
+        servers=int(os.environ.get("FAULTS_SERVERS") or 1),
     )
     sys.stdout.write(f"{plan}\n")
     sys.stdout.flush()

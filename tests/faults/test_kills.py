@@ -18,13 +18,15 @@ from tests.support.cluster import Cluster, children_of
 from tests.support.server import eventually
 
 SHORT = Plan(seed=20261123, tasks=400, seconds=14)
+SHORT_ON_THREE = Plan(seed=20261130, tasks=300, seconds=14, servers=3)
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("plan", [SHORT, SHORT_ON_THREE], ids=["one server", "three servers"])
 async def test_every_accepted_task_ends_exactly_once_whatever_is_struck(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts = await run(SHORT, tmp_path)
+    counts = await run(plan, tmp_path)
     with capsys.disabled():
         print(f"\n{counts}")
 

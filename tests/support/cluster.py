@@ -20,8 +20,9 @@ STOP_S = 30.0
 class Process:
     """One gateway or worker process."""
 
-    def __init__(self, kind: str, env: dict[str, str], log_file: Path) -> None:
+    def __init__(self, kind: str, env: dict[str, str], log_file: Path, python: str = sys.executable) -> None:
         self._kind = kind
+        self._python = python
         self._env = {**os.environ, **env}
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
@@ -47,7 +48,7 @@ class Process:
         """Start it and (if told to) wait until it is ready."""
         with self._log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", MODULES[self._kind]),
+                *(self._python, "-m", MODULES[self._kind]),
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -84,8 +85,10 @@ class Process:
 class Cluster:
     """The processes of one test."""
 
-    def __init__(self, nats_url: str, folder: Path) -> None:
+    def __init__(self, nats_url: str, folder: Path, python: str = sys.executable) -> None:
+        """`python`: what they are run by."""
         self.nats_url = nats_url
+        self._python = python
         self._folder = folder
         self._processes: list[Process] = []
 
@@ -120,7 +123,7 @@ class Cluster:
         number = len(self._processes)
         (self._folder / f"gateway-{number}").mkdir(parents=True, exist_ok=True)
         settings = {"BITINGLIP_NATS_URL": self.nats_url} | {name: str(value) for name, value in env.items()}
-        process = Process(kind, settings, self._folder / f"{kind}-{number}.log")
+        process = Process(kind, settings, self._folder / f"{kind}-{number}.log", self._python)
         self._processes.append(process)
         await process.start()
         return process

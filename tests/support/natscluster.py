@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -23,8 +24,9 @@ STOP_S = 60.0
 class NatsNode:
     """One server of the cluster, to be killed and started again on the same ports and store."""
 
-    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int, monitor: int) -> None:
+    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int, monitor: int, program: Path) -> None:
         self.name = name
+        self._program = program
         self.port = port
         self._folder = folder
         self._env = env
@@ -45,7 +47,7 @@ class NatsNode:
         """Start it, without waiting for the others."""
         with (self._folder / f"{self.name}.log").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(find_or_fetch(), "-c", CONFIG),
+                *(self._program, "-c", CONFIG),
                 env={**os.environ, **self._env},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -81,7 +83,8 @@ class NatsNode:
 class NatsCluster:
     """The three servers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Sequence[Path] = ()) -> None:
+        """`programs`: what is run in the place of nats-server, one a server."""
         folder.mkdir(parents=True, exist_ok=True)
         ports = free_ports(3 * SIZE)
         passwords = {f"{name}_PASSWORD": f"{name.lower()}-secret" for name in PASSWORDS}
@@ -101,12 +104,14 @@ class NatsCluster:
                 },
                 client,
                 monitor,
+                program,
             )
-            for name, client, route, monitor in zip(
+            for name, client, route, monitor, program in zip(
                 [f"nats-{number}" for number in range(1, SIZE + 1)],
                 ports[:SIZE],
                 ports[SIZE : 2 * SIZE],
                 ports[2 * SIZE :],
+                programs or [find_or_fetch()] * SIZE,
                 strict=True,
             )
         }

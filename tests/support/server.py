@@ -72,8 +72,10 @@ def port_of(binary: Path, process: subprocess.Popen[bytes], folder: Path) -> int
 class RestartableServer:
     """A private server on a fixed port that a test kills and starts again."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, program: Path | None = None) -> None:
+        """`program`: what is run in the place of nats-server."""
         self._store = store
+        self._program = program
         self._server: PrivateServer | None = None
         self._port = 0
 
@@ -89,9 +91,13 @@ class RestartableServer:
 
     async def start(self) -> None:
         """Start it, on the same port and store as before."""
-        self._server = PrivateServer(find_or_fetch(), self._store, port=self._port)
+        self._server = PrivateServer(self._program or find_or_fetch(), self._store, port=self._port)
         await self._server.start()
         self._port = self._server.port
+
+    async def healthy(self) -> bool:
+        """Whether it is up to date: alone it is, once it has started."""
+        return True
 
     async def kill(self) -> None:
         """Kill it with SIGKILL."""

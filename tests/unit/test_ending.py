@@ -16,6 +16,7 @@ from bitinglip.gateway import archiver, leaving
 from bitinglip.gateway.archiver import ArchiveKeeper
 from bitinglip.gateway.completions import Completions
 from bitinglip.gateway.keysweep import KeySweep
+from bitinglip.gateway.overdue import OverdueWork
 from bitinglip.gateway.pressure import Pressure
 from bitinglip.projections.source import read_up_to
 from bitinglip.tasks.stranded import StrandedWork
@@ -89,6 +90,7 @@ async def test_a_reader_that_swallows_its_cancellation_holds_up_nobody() -> None
         (ArchiveKeeper, "_task"),
         (Pressure, "_looking"),
         (KeySweep, "_task"),
+        (OverdueWork, "_task"),
         (Completions, "_watching"),
         (StrandedWork, "_task"),
     ],

@@ -41,6 +41,7 @@ from bitinglip.tasks.commands import (
     StopAttempt,
     SucceedAttempt,
     TaskCommand,
+    WakeTask,
 )
 from bitinglip.tasks.state import AwaitTimer, Decision, Stale, Task, decide, evolve, is_terminal
 
@@ -237,6 +238,40 @@ def test_no_other_task_is_queued_by_that(history: list[TaskEvent]) -> None:
     assert decide(task, RequeueTask(ready_sequence=1)) == ()
     late = TaskQueued(task_id=ID, attempt=max(1, task.attempt), reason="stranded")
     assert evolve(task, late, task.sequence + 1, T0) == task._replace(sequence=task.sequence + 1)
+
+
+@pytest.mark.parametrize(
+    ("history", "attempt", "reason"),
+    [
+        ([submitted(run_at=T0)], 1, "scheduled"),
+        ([submitted(run_at=T0), queued(1), assigned(), failed()], 2, "retry"),
+        ([submitted(), assigned(), failed().model_copy(update={"next_vram_gb": 9.0})], 2, "bigger_card"),
+    ],
+)
+def test_a_task_whose_time_has_come_is_queued_without_its_timer(
+    history: list[TaskEvent], attempt: int, reason: str
+) -> None:
+    task = given_events(*history)
+    assert decide(task, WakeTask(now=T0 - timedelta(seconds=1))) == ()
+    (event,) = events_of(decide(task, WakeTask(now=T0)))
+    assert event == TaskQueued(task_id=ID, attempt=attempt, reason=reason)  # pyright: ignore[reportArgumentType]
+    after = evolve(task, event, 9, T0)
+    assert after is not None
+    assert (after.state, after.ready_sequence) == ("queued", 9)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [submitted()],
+        [submitted(depends_on=("01JZ0000000000000000000001",))],
+        [submitted(run_at=T0), queued(1)],
+        [submitted(), assigned()],
+        [submitted(run_at=T0), TaskCancelled(task_id=ID)],
+    ],
+)
+def test_nothing_else_is_woken(history: list[TaskEvent]) -> None:
+    assert decide(given_events(*history), WakeTask(now=T0 + timedelta(days=1))) == ()
 
 
 def test_cancelling_a_waiting_task_ends_it() -> None:

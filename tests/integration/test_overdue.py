@@ -1,0 +1,108 @@
+"""What is due and nobody has told: the read model knows of it, and it is done by the log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bitinglip.events.log import EventLog
+from bitinglip.events.task import TaskQueued
+from bitinglip.gateway.overdue import OverdueWork
+from bitinglip.ids import TaskId
+from bitinglip.projections.readmodel import ReadModel
+from bitinglip.settings import Projections
+from bitinglip.tasks.inbox import Inbox
+from bitinglip.tasks.reactor import Reactor
+from bitinglip.tasks.scheduler import Scheduler
+from bitinglip.tasks.schedules import CreateSchedule
+from tests.integration.test_graphs import after, succeed
+from tests.integration.test_times import echo, later, queue, types
+from tests.support.server import eventually
+
+AT_ONCE = timedelta(0)
+
+
+@pytest.fixture
+def inbox(log: EventLog) -> Inbox:
+    return Inbox(log, inline_max_bytes=1024)
+
+
+@pytest.fixture
+async def overdue(log: EventLog, inbox: Inbox, tmp_path: Path) -> AsyncIterator[OverdueWork]:
+    """Neither reactor nor scheduler has begun: nobody hears of what is due."""
+    readmodel = await ReadModel.open(Projections(), tmp_path / "overdue.duckdb", log)
+    await readmodel.wait_ready()
+    yield OverdueWork(log, readmodel, Reactor(log, inbox), Scheduler(log, inbox))
+    await readmodel.close()
+
+
+async def found(overdue: OverdueWork, *task_ids: TaskId) -> None:
+    seen: set[str] = set()
+
+    async def all_of_them() -> bool:
+        seen.update(await overdue.look(AT_ONCE))
+        return seen >= set(task_ids)
+
+    await eventually(all_of_them)
+    assert seen == set(task_ids)
+
+
+async def test_a_start_without_a_timer_comes_all_the_same(log: EventLog, inbox: Inbox, overdue: OverdueWork) -> None:
+    due, not_yet = await inbox.submit(echo(delay_s=0.2)), await inbox.submit(echo(delay_s=60))
+    await found(overdue, due.task_id)
+    last = (await log.read_task(due.task_id))[-1].event
+    assert isinstance(last, TaskQueued)
+    assert (last.attempt, last.reason) == (1, "scheduled")
+    await eventually(partial(queue, log))
+    assert await types(log, not_yet.task_id) == ["submitted"]
+
+
+async def test_an_expiry_that_nobody_heard_of_comes_all_the_same(
+    log: EventLog, inbox: Inbox, overdue: OverdueWork
+) -> None:
+    due = await inbox.submit(echo(expires_at=later(log, 0.3)))
+    not_yet = await inbox.submit(echo(expires_at=later(log, 60)))
+    await found(overdue, due.task_id)
+    assert await types(log, due.task_id) == ["submitted", "expired"]
+    assert await types(log, not_yet.task_id) == ["submitted"]
+
+
+async def test_a_task_whose_others_have_ended_is_released_all_the_same(
+    log: EventLog, inbox: Inbox, overdue: OverdueWork
+) -> None:
+    one, another = [(await inbox.submit(echo())).task_id for _ in range(2)]
+    waiting = (await inbox.submit(after(one, another))).task_id
+    await succeed(log, one)
+    assert await overdue.look(AT_ONCE) == []
+    await succeed(log, another)
+    await found(overdue, waiting)
+    assert await types(log, waiting) == ["submitted", "queued"]
+    assert await overdue.look(AT_ONCE) == []
+
+
+async def test_what_is_a_little_late_is_left_to_its_timer(log: EventLog, inbox: Inbox, overdue: OverdueWork) -> None:
+    accepted = await inbox.submit(echo(delay_s=0.2))
+    await eventually(lambda: log.clock() > accepted.run_at if accepted.run_at else False)
+    assert await overdue.look() == []
+    assert await types(log, accepted.task_id) == ["submitted"]
+
+
+async def test_a_schedule_whose_alarm_was_lost_fires_all_the_same(log: EventLog, inbox: Inbox) -> None:
+    scheduler = Scheduler(log, inbox)
+    task = {"kind": "echo", "model": "echo"}
+    often, seldom = [await scheduler.create(CreateSchedule(every_s=s, task=task), None) for s in (1, 3600)]
+
+    async def fired() -> bool:
+        return await scheduler.fire_overdue(AT_ONCE) == [often.id]
+
+    await eventually(fired)
+    last = (await scheduler.read(often.id)).last
+    assert last is not None
+    assert (last.outcome, last.due_at) == ("submitted", often.created_at + timedelta(seconds=1))
+    assert last.task_id is not None
+    assert await types(log, TaskId(last.task_id)) == ["submitted"]
+    assert (await scheduler.read(seldom.id)).last is None
