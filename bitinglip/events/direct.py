@@ -2,7 +2,8 @@
 
 A replica learns of what was acked a moment later than who published it. So in a cluster the leader is asked for the
 last message of a subject, and a replica for those before it until it has that one too: what was acked is seen. While
-there is no leader, it is as a replica says.
+there is no leader, a replica tells what it has. That there is nothing, it cannot tell: who asked would take a task that
+was just accepted for none, and ack what is to be done about it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from nats.errors import Error as NatsError
 from bitinglip.errors import NoServer
 from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.envelope import RawMessage
+from bitinglip.events.streams import LEDGER
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +41,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 async def get_last(connection: Connection, stream: str, subject: str) -> RawMessage | None:
     """Return the last message on a subject (wildcards allowed); none if there is none.
 
+    Of LEDGER, there is none if a replica has none, while there is no leader: it is asked for each submission with an
+    idempotency key, and what it says of a task is mostly old.
+
     Raises:
-        NoServer: the server does not answer.
+        NoServer: the server does not answer, or only a replica does, which has none.
     """
     request = {"last_by_subj": subject}
-    if connection.clustered:
-        with _copies_in_its_stead():
-            return await _get_from_leader(connection, stream, request)
-    return await _get(connection, stream, request)
+    if not connection.clustered:
+        return await _get(connection, stream, request)
+    try:
+        return await _get_from_leader(connection, stream, request)
+    except NoServer as error:
+        log.debug("a copy is asked: %s", error)
+        found = await _get(connection, stream, request)
+        if found is None and stream != LEDGER:
+            raise
+        return found
 
 
 async def get_at(connection: Connection, stream: str, sequence: int) -> RawMessage | None:
@@ -131,18 +141,11 @@ async def _get_all(connection: Connection, stream: str, subject: str, after: int
 async def _get_here_or_from_leader(connection: Connection, stream: str, request: dict[str, Any]) -> RawMessage | None:
     found = await _get(connection, stream, request)
     if found is None and connection.clustered:
-        with _copies_in_its_stead():
+        try:
             return await _get_from_leader(connection, stream, request)
+        except NoServer as error:
+            log.debug("it is as a copy says: %s", error)
     return found
-
-
-@contextmanager
-def _copies_in_its_stead() -> Generator[None]:
-    """Go on without the leader, which a cluster may lack for seconds: what a copy has is better than nothing."""
-    try:
-        yield
-    except NoServer as error:
-        log.debug("a copy is asked: %s", error)
 
 
 async def _get(connection: Connection, stream: str, request: dict[str, Any]) -> RawMessage | None:

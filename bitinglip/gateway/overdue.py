@@ -1,7 +1,7 @@
 """Tasks and schedules whose time has come, and nothing has told: each gateway looks for them, and does what is due.
 
-Timers, expiries, releases and alarms are messages of the server's, to which a gateway reacts. One such message was seen
-to be lost while servers, lines and gateways were struck: its task waited for ever. So what the read model knows to be
+Timers, expiries, releases and alarms are messages of the server's, to which a gateway reacts; without the reaction a
+task waits for ever, as was seen while servers, lines and gateways were struck. So what the read model knows to be
 overdue is looked at in the log, and done; of two gateways one gets in.
 """
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from bitinglip.events.sourcing import Sourcing
 from bitinglip.events.streams import (
     ARTIFACTS_BUCKET,
     ARTIFACTS_INDEX,
+    LEDGER,
     MODELS,
     PATIENCE_S,
     QUEUE,
@@ -93,6 +95,14 @@ async def replicas_of(log: EventLog, stream: str) -> int:
     return 1 + len(cluster.replicas or [])
 
 
+async def cannot_tell(read: Callable[[], Awaitable[object]]) -> bool:
+    try:
+        await read()
+    except NoServer:
+        return True
+    return False
+
+
 async def leader_of(log: EventLog, stream: str) -> str:
     cluster = (await log.connection.js.stream_info(stream)).cluster
     assert cluster is not None
@@ -156,6 +166,10 @@ async def test_what_was_acked_is_seen_whichever_server_is_asked(
             await servers.nodes[name].kill()
     left = readers[list(servers.nodes).index(leader)]
     assert await eventually(lambda: left.read_task(accepted.task_id)), "one that is alone tells what it has"
+    nobody = replace(accepted, task_id=TaskId(log.ids()))
+    for way in (ways[0], ways[2]):  # once it knows that it leads no more
+        await eventually(partial(cannot_tell, partial(way, left, nobody)), within_s=30)
+    assert await left.read_last(LEDGER, subjects.query_events("none")) is None, "of LEDGER it tells that as well"
 
 
 async def test_a_start_waits_for_leaders_but_not_for_ever(
