@@ -224,6 +224,11 @@ def queue_subject(lane: str, queue: str, task_id: TaskId) -> str:
     return f"bl.queue.{lane}.{queue}.{task_id}"
 
 
+def work_of(task_id: TaskId) -> str:
+    """Return the filter of one task's work messages, whatever the queue."""
+    return queue_subject("*", "*", task_id)
+
+
 def consumer_name(lane: str, queue: str) -> str:
     """Return the durable consumer's name for one model in one lane."""
     return f"{lane}-{queue}"

@@ -10,7 +10,7 @@ from bitinglip.events import subjects
 from bitinglip.events.direct import get_last
 from bitinglip.events.log import EventLog
 from bitinglip.events.reactions import NotYetError, Reactions
-from bitinglip.events.streams import TASKS
+from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import WakeTask
 from bitinglip.tasks.dependents import Dependents
@@ -49,6 +49,8 @@ class Reactor:
     async def do_what_is_due(self, task_id: TaskId) -> bool:
         """Expire, queue or release a task if its time has come, whether or not anything told so; true if it was.
 
+        An attempt that is to follow another one at once waits by the message of that one, which was handed back.
+
         Raises:
             Conflict, NoServer: it is to be tried again.
         """
@@ -60,6 +62,8 @@ class Reactor:
             return True
         if task.waits_for_others:
             return await self._dependents.look(task_id)
+        if await get_last(self._log.connection, QUEUE, subjects.work_of(task_id)) is not None:
+            return False
         return (await self._inbox.settle(task, WakeTask(now=now))).sequence != task.sequence
 
     async def _react(self, subject: str, _: bytes) -> None:

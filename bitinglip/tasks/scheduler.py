@@ -123,6 +123,20 @@ class Scheduler:
         await self._change(ScheduleDeleted(schedule_id=schedule_id, by=by), unless="deleted")
         await destroy_key(self._log.connection, schedule_id)
 
+    async def fire_overdue(self, late: timedelta) -> list[str]:
+        """Fire the schedules whose time has passed for so long: their alarms were lost. Returns which.
+
+        Raises:
+            Conflict, NoServer: it is to be tried again.
+        """
+        fired: list[str] = []
+        for schedule in await self.list():
+            due_at = next_due(schedule)
+            if due_at is not None and self._log.clock() - due_at >= late:
+                await self._fire(schedule, due_at)
+                fired.append(schedule.id)
+        return fired
+
     async def _sealed(self, event: ScheduleCreated) -> ScheduleCreated:
         task: dict[str, Any] = event.task | {"private": True}
         params = task.pop("params", {})
@@ -148,20 +162,6 @@ class Scheduler:
 
     async def _read(self, schedule_id: str) -> Schedule | None:
         return fold_schedule(await self._log.read_latest(SCHEDULES, subjects.schedule_events(schedule_id)))
-
-    async def fire_overdue(self, late: timedelta) -> list[str]:
-        """Fire the schedules whose time has passed for so long: their alarms were lost. Returns which.
-
-        Raises:
-            Conflict, NoServer: it is to be tried again.
-        """
-        fired: list[str] = []
-        for schedule in await self.list():
-            due_at = next_due(schedule)
-            if due_at is not None and self._log.clock() - due_at >= late:
-                await self._fire(schedule, due_at)
-                fired.append(schedule.id)
-        return fired
 
     # --- reactions ----------------------------------------------------------------------------------------------------
 

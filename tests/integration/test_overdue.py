@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bitinglip.events.log import EventLog
-from bitinglip.events.task import TaskQueued
+from bitinglip.events.streams import TASKS
+from bitinglip.events.subjects import encode_queue
+from bitinglip.events.task import TaskFailed, TaskQueued
 from bitinglip.gateway.overdue import OverdueWork
 from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
@@ -20,6 +22,7 @@ from bitinglip.tasks.reactor import Reactor
 from bitinglip.tasks.scheduler import Scheduler
 from bitinglip.tasks.schedules import CreateSchedule
 from tests.integration.test_graphs import after, succeed
+from tests.integration.test_inbox import assign
 from tests.integration.test_times import echo, later, queue, types
 from tests.support.server import eventually
 
@@ -32,12 +35,17 @@ def inbox(log: EventLog) -> Inbox:
 
 
 @pytest.fixture
-async def overdue(log: EventLog, inbox: Inbox, tmp_path: Path) -> AsyncIterator[OverdueWork]:
-    """Neither reactor nor scheduler has begun: nobody hears of what is due."""
+async def readmodel(log: EventLog, tmp_path: Path) -> AsyncIterator[ReadModel]:
     readmodel = await ReadModel.open(Projections(), tmp_path / "overdue.duckdb", log)
     await readmodel.wait_ready()
-    yield OverdueWork(log, readmodel, Reactor(log, inbox), Scheduler(log, inbox))
+    yield readmodel
     await readmodel.close()
+
+
+@pytest.fixture
+def overdue(log: EventLog, inbox: Inbox, readmodel: ReadModel) -> OverdueWork:
+    """Neither reactor nor scheduler has begun: nobody hears of what is due."""
+    return OverdueWork(log, readmodel, Reactor(log, inbox), Scheduler(log, inbox))
 
 
 async def found(overdue: OverdueWork, *task_ids: TaskId) -> None:
@@ -82,6 +90,23 @@ async def test_a_task_whose_others_have_ended_is_released_all_the_same(
     await found(overdue, waiting)
     assert await types(log, waiting) == ["submitted", "queued"]
     assert await overdue.look(AT_ONCE) == []
+
+
+async def test_a_retry_without_a_timer_comes_unless_its_message_is_in_the_queue(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork
+) -> None:
+    task_id = (await inbox.submit(echo())).task_id
+    await eventually(partial(queue, log))
+    sequence = await assign(log, task_id, (await log.read_task(task_id))[-1].sequence)
+    told = {"task_id": task_id, "attempt": 1, "retry_at": log.clock()}
+    failed = TaskFailed.model_validate(TaskFailed.example | told)
+    await readmodel.wait(TASKS, await log.append(log.task_append(failed, sequence)))
+    assert await overdue.look(AT_ONCE) == []
+    await log.purge_queued("normal", encode_queue("echo"), task_id)
+    await found(overdue, task_id)
+    last = (await log.read_task(task_id))[-1].event
+    assert isinstance(last, TaskQueued)
+    assert (last.attempt, last.reason) == (2, "retry")
 
 
 async def test_what_is_a_little_late_is_left_to_its_timer(log: EventLog, inbox: Inbox, overdue: OverdueWork) -> None:
