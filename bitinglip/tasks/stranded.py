@@ -106,6 +106,8 @@ class StrandedWork:
         history = await self._log.read_task(stray.task_id)
         task = fold(history)
         origin = next((recorded.sequence for recorded in history if recorded.id == stray.event_id), 0)
+        if task is not None and not task.ended and not origin:
+            return False  # a copy of the log is behind its queue: what the message stands for has yet to come
         if task is not None and not task.ended and origin == task.ready_sequence:
             if not await self._hand_on(task, history):
                 return False

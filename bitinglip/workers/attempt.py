@@ -79,6 +79,9 @@ class Scribe:
         """Return the attempt that a work message stands for; none (and the message is acked) if there is no such task.
 
         A task that comes for the first time needs no read: the message is its whole history.
+
+        Raises:
+            NoServer: the log cannot be asked, or a copy of it that is behind its queue.
         """
         recorded = delivery.event
         if delivery.delivered == 1 and isinstance(recorded.event, TaskSubmitted):
@@ -86,6 +89,8 @@ class Scribe:
         else:
             event = recorded.event
             task = fold(await self._log.read_task(event.task_id)) if isinstance(event, TaskEvent) else None
+        if task is not None and task.sequence < recorded.sequence:
+            raise NoServer(problem=f"a copy of the log is behind its queue: task {task.id}")
         if task is None:
             log.warning("a work message for no task: %s", recorded.subject)
             await delivery.ack()

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from bitinglip.errors import NoServer
+from bitinglip.events.direct import get_first_after
+from bitinglip.events.envelope import Recorded, decode
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery, WorkQueue
 from bitinglip.events.routes import known_routes
+from bitinglip.events.stranded import Stray
 from bitinglip.events.streams import QUEUE, TASKS, Route, consumer
-from bitinglip.events.subjects import WorkClass, encode_queue, encode_token, worker_subject
+from bitinglip.events.subjects import WorkClass, encode_queue, encode_token, work_of, worker_subject
 from bitinglip.events.task import TaskCancelled, TaskEvent, TaskFailed, TaskQueued
 from bitinglip.events.worker import WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
@@ -18,6 +22,7 @@ from bitinglip.tasks.commands import AssignAttempt, RequeueTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import State, Task, decide, evolve, fold
 from bitinglip.tasks.stranded import StrandedWork
+from bitinglip.workers.attempt import Scribe
 
 ROUTE = Route("normal", encode_token("echo"))
 WORKER = "w-0"
@@ -272,3 +277,60 @@ async def test_what_ended_tasks_left_in_a_queue_without_workers_is_taken_out(
     assert await stranded.look() == []
     assert await messages() == 2
     assert await states(log, alive) == {"queued"}
+
+
+# --- copies of the log that are behind the queue, as one of three servers may have while it has no leader -------------
+
+
+def be_behind(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the log answer as a copy does that lacks each task's last event."""
+    whole = log.read_task
+
+    async def read_task(task_id: TaskId, after: int = 0) -> list[Recorded]:
+        return (await whole(task_id, after))[:-1]
+
+    monkeypatch.setattr(log, "read_task", read_task)
+
+
+async def test_what_a_copy_does_not_know_yet_stays_in_the_queue(
+    log: EventLog, forgetful: None, stranded: StrandedWork, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    (task_id,) = await strand(log, 1, eventually)
+    await Inbox(log, 65_536).settle(await read(log, task_id), RequeueTask(ready_sequence=1))
+    (first, second) = await find_all(log, task_id, eventually)
+    with monkeypatch.context() as patch:
+        be_behind(log, patch)
+        assert not await stranded._mend(second)  # pyright: ignore[reportPrivateUsage]
+    assert await stranded._mend(first)  # pyright: ignore[reportPrivateUsage]
+
+
+async def find_all(log: EventLog, task_id: TaskId, eventually: Any) -> list[Stray]:
+    """Return all of a task's work messages, whoever has them."""
+
+    async def both() -> list[Stray]:
+        found, after = list[Stray](), 0
+        while (message := await get_first_after(log.connection, QUEUE, work_of(task_id), after)) is not None:
+            after = message.sequence
+            found.append(Stray(ROUTE, after, task_id, decode(message, TASKS).id))
+        return found if len(found) == 2 else []
+
+    return await eventually(both)
+
+
+async def test_a_worker_leaves_to_its_lease_what_a_copy_does_not_know_yet(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    (task_id,) = await submit(log, 1)
+    await Inbox(log, 65_536).settle(await read(log, task_id), RequeueTask(ready_sequence=1))
+    queue = WorkQueue(log.connection, 30)
+    await queue.ensure([ROUTE])
+    _, second = await take(queue, 2, eventually)
+    scribe = Scribe(log, 60, lambda: False)
+    with monkeypatch.context() as patch:
+        be_behind(log, patch)
+        with pytest.raises(NoServer, match="behind its queue"):
+            await scribe.open(second)
+    attempt = await scribe.open(second)
+    assert attempt is not None
+    assert attempt.task.ready_sequence == second.event.sequence
+    await queue.close()
