@@ -84,8 +84,9 @@ class Reactor:
 
     async def _submitted(self, task_id: TaskId) -> None:
         task = fold(await self._log.read_task(task_id))
-        wait = None if task is None else awaited_timer(task)
-        if task is not None and wait is not None:
+        if task is None:
+            raise NotYetError("who answered for the log lacks the submission that was just delivered")
+        if (wait := awaited_timer(task)) is not None:
             await ensure_timer(self._log, task, wait)
-        elif task is not None and task.waits_for_others:
+        elif task.waits_for_others:
             await self._dependents.look(task_id)

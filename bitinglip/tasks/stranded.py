@@ -106,9 +106,9 @@ class StrandedWork:
         history = await self._log.read_task(stray.task_id)
         task = fold(history)
         origin = next((recorded.sequence for recorded in history if recorded.id == stray.event_id), 0)
-        if task is not None and not task.ended and not origin:
-            return False  # a copy of the log is behind its queue: what the message stands for has yet to come
-        if task is not None and not task.ended and origin == task.ready_sequence:
+        if task is None or (not task.ended and not origin):
+            return False  # who answered for the log is behind its queue; or a worker will find that there is no task
+        if not task.ended and origin == task.ready_sequence:
             if not await self._hand_on(task, history):
                 return False
             log.warning("task %s: its work in %s is with nobody; it goes on", task.id, stray.route.consumer)

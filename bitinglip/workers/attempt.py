@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 """Pause between tries while the server is away."""
+SURELY_NONE = 3
+"""Delivery from which on a work message whose task is not in the log is for none: a server that leads no more, and does
+not know it yet, lacks what is new as well."""
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class Scribe:
         A task that comes for the first time needs no read: the message is its whole history.
 
         Raises:
-            NoServer: the log cannot be asked, or a copy of it that is behind its queue.
+            NoServer: the log cannot be asked, or who answers for it is behind its queue.
         """
         recorded = delivery.event
         if delivery.delivered == 1 and isinstance(recorded.event, TaskSubmitted):
@@ -89,8 +92,9 @@ class Scribe:
         else:
             event = recorded.event
             task = fold(await self._log.read_task(event.task_id)) if isinstance(event, TaskEvent) else None
-        if task is not None and task.sequence < recorded.sequence:
-            raise NoServer(problem=f"a copy of the log is behind its queue: task {task.id}")
+        known = 0 if task is None else task.sequence
+        if known < recorded.sequence and (task is not None or delivery.delivered < SURELY_NONE):
+            raise NoServer(problem=f"who answered for the log is behind its queue: {recorded.subject}")
         if task is None:
             log.warning("a work message for no task: %s", recorded.subject)
             await delivery.ack()

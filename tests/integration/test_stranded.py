@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -334,3 +335,24 @@ async def test_a_worker_leaves_to_its_lease_what_a_copy_does_not_know_yet(
     assert attempt is not None
     assert attempt.task.ready_sequence == second.event.sequence
     await queue.close()
+
+
+async def test_a_worker_acks_work_for_no_task_only_once_it_has_come_again(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    await submit(log, 1)
+    queue = WorkQueue(log.connection, 30)
+    await queue.ensure([ROUTE])
+    (delivery,) = await take(queue, 1, eventually)
+    scribe = Scribe(log, 60, lambda: False)
+    with monkeypatch.context() as patch:
+        be_behind(log, patch)
+        with pytest.raises(NoServer, match="behind its queue"):
+            await scribe.open(replace(delivery, delivered=2))
+        assert await scribe.open(replace(delivery, delivered=3)) is None
+    await eventually(lambda: is_empty(log))
+    await queue.close()
+
+
+async def is_empty(log: EventLog) -> bool:
+    return (await log.connection.js.stream_info(QUEUE)).state.messages == 0

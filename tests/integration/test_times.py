@@ -9,6 +9,7 @@ import pytest
 
 from bitinglip.errors import IllegalTransition, InvalidInput
 from bitinglip.events.clock import ServerClock
+from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.events.task import TaskQueued
@@ -115,6 +116,21 @@ async def test_a_task_whose_gateway_died_before_its_timer_was_set_is_queued_all_
     await another.start()
     await happened(log, accepted.task_id, "submitted", "queued")
     await another.close()
+
+
+async def test_a_submission_that_who_answers_for_the_log_lacks_is_reacted_to_again(
+    log: EventLog, inbox: Inbox, reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that leads no more, and does not know it yet, lacks what was just accepted."""
+    whole, answers = log.read_task, [list[Recorded]()]
+
+    async def read_task(task_id: TaskId, after: int = 0) -> list[Recorded]:
+        return answers.pop() if answers else await whole(task_id, after)
+
+    monkeypatch.setattr(log, "read_task", read_task)
+    accepted = await inbox.submit(echo(delay_s=0.2))
+    await eventually(lambda: not answers)
+    await happened(log, accepted.task_id, "submitted", "queued")
 
 
 async def test_a_delivery_that_comes_twice_sets_no_timer_for_what_has_begun(log: EventLog, inbox: Inbox) -> None:
