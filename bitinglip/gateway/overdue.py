@@ -1,8 +1,10 @@
 """Tasks and schedules whose time has come, and nothing has told: each gateway looks for them, and does what is due.
 
 Timers, expiries, releases and alarms are messages of the server's, to which a gateway reacts; without the reaction a
-task waits for ever, as was seen while servers, lines and gateways were struck. So what the read model knows to be
-overdue is looked at in the log, and done; of two gateways one gets in.
+task waits for ever, as was seen while servers, lines and gateways were struck. And of three servers, one of which was
+struck, QUEUE was seen to lack what it should have had from TASKS (nats-server 2.15.1). So what the read model knows to
+be overdue, and some of what it has as queued for long, is looked at in the log and in QUEUE, and done; of two gateways
+one gets in.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ LOOK_S = 10.0
 LATE = timedelta(seconds=10)
 """What has been due for so long is overdue: a timer that was only a little late has fired by then."""
 MOST = 100
-"""Tasks that are looked at in one look."""
+"""Tasks of each of both kinds that are looked at in one look."""
 LOOKS_A_SCHEDULE = 6
 """Schedules, which are few and come by the minute, are looked at in one look of so many."""
 
@@ -55,7 +57,9 @@ class OverdueWork:
         Raises:
             BitingLipError: it is to be tried again.
         """
-        overdue = await self._readmodel.queries.overdue(self._log.clock() - late, MOST)
+        before = self._log.clock() - late
+        overdue = await self._readmodel.queries.overdue(before, MOST)
+        overdue += await self._readmodel.queries.queued_before(before, MOST)
         return [task_id for task_id in overdue if await self._reactor.do_what_is_due(TaskId(task_id))]
 
     async def _run(self) -> None:
@@ -64,8 +68,8 @@ class OverdueWork:
             await asyncio.sleep(LOOK_S)
             try:
                 for task_id in await self.look():
-                    log.warning("task %s: its time had come, and nothing had told; it goes on", task_id)
+                    log.warning("task %s: what was due about it had been lost; it goes on", task_id)
                 for schedule_id in [] if number % LOOKS_A_SCHEDULE else await self._scheduler.fire_overdue(LATE):
-                    log.warning("schedule %s: its time had come, and nothing had told; it fires", schedule_id)
+                    log.warning("schedule %s: its alarm had been lost; it fires", schedule_id)
             except BitingLipError as error:
                 log.debug("no look for overdue work: %s", error)

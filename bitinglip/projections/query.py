@@ -237,6 +237,11 @@ class Queries:
         """Return tasks for which something has been due since a time, and has not come; the oldest, so many at most."""
         return [task_id for (task_id,) in await self._rows("overdue", {"before": _naive(before), "limit": most})]
 
+    async def queued_before(self, before: datetime, most: int) -> list[str]:
+        """Return some of the tasks that have been in their queues since before a time, by chance."""
+        found = await self._rows("queued_before", {"before": _naive(before), "limit": most})
+        return [task_id for (task_id,) in found]
+
     async def timeline(
         self,
         begin: datetime,

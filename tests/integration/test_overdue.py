@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bitinglip.events.direct import get_last
 from bitinglip.events.log import EventLog
-from bitinglip.events.streams import TASKS
-from bitinglip.events.subjects import encode_queue
+from bitinglip.events.streams import QUEUE, TASKS
+from bitinglip.events.subjects import encode_queue, work_of
 from bitinglip.events.task import TaskFailed, TaskQueued
 from bitinglip.gateway.overdue import OverdueWork
 from bitinglip.ids import TaskId
@@ -107,6 +108,25 @@ async def test_a_retry_without_a_timer_comes_unless_its_message_is_in_the_queue(
     last = (await log.read_task(task_id))[-1].event
     assert isinstance(last, TaskQueued)
     assert (last.attempt, last.reason) == (2, "retry")
+
+
+async def test_a_queued_task_that_no_queue_has_gets_another_message(
+    log: EventLog, inbox: Inbox, overdue: OverdueWork
+) -> None:
+    lost, there = [(await inbox.submit(echo())).task_id for _ in range(2)]
+    await eventually(partial(queue, log))
+    await log.purge_queued("normal", encode_queue("echo"), lost)
+    await found(overdue, lost)
+    last = (await log.read_task(lost))[-1].event
+    assert isinstance(last, TaskQueued)
+    assert last.reason == "stranded"
+    assert await types(log, there) == ["submitted"]
+    await eventually(partial(has_work, log, lost))
+    assert await overdue.look(AT_ONCE) == []
+
+
+async def has_work(log: EventLog, task_id: TaskId) -> bool:
+    return await get_last(log.connection, QUEUE, work_of(task_id)) is not None
 
 
 async def test_what_is_a_little_late_is_left_to_its_timer(log: EventLog, inbox: Inbox, overdue: OverdueWork) -> None:
