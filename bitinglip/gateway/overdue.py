@@ -52,23 +52,32 @@ class OverdueWork:
         await end(lambda: [self._task])
 
     async def look(self, late: timedelta = LATE) -> list[str]:
-        """Look once; returns the tasks for which something was done.
+        """Look once; returns the tasks for which something was done. One for which that fails holds up no others.
 
         Raises:
-            BitingLipError: it is to be tried again.
+            BitingLipError: the read model cannot be asked.
         """
         before = self._log.clock() - late
         overdue = await self._readmodel.queries.overdue(before, MOST)
         overdue += await self._readmodel.queries.queued_before(before, MOST)
-        return [task_id for task_id in overdue if await self._reactor.do_what_is_due(TaskId(task_id))]
+        return [task_id for task_id in overdue if await self._is_mended(TaskId(task_id))]
+
+    async def _is_mended(self, task_id: TaskId) -> bool:
+        try:
+            mended = await self._reactor.do_what_is_due(task_id)
+        except BitingLipError as error:
+            log.debug("task %s: it is looked at again: %s", task_id, error)
+            return False
+        if mended:
+            log.warning("task %s: what was due about it had been lost; it goes on", task_id)
+        return mended
 
     async def _run(self) -> None:
         await self._readmodel.wait_ready()
         for number in itertools.count(1):
             await asyncio.sleep(LOOK_S)
             try:
-                for task_id in await self.look():
-                    log.warning("task %s: what was due about it had been lost; it goes on", task_id)
+                await self.look()
                 for schedule_id in [] if number % LOOKS_A_SCHEDULE else await self._scheduler.fire_overdue(LATE):
                     log.warning("schedule %s: its alarm had been lost; it fires", schedule_id)
             except BitingLipError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS
@@ -123,6 +124,23 @@ async def test_a_queued_task_that_no_queue_has_gets_another_message(
     assert await types(log, there) == ["submitted"]
     await eventually(partial(has_work, log, lost))
     assert await overdue.look(AT_ONCE) == []
+
+
+async def test_a_task_that_cannot_be_mended_now_holds_up_no_others(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = [(await inbox.submit(echo(delay_s=0.2))).task_id for _ in range(2)]
+
+    class Hindered(Reactor):
+        async def do_what_is_due(self, task_id: TaskId) -> bool:
+            if task_id == first:
+                raise NoServer(problem="not now")
+            return await super().do_what_is_due(task_id)
+
+    overdue = OverdueWork(log, readmodel, Hindered(log, inbox), Scheduler(log, inbox))
+    await found(overdue, second)
+    assert f"task {second}: what was due" in caplog.text
+    assert await types(log, first) == ["submitted"]
 
 
 async def has_work(log: EventLog, task_id: TaskId) -> bool:
