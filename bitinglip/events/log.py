@@ -47,6 +47,8 @@ from bitinglip.settings import Nats
 CONFLICT_CODES = frozenset({10071, 10164})
 TOO_LARGE_CODES = frozenset({10054, 10055})
 
+SOON_S, AGAIN_S = 0.005, 0.1
+"""Pauses until an append is sent again that came to nothing: the first, twice the one before, at most the last."""
 CHUNK = 32
 """Appends that are written to the socket at a time."""
 
@@ -228,7 +230,10 @@ class EventLog:
             waiting.append(await self._send(append))
             if count % CHUNK == 0:
                 await asyncio.sleep(0)  # let these go out while the next ones are made
-        return [await self._settle(append, sent, begun) for append, sent in zip(appends, waiting, strict=True)]
+        deadline = time.monotonic() + self._settings.append_timeout_s
+        return [
+            await self._settle(append, sent, begun, deadline) for append, sent in zip(appends, waiting, strict=True)
+        ]
 
     async def _send(self, append: Append) -> asyncio.Future[Sequence] | BitingLipError:
         acked: asyncio.Future[Sequence] = asyncio.get_running_loop().create_future()
@@ -252,24 +257,43 @@ class EventLog:
         return acked
 
     async def _settle(
-        self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError, begun: float
+        self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError, begun: float, until: float
     ) -> Sequence | BitingLipError:
-        """Return what became of an append; `begun`: when it was sent at the earliest, by the monotonic clock."""
-        deadline = time.monotonic() + self._settings.append_timeout_s
+        """Return what became of an append, sent at `begun` at the earliest, `until` a time; by the monotonic clock."""
         patience = self._settings.append_timeout_s / 4
-        retried = False
+        pause_s, retried = min(SOON_S, patience), False
         while True:
-            outcome = sent if isinstance(sent, BitingLipError) else await _outcome(sent, patience)
-            if isinstance(outcome, Conflict) and retried:
-                return await self._find(append) or outcome
+            left_s = max(0.0, until - time.monotonic())
+            outcome = sent if isinstance(sent, BitingLipError) else await _outcome(sent, min(patience, left_s))
+            if isinstance(outcome, Conflict):
+                outcome = await self._look_into(outcome, append, retried=retried)
             if isinstance(outcome, NoServer):
                 outcome = self.connection.unanswered(outcome.problem, begun, append.subject)
-            if not isinstance(outcome, NoServer) or isinstance(outcome, NotPermitted) or time.monotonic() >= deadline:
+            if not isinstance(outcome, NoServer) or isinstance(outcome, NotPermitted) or time.monotonic() >= until:
                 return outcome
             retried = retried or not isinstance(sent, BitingLipError)
-            await asyncio.sleep(min(0.1, patience))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, AGAIN_S)
             await self._slots.acquire()
             sent = await self._send(append)
+
+    async def _look_into(self, conflict: Conflict, append: Append, *, retried: bool) -> Sequence | Conflict | NoServer:
+        """Return what is behind a conflict: what was sent twice may be in conflict with itself.
+
+        In a cluster also with what is on its way to all servers: if their leader is struck then, and leads no more, it
+        may never arrive. What was refused for that is not in the log, and nor is what it would have to give way to.
+        """
+        try:
+            if retried and (sequence := await self._find(append)) is not None:
+                return sequence
+            if not self.connection.clustered:
+                return conflict
+            last = await get_last(self.connection, _stream_of(append.scope), append.scope)
+        except NoServer as error:
+            return error
+        if (0 if last is None else last.sequence) != append.expected:
+            return conflict
+        return NoServer(problem=f"another event is on its way at {append.scope}")
 
     async def _find(self, append: Append) -> Sequence | None:
         """Return where an append of ours is that was sent twice: the conflict may be with itself."""

@@ -173,7 +173,7 @@ async def open_gateway(
         stranded = StrandedWork(log, inbox)
         stranded.start()
         stack.push_async_callback(stranded.close)
-        overdue = OverdueWork(log, readmodel, reactor, scheduler)
+        overdue = OverdueWork(log, readmodel, reactor, scheduler, stranded)
         overdue.start()
         stack.push_async_callback(overdue.close)
         sweep = KeySweep(log, readmodel)

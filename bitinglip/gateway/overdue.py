@@ -1,10 +1,9 @@
 """Tasks and schedules whose time has come, and nothing has told: each gateway looks for them, and does what is due.
 
 Timers, expiries, releases and alarms are messages of the server's, to which a gateway reacts; without the reaction a
-task waits for ever, as was seen while servers, lines and gateways were struck. And of three servers, one of which was
-struck, QUEUE was seen to lack what it should have had from TASKS (nats-server 2.15.1). So what the read model knows to
-be overdue, and some of what it has as queued for long, is looked at in the log and in QUEUE, and done; of two gateways
-one gets in.
+task waits for ever, as was seen while servers, lines and gateways were struck. And the queue of a struck cluster may
+lack messages (`tasks/stranded.py`). So what the read model knows to be overdue, and some of what it has as queued or
+running for long, is looked at in QUEUE and in the log, and done; of two gateways one gets in.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
@@ -21,6 +21,7 @@ from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.tasks.reactor import Reactor
 from bitinglip.tasks.scheduler import Scheduler
+from bitinglip.tasks.stranded import StrandedWork
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ LOOK_S = 10.0
 LATE = timedelta(seconds=10)
 """What has been due for so long is overdue: a timer that was only a little late has fired by then."""
 MOST = 100
-"""Tasks of each of both kinds that are looked at in one look."""
+"""Tasks that are looked at in one look: overdue ones, and of those that are queued, and that run."""
 LOOKS_A_SCHEDULE = 6
 """Schedules, which are few and come by the minute, are looked at in one look of so many."""
 
@@ -36,11 +37,19 @@ LOOKS_A_SCHEDULE = 6
 class OverdueWork:
     """Looks for overdue tasks as long as it is open."""
 
-    def __init__(self, event_log: EventLog, readmodel: ReadModel, reactor: Reactor, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        event_log: EventLog,
+        readmodel: ReadModel,
+        reactor: Reactor,
+        scheduler: Scheduler,
+        stranded: StrandedWork,
+    ) -> None:
         self._log = event_log
         self._readmodel = readmodel
         self._reactor = reactor
         self._scheduler = scheduler
+        self._stranded = stranded
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -59,12 +68,14 @@ class OverdueWork:
         """
         before = self._log.clock() - late
         overdue = await self._readmodel.queries.overdue(before, MOST)
-        overdue += await self._readmodel.queries.queued_before(before, MOST)
-        return [task_id for task_id in overdue if await self._is_mended(TaskId(task_id))]
+        with_work = await self._readmodel.queries.with_work(before, MOST)
+        looks = [(TaskId(each), self._reactor.do_what_is_due) for each in overdue]
+        looks += [(TaskId(each), self._stranded.mend_lost) for each in with_work]
+        return [task_id for task_id, mend in looks if await self._is_mended(task_id, mend)]
 
-    async def _is_mended(self, task_id: TaskId) -> bool:
+    async def _is_mended(self, task_id: TaskId, mend: Callable[[TaskId], Awaitable[bool]]) -> bool:
         try:
-            mended = await self._reactor.do_what_is_due(task_id)
+            mended = await mend(task_id)
         except BitingLipError as error:
             log.debug("task %s: it is looked at again: %s", task_id, error)
             return False

@@ -237,9 +237,9 @@ class Queries:
         """Return tasks for which something has been due since a time, and has not come; the oldest, so many at most."""
         return [task_id for (task_id,) in await self._rows("overdue", {"before": _naive(before), "limit": most})]
 
-    async def queued_before(self, before: datetime, most: int) -> list[str]:
-        """Return some of the tasks that have been in their queues since before a time, by chance."""
-        found = await self._rows("queued_before", {"before": _naive(before), "limit": most})
+    async def with_work(self, before: datetime, most: int) -> list[str]:
+        """Return tasks that should have a work message since a time: some of each, so many at most, by chance."""
+        found = await self._rows("with_work", {"before": _naive(before), "limit": most})
         return [task_id for (task_id,) in found]
 
     async def timeline(

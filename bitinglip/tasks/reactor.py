@@ -12,7 +12,7 @@ from bitinglip.events.log import EventLog
 from bitinglip.events.reactions import NotYetError, Reactions
 from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.ids import TaskId
-from bitinglip.tasks.commands import RequeueTask, WakeTask
+from bitinglip.tasks.commands import WakeTask
 from bitinglip.tasks.dependents import Dependents
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import awaited_timer, fold, is_expired
@@ -49,8 +49,7 @@ class Reactor:
     async def do_what_is_due(self, task_id: TaskId) -> bool:
         """Expire, queue or release a task if its time has come, whether or not anything told so; true if it was.
 
-        One that is queued, and has no message in any queue, gets another one. An attempt that is to follow another one
-        at once waits by the message of that one, which was handed back.
+        An attempt that is to follow another one at once waits by the message of that one, which was handed back.
 
         Raises:
             Conflict, NoServer: it is to be tried again.
@@ -63,11 +62,11 @@ class Reactor:
             return True
         if task.waits_for_others:
             return await self._dependents.look(task_id)
+        if task.state != "scheduled":
+            return False
         if await get_last(self._log.connection, QUEUE, subjects.work_of(task_id)) is not None:
             return False
-        queued = task.state == "queued"
-        command = RequeueTask(ready_sequence=task.ready_sequence) if queued else WakeTask(now=now)
-        return (await self._inbox.settle(task, command)).sequence != task.sequence
+        return (await self._inbox.settle(task, WakeTask(now=now))).sequence != task.sequence
 
     async def _react(self, subject: str, _: bytes) -> None:
         sort, task_id, what = subject.split(".")[1:4]

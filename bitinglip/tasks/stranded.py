@@ -1,5 +1,8 @@
 """Stranded work is mended in the log: the task is queued once more, and the message that nobody has is taken out.
 
+And lost work, of which no queue has a message: of three servers, one of which was struck, QUEUE was seen to lack what
+it should have had from TASKS, and what a killed worker had (nats-server 2.15.1). Whoever suspects it names the task.
+
 Every gateway looks. What it appends expects that the task has not changed since, so a task that somebody holds after
 all is left alone, and of two gateways one gets in.
 """
@@ -10,16 +13,18 @@ import asyncio
 import logging
 import random
 import time
+from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
 from bitinglip.events import subjects
+from bitinglip.events.direct import get_last
 from bitinglip.events.ending import end
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.stranded import Stray, find_strays, first_waiting, remove_stray
-from bitinglip.events.streams import WORKERS, Route
+from bitinglip.events.streams import QUEUE, WORKERS, Route
 from bitinglip.events.task import TaskAssigned
-from bitinglip.events.worker import WorkerStarted, WorkerStopped
+from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
 from bitinglip.tasks.commands import FailAttempt, RequeueTask
 from bitinglip.tasks.inbox import Inbox
@@ -32,7 +37,8 @@ LOOK_S = 5.0
 """Seconds between two looks; what is seen in both is stranded."""
 SILENT_S = 60.0
 """A worker that has said nothing for so long runs nothing any more."""
-
+BEGUN_WITHIN = timedelta(seconds=10)
+"""A worker that has had an attempt for longer counts it among those that run."""
 
 QUEUES_A_LOOK, ENDED_A_LOOK = 20, 100
 """Queues that stand still of which the first messages are looked at, chosen by chance; and how many of each."""
@@ -47,8 +53,8 @@ class StrandedWork:
         self._look_s = look_s
         self._silent_s = silent_s
         self._seen: set[Stray] = set()
-        self._heard: dict[TaskId, tuple[int, float]] = {}
-        """For each stranded task that runs: its worker's last event, and since when (by our clock) it is the last."""
+        self._heard: dict[str, tuple[int, float]] = {}
+        """For each worker that was asked about: its last event, and since when (by our clock) it is the last."""
         self._handed_out: dict[Route, int] = {}
         """What each queue had handed out at the last look."""
         self._task: asyncio.Task[None] | None = None
@@ -70,9 +76,22 @@ class StrandedWork:
         found = await find_strays(self._log.connection)
         again = [stray for stray in found if stray in self._seen]
         self._seen = set(found)
-        tasks = {stray.task_id for stray in again}
-        self._heard = {task_id: heard for task_id, heard in self._heard.items() if task_id in tasks}
         return [stray.task_id for stray in again if await self._mend(stray)] + await self._clear_ended()
+
+    async def mend_lost(self, task_id: TaskId) -> bool:
+        """Give a task that is queued or runs another message if no queue has one; true if it was given one.
+
+        One that runs is left alone until its worker is gone. The queue is asked before the log: a message leaves it
+        only when the log has what became of the task.
+
+        Raises:
+            Conflict, NoServer: it is to be tried again.
+        """
+        if await get_last(self._log.connection, QUEUE, subjects.work_of(task_id)) is not None:
+            return False
+        history = await self._log.read_task(task_id)
+        task = fold(history)
+        return task is not None and task.state in ("queued", "running") and await self._hand_on(task, history)
 
     async def _run(self) -> None:
         while True:
@@ -129,17 +148,19 @@ class StrandedWork:
         return True
 
     async def _is_gone(self, task: Task, history: list[Recorded]) -> bool:
-        """Whether the worker that runs a task has ended since, or has been silent for long."""
+        """Whether the worker that runs a task has ended since, says it runs nothing, or has been silent for long."""
         assert task.worker_id is not None
         assigned = next(recorded for recorded in reversed(history) if isinstance(recorded.event, TaskAssigned))
         said = await self._log.read_latest(WORKERS, subjects.worker_subject(task.worker_id, "*"))
         ends = [each for each in said if isinstance(each.event, WorkerStarted | WorkerStopped)]
-        if any(each.recorded_at > assigned.recorded_at for each in ends):
+        beats = [each for each in said if isinstance(each.event, WorkerHeartbeat) and not each.event.running]
+        begun = assigned.recorded_at + BEGUN_WITHIN
+        if any(each.recorded_at > assigned.recorded_at for each in ends) or any(b.recorded_at > begun for b in beats):
             return True
         last = max((each.sequence for each in said), default=0)
-        heard = self._heard.get(task.id)
+        heard = self._heard.get(task.worker_id)
         if heard is None or heard[0] != last:
-            heard = self._heard[task.id] = (last, time.monotonic())
+            heard = self._heard[task.worker_id] = (last, time.monotonic())
         return time.monotonic() - heard[1] >= self._silent_s
 
     async def _take_from(self, task: Task) -> Task:

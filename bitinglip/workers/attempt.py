@@ -86,11 +86,10 @@ class Scribe:
         Raises:
             NoServer: the log cannot be asked, or who answers for it is behind its queue.
         """
-        recorded = delivery.event
-        if delivery.delivered == 1 and isinstance(recorded.event, TaskSubmitted):
-            task = evolve(None, recorded.event, recorded.sequence, recorded.time)
+        recorded, event = delivery.event, delivery.event.event
+        if _tells_all(delivery):
+            task = evolve(None, event, recorded.sequence, recorded.time)
         else:
-            event = recorded.event
             task = fold(await self._log.read_task(event.task_id)) if isinstance(event, TaskEvent) else None
         known = 0 if task is None else task.sequence
         if known < recorded.sequence and (task is not None or delivery.delivered < SURELY_NONE):
@@ -100,6 +99,25 @@ class Scribe:
             await delivery.ack()
             return None
         return Attempt(delivery, task)
+
+    async def open_all(self, deliveries: Seq[Delivery]) -> list[Attempt]:
+        """Return the attempts that work messages stand for, in their order; those for no task are left out, and acked.
+
+        One of which the log cannot tell now holds up no others: it is left out as well, to its lease.
+
+        Raises:
+            NoServer: the log can tell of none of them.
+        """
+        asked = [delivery for delivery in deliveries if not _tells_all(delivery)]
+        told = await asyncio.gather(*map(self.open, asked), return_exceptions=True)
+        answers = dict(zip([delivery.reply for delivery in asked], told, strict=True))
+        refused = [answer for answer in told if isinstance(answer, BaseException)]
+        for error in refused:
+            if not isinstance(error, NoServer) or len(refused) == len(deliveries):
+                raise error
+            log.info("a work message is left to its lease: %s", error)
+        opened = [answers[each.reply] if each.reply in answers else await self.open(each) for each in deliveries]
+        return [attempt for attempt in opened if isinstance(attempt, Attempt)]
 
     async def write(
         self, commands: Seq[tuple[Attempt, TaskCommand]], *, patient: bool = True
@@ -185,9 +203,12 @@ class Scribe:
         known = step.attempt.task.sequence
         try:
             await self.refresh(step.attempt)
-            if step.attempt.task.sequence == known and not await self._log.read_task(step.attempt.id):
-                step.result, step.done = Stale(), True  # it has ended long ago, and left the server
-                return None
+            if step.attempt.task.sequence == known:
+                task = fold(await self._log.read_task(step.attempt.id))
+                if task is None:
+                    step.result, step.done = Stale(), True  # it has ended long ago, and left the server
+                    return None
+                step.attempt.task = task  # what we knew to be its last event was a tick, and has left the log
             self._decide(step)
         except NoServer as error:
             return error
@@ -195,3 +216,8 @@ class Scribe:
             log.error("the history of task %s cannot be: %s", step.attempt.id, error)  # noqa: TRY400
             step.result, step.done = Stale(), True
         return None
+
+
+def _tells_all(delivery: Delivery) -> bool:
+    """Tell whether a work message is its task's whole history."""
+    return delivery.delivered == 1 and isinstance(delivery.event.event, TaskSubmitted)

@@ -144,7 +144,8 @@ class BatchRunner:
         self._waiting += len(deliveries)
         waiting = len(deliveries)
         try:
-            attempts = [attempt for attempt in await self._open(deliveries) if attempt is not None]
+            attempts = await self._scribe.open_all(deliveries)
+            self._let_go(deliveries, attempts)
             parts = apart(attempts, lambda attempt: company(attempt.task, self._settings.worker.max_batch))
             for part in parts:
                 async with self._rooms.enter(alone=part[0].task.crashes > 0):
@@ -178,8 +179,11 @@ class BatchRunner:
             if not self._running:
                 await self._files.tidy()
 
-    async def _open(self, deliveries: Seq[Delivery]) -> list[Attempt | None]:
-        return [await self._scribe.open(delivery) for delivery in deliveries]
+    def _let_go(self, deliveries: Seq[Delivery], attempts: Seq[Attempt]) -> None:
+        """Let go of the leases of work messages that came to nothing."""
+        opened = {attempt.delivery.reply for attempt in attempts}
+        for delivery in [each for each in deliveries if each.reply not in opened]:
+            self._leases.release(delivery)
 
     async def _assign(self, attempts: list[Attempt]) -> list[Attempt]:
         commands = [(each, self._words.assignment(each, self._model(each), len(attempts))) for each in attempts]

@@ -36,7 +36,7 @@ async def release(event_log: EventLog, worker_id: str, held: Collection[str], fa
 async def _settle(event_log: EventLog, worker_id: str, deliveries: Seq[Delivery], failure: Failure) -> set[str]:
     """Write the failure of those that it ran; returns where these are acked."""
     scribe = Scribe(event_log, 0, lambda: True)
-    attempts = [attempt for delivery in deliveries if (attempt := await scribe.open(delivery)) is not None]
+    attempts = await scribe.open_all(deliveries)
     running = [attempt for attempt in attempts if attempt.task.state == "running"]
     commands = [(attempt, _failed(attempt, event_log, worker_id, failure)) for attempt in running]
     outcomes = await scribe.write(commands, patient=False)

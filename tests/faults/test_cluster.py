@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -379,6 +380,33 @@ async def test_of_many_writers_one_gets_in_and_the_others_hear_of_a_conflict(log
         assert sum(isinstance(outcome, Conflict) for outcome in flat) == len(flat) - 1, flat
     for other in others:
         await other.close()
+
+
+@pytest.mark.timeout(120)
+async def test_what_is_under_way_and_may_never_arrive_is_no_conflict(servers: NatsCluster, log: EventLog) -> None:
+    """A leader that nobody follows any more refuses what would have to give way to something that is not stored."""
+    hasty = await EventLog.connect(Nats(url=servers.url("gateway"), replicas=3, append_timeout_s=2), "/test/hasty")
+    event = await Inbox(log, 65_536).prepare(SubmitTask(kind="echo", model="echo"))
+    leader = await leader_of(log, TASKS)
+    followers = [node for name, node in servers.nodes.items() if name != leader]
+    for node in followers:
+        node.signal(signal.SIGSTOP)
+    try:
+        outcomes = await hasty.append_all([hasty.task_append(event, 0) for _ in range(3)])
+        assert [type(outcome) for outcome in outcomes] == [NoServer] * 3, outcomes
+    finally:
+        for node in followers:
+            node.signal(signal.SIGCONT)
+    accepted = await eventually(partial(_accepted, Inbox(hasty, 65_536), event), within_s=60)
+    assert accepted.task_id == event.task_id
+    assert len(await log.read_task(event.task_id)) == 1
+    await hasty.close()
+
+
+async def _accepted(inbox: Inbox, event: TaskSubmitted) -> Accepted | None:
+    with suppress(NoServer):
+        return await inbox.append(event)
+    return None
 
 
 async def test_one_batch_is_added_to_by_many_at_once(log: EventLog) -> None:

@@ -13,8 +13,9 @@ from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS
-from bitinglip.events.subjects import encode_queue, work_of
-from bitinglip.events.task import TaskFailed, TaskQueued
+from bitinglip.events.subjects import encode_queue, work_of, worker_subject
+from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued
+from bitinglip.events.worker import WorkerStopped
 from bitinglip.gateway.overdue import OverdueWork
 from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
@@ -23,6 +24,7 @@ from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.reactor import Reactor
 from bitinglip.tasks.scheduler import Scheduler
 from bitinglip.tasks.schedules import CreateSchedule
+from bitinglip.tasks.stranded import StrandedWork
 from tests.integration.test_graphs import after, succeed
 from tests.integration.test_inbox import assign
 from tests.integration.test_times import echo, later, queue, types
@@ -47,7 +49,7 @@ async def readmodel(log: EventLog, tmp_path: Path) -> AsyncIterator[ReadModel]:
 @pytest.fixture
 def overdue(log: EventLog, inbox: Inbox, readmodel: ReadModel) -> OverdueWork:
     """Neither reactor nor scheduler has begun: nobody hears of what is due."""
-    return OverdueWork(log, readmodel, Reactor(log, inbox), Scheduler(log, inbox))
+    return OverdueWork(log, readmodel, Reactor(log, inbox), Scheduler(log, inbox), StrandedWork(log, inbox))
 
 
 async def found(overdue: OverdueWork, *task_ids: TaskId) -> None:
@@ -126,6 +128,26 @@ async def test_a_queued_task_that_no_queue_has_gets_another_message(
     assert await overdue.look(AT_ONCE) == []
 
 
+async def test_a_task_that_runs_and_that_no_queue_has_goes_on_elsewhere_once_its_worker_is_gone(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork
+) -> None:
+    lost, held = [(await inbox.submit(echo())).task_id for _ in range(2)]
+    await eventually(partial(queue, log))
+    last = 0
+    for task_id in (lost, held):
+        last = await assign(log, task_id, (await log.read_task(task_id))[-1].sequence)
+    await readmodel.wait(TASKS, last)
+    await log.purge_queued("normal", encode_queue("echo"), lost)
+    assert await overdue.look(AT_ONCE) == []  # somebody may be at it
+    worker_id = TaskAssigned.example["worker_id"]
+    stopped = WorkerStopped(worker_id=worker_id, node_id="n", reason="error")
+    await log.append(log.fact_append(stopped, worker_subject(worker_id, "stopped"), worker_id))
+    await found(overdue, lost)
+    assert await types(log, held) == ["submitted", "assigned"]  # its message goes to another worker, who sees to it
+    assert (await types(log, lost))[:3] == ["submitted", "assigned", "failed"]
+    await eventually(partial(has_work, log, lost))
+
+
 async def test_a_task_that_cannot_be_mended_now_holds_up_no_others(
     log: EventLog, inbox: Inbox, readmodel: ReadModel, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,7 +159,7 @@ async def test_a_task_that_cannot_be_mended_now_holds_up_no_others(
                 raise NoServer(problem="not now")
             return await super().do_what_is_due(task_id)
 
-    overdue = OverdueWork(log, readmodel, Hindered(log, inbox), Scheduler(log, inbox))
+    overdue = OverdueWork(log, readmodel, Hindered(log, inbox), Scheduler(log, inbox), StrandedWork(log, inbox))
     await found(overdue, second)
     assert f"task {second}: what was due" in caplog.text
     assert await types(log, first) == ["submitted"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from bitinglip.events.stranded import Stray
 from bitinglip.events.streams import QUEUE, TASKS, Route, consumer
 from bitinglip.events.subjects import WorkClass, encode_queue, encode_token, work_of, worker_subject
 from bitinglip.events.task import TaskCancelled, TaskEvent, TaskFailed, TaskQueued
-from bitinglip.events.worker import WorkerStarted, WorkerStopped
+from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
-from bitinglip.tasks.commands import AssignAttempt, RequeueTask, SubmitTask
+from bitinglip.tasks.commands import AssignAttempt, FailAttempt, ProgressAttempt, RequeueTask, SubmitTask
 from bitinglip.tasks.inbox import Inbox
-from bitinglip.tasks.state import State, Task, decide, evolve, fold
+from bitinglip.tasks.state import LOST_LEASE, State, Task, decide, evolve, fold
 from bitinglip.tasks.stranded import StrandedWork
 from bitinglip.workers.attempt import Scribe
 
@@ -242,6 +243,23 @@ async def test_a_worker_that_says_nothing_for_long_is_gone(log: EventLog, forget
     assert (await read(log, task_id)).failures == 1
 
 
+async def test_a_worker_that_runs_nothing_has_lost_what_it_had(
+    log: EventLog, forgetful: None, stranded: StrandedWork, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    (task_id,) = await strand(log, 1, eventually)
+    await assign(log, task_id)
+    for running in (1, 0):
+        for _ in range(3):
+            assert await stranded.look() == []
+        told = {"worker_id": WORKER, "running": running}
+        beat = WorkerHeartbeat.model_validate(WorkerHeartbeat.example | told)
+        await log.append(log.fact_append(beat, worker_subject(WORKER, "heartbeat"), WORKER))
+    assert await stranded.look() == []  # it may have come to it since
+    monkeypatch.setattr("bitinglip.tasks.stranded.BEGUN_WITHIN", timedelta(0))
+    assert await stranded.look() == [task_id]
+    assert (await read(log, task_id)).failures == 1
+
+
 async def test_work_that_waits_or_runs_is_left_alone(log: EventLog, stranded: StrandedWork) -> None:
     queue = WorkQueue(log.connection, 10)
     await queue.ensure([ROUTE])
@@ -334,6 +352,55 @@ async def test_a_worker_leaves_to_its_lease_what_a_copy_does_not_know_yet(
     attempt = await scribe.open(second)
     assert attempt is not None
     assert attempt.task.ready_sequence == second.event.sequence
+    await queue.close()
+
+
+async def test_work_of_which_the_log_cannot_tell_now_holds_up_no_other(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    await submit(log, 4)
+    queue = WorkQueue(log.connection, 30)
+    await queue.ensure([ROUTE])
+    first, *others = [replace(each, delivered=2) for each in await take(queue, 4, eventually)]
+    last = replace(others.pop(), delivered=1)
+    scribe, read_task = Scribe(log, 60, lambda: False), log.read_task
+    away = set(tasks_of([first]))
+
+    async def partly(task_id: TaskId, after: int = 0) -> list[Recorded]:
+        if task_id in away:
+            raise NoServer(problem="not now")
+        return await read_task(task_id, after)
+
+    monkeypatch.setattr(log, "read_task", partly)
+    opened = await scribe.open_all([first, *others, last])
+    assert [attempt.delivery for attempt in opened] == [*others, last]
+    assert await scribe.open_all([]) == []
+    with pytest.raises(NoServer, match="not now"):
+        await scribe.open_all([first])
+    away |= set(tasks_of(others))
+    assert [attempt.delivery for attempt in await scribe.open_all([first, *others, last])] == [last]
+    with pytest.raises(NoServer, match="not now"):
+        await scribe.open_all([first, *others])
+    await queue.close()
+
+
+async def test_an_attempt_outlives_the_tick_that_was_its_last_event(log: EventLog, eventually: Any) -> None:
+    (task_id,) = await submit(log, 1)
+    queue = WorkQueue(log.connection, 30)
+    await queue.ensure([ROUTE])
+    scribe = Scribe(log, 1, lambda: False)
+    (attempt,) = await scribe.open_all(await take(queue, 1, eventually))
+    attempt.task = await assign(log, task_id)
+    tick = ProgressAttempt(attempt=1, worker_id=WORKER, step=1, total=2)
+    assert await scribe.write([(attempt, tick)]) == [None]
+
+    async def left() -> bool:
+        return len(await log.read_task(task_id)) == 2
+
+    await eventually(left)
+    failed = FailAttempt(attempt=1, worker_id=WORKER, failure=LOST_LEASE, run_ms=1.0, now=log.clock(), jitter=0.0)
+    assert await scribe.write([(attempt, failed)]) == [None]
+    assert await states(log, [task_id]) == {"scheduled"}
     await queue.close()
 
 
