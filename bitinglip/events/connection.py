@@ -198,8 +198,15 @@ class Connection:
         if self.client.is_connected:
             with suppress(NatsError, asyncio.TimeoutError):
                 await self.client.flush(timeout=2)
-        with suppress(OSError, NatsError, RuntimeError):  # it may be gone already
-            await self.client.close()
+        try:
+            await cancellable(self.client.close())
+        except (OSError, NatsError, RuntimeError) as error:
+            log.debug("the connection was gone already: %s", error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            log.debug("the connection was gone already: its socket's reader was cancelled, and not we")
 
     def _acked(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         handler = self._answers.get(subject[len(self._inbox) + 1 :].decode())

@@ -6,51 +6,35 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from nats.aio.msg import Msg
 
 from bitinglip.errors import (
-    AppendRefused,
     BitingLipError,
-    Conflict,
-    NoServer,
-    NotPermitted,
-    PayloadTooLarge,
-    StreamFull,
 )
 from bitinglip.events import actor, subjects
+from bitinglip.events.appending import Append, Appender
 from bitinglip.events.batch import BatchEvent, BatchExtended
 from bitinglip.events.clock import ServerClock, seconds_of, system_clock
 from bitinglip.events.cold import task_messages
 from bitinglip.events.connection import Connection
 from bitinglip.events.consumers import QueueState, ask, queue_states
-from bitinglip.events.direct import get_after, get_first_after, get_last, get_last_each
+from bitinglip.events.direct import get_first_after, get_last, get_last_each
 from bitinglip.events.envelope import Messages, RawMessage, Recorded, decode, encode
 from bitinglip.events.ledger import LedgerEvent
 from bitinglip.events.live import LiveEvents
 from bitinglip.events.query import QueryEvent
 from bitinglip.events.registry import Event
 from bitinglip.events.schedule import ScheduleEvent
-from bitinglip.events.streams import FULL_CODES, LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
+from bitinglip.events.streams import LEDGER, MODELS, QUEUE, SCHEDULES, TASKS, WORKERS, ensure_streams
 from bitinglip.events.tail import IsOver, tail
 from bitinglip.events.task import TaskEvent
 from bitinglip.ids import Sequence, TaskId, Ulids
 from bitinglip.settings import Nats
-
-CONFLICT_CODES = frozenset({10071, 10164})
-TOO_LARGE_CODES = frozenset({10054, 10055})
-
-SOON_S, AGAIN_S = 0.005, 0.1
-"""Pauses until an append is sent again that came to nothing: the first, twice the one before, at most the last."""
-CHUNK = 32
-"""Appends that are written to the socket at a time."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -69,24 +53,6 @@ Ids = Callable[[], str]
 Clock = Callable[[], datetime]
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
-    """One event on its way into a stream."""
-
-    subject: str
-    id: str
-    payload: bytes
-    headers: dict[str, str]
-    scope: str
-    """Filter over which `expected` holds."""
-    expected: int | None
-
-    @property
-    def conflict(self) -> Conflict:
-        """The error if another writer was faster."""
-        return Conflict(subject=self.scope, expected=self.expected or 0)
-
-
 class EventLog:
     """The event log of one process. `source` names the process in every event that it appends."""
 
@@ -98,7 +64,7 @@ class EventLog:
         self.clock = clock
         self.ids = ids or Ulids(seconds_of(clock))
         self._settings = connection.settings
-        self._slots = asyncio.Semaphore(self._settings.in_flight)
+        self._appender = Appender(connection)
 
     @classmethod
     async def connect(cls, settings: Nats, source: str, ids: Ids | None = None, clock: Clock | None = None) -> EventLog:
@@ -223,84 +189,7 @@ class EventLog:
 
     async def append_all(self, appends: Seq[Append]) -> list[Sequence | BitingLipError]:
         """Store many events, all in flight at once (bounded); returns each one's sequence or error, in order."""
-        begun = time.monotonic()
-        waiting: list[asyncio.Future[Sequence] | BitingLipError] = []
-        for count, append in enumerate(appends, 1):
-            await self._slots.acquire()
-            waiting.append(await self._send(append))
-            if count % CHUNK == 0:
-                await asyncio.sleep(0)  # let these go out while the next ones are made
-        deadline = time.monotonic() + self._settings.append_timeout_s
-        return [
-            await self._settle(append, sent, begun, deadline) for append, sent in zip(appends, waiting, strict=True)
-        ]
-
-    async def _send(self, append: Append) -> asyncio.Future[Sequence] | BitingLipError:
-        acked: asyncio.Future[Sequence] = asyncio.get_running_loop().create_future()
-
-        def answered(msg: Msg) -> None:
-            if not acked.done():
-                _read_ack(msg, append, acked)
-
-        reply = self.connection.expect(answered)
-
-        def done(_: object) -> None:
-            self.connection.forget(reply)
-            self._slots.release()
-
-        acked.add_done_callback(done)
-        try:
-            await self.connection.publish(append.subject, append.payload, append.headers, reply)
-        except (NoServer, PayloadTooLarge) as error:
-            acked.cancel()
-            return error
-        return acked
-
-    async def _settle(
-        self, append: Append, sent: asyncio.Future[Sequence] | BitingLipError, begun: float, until: float
-    ) -> Sequence | BitingLipError:
-        """Return what became of an append, sent at `begun` at the earliest, `until` a time; by the monotonic clock."""
-        patience = self._settings.append_timeout_s / 4
-        pause_s, retried = min(SOON_S, patience), False
-        while True:
-            left_s = max(0.0, until - time.monotonic())
-            outcome = sent if isinstance(sent, BitingLipError) else await _outcome(sent, min(patience, left_s))
-            if isinstance(outcome, Conflict):
-                outcome = await self._look_into(outcome, append, retried=retried)
-            if isinstance(outcome, NoServer):
-                outcome = self.connection.unanswered(outcome.problem, begun, append.subject)
-            if not isinstance(outcome, NoServer) or isinstance(outcome, NotPermitted) or time.monotonic() >= until:
-                return outcome
-            retried = retried or not isinstance(sent, BitingLipError)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, AGAIN_S)
-            await self._slots.acquire()
-            sent = await self._send(append)
-
-    async def _look_into(self, conflict: Conflict, append: Append, *, retried: bool) -> Sequence | Conflict | NoServer:
-        """Return what is behind a conflict: what was sent twice may be in conflict with itself.
-
-        In a cluster also with what is on its way to all servers: if their leader is struck then, and leads no more, it
-        may never arrive. What was refused for that is not in the log, and nor is what it would have to give way to.
-        """
-        try:
-            if retried and (sequence := await self._find(append)) is not None:
-                return sequence
-            if not self.connection.clustered:
-                return conflict
-            last = await get_last(self.connection, _stream_of(append.scope), append.scope)
-        except NoServer as error:
-            return error
-        if (0 if last is None else last.sequence) != append.expected:
-            return conflict
-        return NoServer(problem=f"another event is on its way at {append.scope}")
-
-    async def _find(self, append: Append) -> Sequence | None:
-        """Return where an append of ours is that was sent twice: the conflict may be with itself."""
-        for message in await get_after(self.connection, _stream_of(append.scope), append.scope, append.expected or 0):
-            if orjson.loads(message.payload).get("id") == append.id:
-                return Sequence(message.sequence)
-        return None
+        return await self._appender.append_all(appends)
 
     def schedule_append(self, event: ScheduleEvent, expected: int, *, ttl_s: int | None = None) -> Append:
         """Prepare an event of a schedule, to be stored only if `expected` is the sequence of its last one."""
@@ -502,60 +391,6 @@ STREAM_FILTERS: dict[str, tuple[str, ...]] = {
 }
 """The events of each stream: timers and alarms, which lie in TASKS and SCHEDULES as well, are none."""
 
-_STREAMS = {"task": TASKS, "timer": TASKS, "due": TASKS, "worker": WORKERS, "node": WORKERS, "model": MODELS} | {
-    "batch": TASKS,
-    "schedule": SCHEDULES,
-    "alarm": SCHEDULES,
-    "ledger": LEDGER,
-    "query": LEDGER,
-}
-
 
 def _at(moment: datetime) -> str:
     return f"@at {moment.astimezone(UTC).isoformat(timespec='microseconds').replace('+00:00', 'Z')}"
-
-
-def _stream_of(subject: str) -> str:
-    return _STREAMS[subject.split(".")[1]]
-
-
-async def _outcome(acked: asyncio.Future[Sequence], timeout_s: float) -> Sequence | BitingLipError:
-    alarm = None if acked.done() else asyncio.get_running_loop().call_later(timeout_s, _give_up, acked)
-    try:
-        return await acked
-    except BitingLipError as error:
-        return error
-    finally:
-        if alarm is not None:
-            alarm.cancel()
-
-
-def _give_up(acked: asyncio.Future[Sequence]) -> None:
-    if not acked.done():
-        acked.set_exception(NoServer(problem="no ack in time"))
-
-
-def _read_ack(msg: Msg, append: Append, acked: asyncio.Future[Sequence]) -> None:
-    if not msg.data:
-        acked.set_exception(NoServer(problem="no stream takes this subject right now"))
-        return
-    answer: dict[str, Any] = orjson.loads(msg.data)
-    error = answer.get("error")
-    if error is None:
-        acked.set_result(Sequence(answer["seq"]))
-    else:
-        acked.set_exception(refusal(error, append))
-
-
-def refusal(error: dict[str, Any], append: Append) -> BitingLipError:
-    """Return what an ack that is an error means."""
-    code, text = error.get("err_code", 0), str(error.get("description", error))
-    if code in CONFLICT_CODES:
-        return append.conflict
-    if code in FULL_CODES:
-        return StreamFull(problem=text)
-    if code in TOO_LARGE_CODES:
-        return PayloadTooLarge(what="The event", limit_bytes=len(append.payload))
-    if error.get("code") == 503:
-        return NoServer(problem=text)
-    return AppendRefused(problem=f"{text} (code {code})", subject=append.subject)

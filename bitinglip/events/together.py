@@ -12,8 +12,9 @@ from collections.abc import Sequence as Seq
 import orjson
 from nats.aio.msg import Msg
 
-from bitinglip.errors import NoServer, NotPermitted
-from bitinglip.events.log import CHUNK, Append, EventLog, refusal
+from bitinglip.errors import Conflict, NoServer, NotPermitted
+from bitinglip.events.appending import CHUNK, Append, check_conflict, refusal
+from bitinglip.events.log import EventLog
 from bitinglip.ids import Sequence
 
 MOST = 1000
@@ -37,13 +38,21 @@ async def append_together(log: EventLog, appends: Seq[Append]) -> Sequence:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return await _send(log, appends, timeout_s / 2)
+            return await _send_checked(log, appends, timeout_s / 2)
         except NotPermitted:
             raise
         except NoServer:
             if time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(min(0.1, timeout_s / 4))
+
+
+async def _send_checked(log: EventLog, appends: Seq[Append], timeout_s: float) -> Sequence:
+    try:
+        return await _send(log, appends, timeout_s)
+    except Conflict:
+        await check_conflict(log.connection, reversed(appends))  # the last one is mostly the batch's
+        raise
 
 
 async def _send(log: EventLog, appends: Seq[Append], timeout_s: float) -> Sequence:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
 from bitinglip.events.ending import end
 from bitinglip.events.log import EventLog
+from bitinglip.events.streams import Route
 from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.tasks.reactor import Reactor
@@ -64,23 +65,33 @@ class OverdueWork:
         """Look once; returns the tasks for which something was done. One for which that fails holds up no others.
 
         Raises:
-            BitingLipError: the read model cannot be asked.
+            BitingLipError: the read model, or the server, cannot be asked.
         """
         before = self._log.clock() - late
         overdue = await self._readmodel.queries.overdue(before, MOST)
         with_work = await self._readmodel.queries.with_work(before, MOST)
-        looks = [(TaskId(each), self._reactor.do_what_is_due) for each in overdue]
-        looks += [(TaskId(each), self._stranded.mend_lost) for each in with_work]
-        return [task_id for task_id, mend in looks if await self._is_mended(task_id, mend)]
+        handed_out = {state.route: state.handed_out for state in await self._log.queue_states()}
+        due = [task_id for task_id in map(TaskId, overdue) if await self._is_mended(self._do, task_id, handed_out)]
+        mend = self._stranded.mend_lost
+        return due + [each for each in map(TaskId, with_work) if await self._is_mended(mend, each, handed_out)]
 
-    async def _is_mended(self, task_id: TaskId, mend: Callable[[TaskId], Awaitable[bool]]) -> bool:
+    async def _do(self, task_id: TaskId, handed_out: Mapping[Route, int]) -> bool:
+        """Do what is due; a retry may be due whose message was handed back, and comes to nobody."""
+        return await self._reactor.do_what_is_due(task_id) or await self._stranded.mend_lost(task_id, handed_out)
+
+    async def _is_mended(
+        self,
+        mend: Callable[[TaskId, Mapping[Route, int]], Awaitable[bool]],
+        task_id: TaskId,
+        handed_out: Mapping[Route, int],
+    ) -> bool:
         try:
-            mended = await mend(task_id)
+            mended = await mend(task_id, handed_out)
         except BitingLipError as error:
             log.debug("task %s: it is looked at again: %s", task_id, error)
             return False
         if mended:
-            log.warning("task %s: what was due about it had been lost; it goes on", task_id)
+            log.warning("task %s: it had come to a stop, and goes on", task_id)
         return mended
 
     async def _run(self) -> None:

@@ -21,7 +21,8 @@ from bitinglip.errors import (
     TaskNotFound,
 )
 from bitinglip.events import artifacts, subjects
-from bitinglip.events.log import Append, EventLog
+from bitinglip.events.appending import Append
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.events.task import ArtifactRef, Requires, RetryPolicy, TaskEvent, TaskQueued, TaskSubmitted
 from bitinglip.ids import Sequence, TaskId, task_id_for_key

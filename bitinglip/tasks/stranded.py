@@ -1,7 +1,8 @@
 """Stranded work is mended in the log: the task is queued once more, and the message that nobody has is taken out.
 
-And lost work, of which no queue has a message: of three servers, one of which was struck, QUEUE was seen to lack what
-it should have had from TASKS, and what a killed worker had (nats-server 2.15.1). Whoever suspects it names the task.
+And lost work: of three servers, one of which was struck, QUEUE was seen to lack what it should have had from TASKS, and
+what a killed worker had; and what was handed out to workers that were killed came to others only after minutes, though
+they asked for it (nats-server 2.15.1). Whoever suspects it names the task.
 
 Every gateway looks. What it appends expects that the task has not changed since, so a task that somebody holds after
 all is left alone, and of two gateways one gets in.
@@ -10,9 +11,11 @@ all is left alone, and of two gateways one gets in.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
@@ -23,10 +26,10 @@ from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.stranded import Stray, find_strays, first_waiting, remove_stray
 from bitinglip.events.streams import QUEUE, WORKERS, Route
-from bitinglip.events.task import TaskAssigned
+from bitinglip.events.task import TaskAssigned, TaskQueued
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
-from bitinglip.tasks.commands import FailAttempt, RequeueTask
+from bitinglip.tasks.commands import FailAttempt, RequeueTask, WakeTask
 from bitinglip.tasks.inbox import Inbox
 from bitinglip.tasks.state import LOST_LEASE, AwaitTimer, Task, fold
 from bitinglip.tasks.timers import ensure_timer
@@ -37,6 +40,8 @@ LOOK_S = 5.0
 """Seconds between two looks; what is seen in both is stranded."""
 SILENT_S = 60.0
 """A worker that has said nothing for so long runs nothing any more."""
+STUCK = timedelta(seconds=30)
+"""What was handed out, and of which nothing has come for so long, is handed out again; then after twice as long."""
 BEGUN_WITHIN = timedelta(seconds=10)
 """A worker that has had an attempt for longer counts it among those that run."""
 
@@ -78,20 +83,32 @@ class StrandedWork:
         self._seen = set(found)
         return [stray.task_id for stray in again if await self._mend(stray)] + await self._clear_ended()
 
-    async def mend_lost(self, task_id: TaskId) -> bool:
-        """Give a task that is queued or runs another message if no queue has one; true if it was given one.
+    async def mend_lost(self, task_id: TaskId, handed_out: Mapping[Route, int]) -> bool:
+        """Give a task that waits or runs another message if nobody is given its own; true if it was given one.
 
-        One that runs is left alone until its worker is gone. The queue is asked before the log: a message leaves it
-        only when the log has what became of the task.
+        That is so if no queue has one; or if it was handed out (`handed_out`: up to where each queue's were), and for
+        long nothing has come of it. One that runs is left alone until its worker is gone. The queue is asked before the
+        log: a message leaves it only when the log has what became of the task.
 
         Raises:
             Conflict, NoServer: it is to be tried again.
         """
-        if await get_last(self._log.connection, QUEUE, subjects.work_of(task_id)) is not None:
+        message = await get_last(self._log.connection, QUEUE, subjects.work_of(task_id))
+        if message is not None and message.sequence > _handed_out(handed_out, message.subject):
             return False
         history = await self._log.read_task(task_id)
         task = fold(history)
-        return task is not None and task.state in ("queued", "running") and await self._hand_on(task, history)
+        if task is None or task.ended or (message is not None and not self._is_stuck(history)):
+            return False
+        if task.state == "scheduled":
+            return (await self._inbox.settle(task, WakeTask(now=self._log.clock()))).sequence != task.sequence
+        return await self._hand_on(task, history)
+
+    def _is_stuck(self, history: list[Recorded]) -> bool:
+        """Whether nothing has happened to a task for long; the more often it was found so, the longer."""
+        since_assigned = itertools.takewhile(lambda each: not isinstance(each.event, TaskAssigned), reversed(history))
+        times = sum(isinstance(each.event, TaskQueued) and each.event.reason == "stranded" for each in since_assigned)
+        return self._log.clock() - history[-1].recorded_at > STUCK * 2**times
 
     async def _run(self) -> None:
         while True:
@@ -171,3 +188,9 @@ class StrandedWork:
             attempt=task.attempt, worker_id=task.worker_id, failure=LOST_LEASE, run_ms=0.0, now=now, jitter=0.0
         )
         return await self._inbox.settle(task, lost)
+
+
+def _handed_out(handed_out: Mapping[Route, int], subject: str) -> int:
+    """Return up to where the messages of the queue were handed out that a work message's subject names."""
+    lane, queue = subject.split(".")[2:4]
+    return handed_out.get(Route(lane, queue), 0)

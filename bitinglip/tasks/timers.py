@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from bitinglip.errors import Conflict
-from bitinglip.events.log import Append, EventLog
+from bitinglip.events.appending import Append
+from bitinglip.events.log import EventLog
 from bitinglip.tasks.outgrown import ensure_queue
 from bitinglip.tasks.routing import route_now
 from bitinglip.tasks.state import AwaitTimer, Task, queued_in_time

@@ -14,7 +14,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from bitinglip.errors import BitingLipError, Conflict, IllegalTransition, NoServer
-from bitinglip.events.log import Append, EventLog
+from bitinglip.events.appending import Append
+from bitinglip.events.log import EventLog
 from bitinglip.events.queue import Delivery
 from bitinglip.events.task import TaskEvent, TaskProgressed, TaskSubmitted
 from bitinglip.ids import TaskId

@@ -17,8 +17,9 @@ from nats.js.errors import APIError
 
 from bitinglip.errors import Conflict, IncompatibleStream, NoServer, PayloadTooLarge
 from bitinglip.events import artifacts
+from bitinglip.events.appending import Append, Appender
 from bitinglip.events.client import PORTION_BYTES
-from bitinglip.events.log import Append, EventLog
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS, WORKERS, ensure_streams
 from bitinglip.events.subjects import TaskSubject, encode_token
 from bitinglip.events.task import TaskAssigned, TaskCancelRequested, TaskProgressed, TaskQueued, TaskSubmitted
@@ -85,7 +86,7 @@ async def test_an_append_that_is_sent_again_is_recognised(log: EventLog) -> None
     stored = await log.append(append)
     await log.append(tick(log, task_id, stored, 2))
     # The very same append once more, as after a lost ack: a conflict with itself.
-    assert await log._find(append) == stored  # pyright: ignore[reportPrivateUsage]
+    assert await Appender(log.connection)._find(append) == stored  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_many_are_in_flight_and_each_knows_its_own_sequence(log: EventLog) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
 from bitinglip.events.log import EventLog
+from bitinglip.events.queue import WorkQueue
 from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.events.subjects import encode_queue, work_of, worker_subject
 from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued
@@ -27,6 +28,7 @@ from bitinglip.tasks.schedules import CreateSchedule
 from bitinglip.tasks.stranded import StrandedWork
 from tests.integration.test_graphs import after, succeed
 from tests.integration.test_inbox import assign
+from tests.integration.test_stranded import ROUTE, take, tasks_of
 from tests.integration.test_times import echo, later, queue, types
 from tests.support.server import eventually
 
@@ -148,6 +150,37 @@ async def test_a_task_that_runs_and_that_no_queue_has_goes_on_elsewhere_once_its
     await eventually(partial(has_work, log, lost))
 
 
+async def test_work_that_was_handed_out_and_comes_to_nothing_is_handed_out_again(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was given it may have died, and the server not hand it out for minutes."""
+    taken, failed, waiting = [(await inbox.submit(echo())).task_id for _ in range(3)]
+    work = WorkQueue(log.connection, 30)
+    await work.ensure([ROUTE])
+    assert tasks_of(await take(work, 2, eventually)) == [taken, failed]
+    sequence = await assign(log, failed, (await log.read_task(failed))[-1].sequence)
+    told = {"task_id": failed, "attempt": 1, "retry_at": log.clock()}
+    event = TaskFailed.model_validate(TaskFailed.example | told)
+    await readmodel.wait(TASKS, await log.append(log.task_append(event, sequence)))
+    assert await overdue.look(AT_ONCE) == []
+    in_time(log, monkeypatch, 45)
+    await found(overdue, taken, failed)
+    reasons = [(await log.read_task(task_id))[-1].event for task_id in (taken, failed)]
+    assert [event.reason for event in reasons if isinstance(event, TaskQueued)] == ["stranded", "retry"]
+    assert await types(log, waiting) == ["submitted"]
+    assert await overdue.look(AT_ONCE) == []  # the new messages wait
+    assert set(tasks_of(await take(work, 3, eventually))) == {waiting, taken, failed}
+    await found(overdue, waiting, failed)
+    in_time(log, monkeypatch, 75)  # twice as long
+    await found(overdue, taken)
+    await work.close()
+
+
+def in_time(log: EventLog, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the log's clock tell a later time."""
+    monkeypatch.setattr(log, "clock", lambda: datetime.now(UTC) + timedelta(seconds=seconds))
+
+
 async def test_a_task_that_cannot_be_mended_now_holds_up_no_others(
     log: EventLog, inbox: Inbox, readmodel: ReadModel, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,7 +194,7 @@ async def test_a_task_that_cannot_be_mended_now_holds_up_no_others(
 
     overdue = OverdueWork(log, readmodel, Hindered(log, inbox), Scheduler(log, inbox), StrandedWork(log, inbox))
     await found(overdue, second)
-    assert f"task {second}: what was due" in caplog.text
+    assert f"task {second}: it had come to a stop" in caplog.text
     assert await types(log, first) == ["submitted"]
 
 

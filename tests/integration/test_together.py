@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bitinglip.errors import Conflict
-from bitinglip.events.log import Append, EventLog
+from bitinglip.events.appending import Append
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE, TASKS
 from bitinglip.events.task import TaskSubmitted
 from bitinglip.events.together import MOST, append_together

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from bitinglip.errors import NoServer
-from bitinglip.events.log import Append, EventLog
+from bitinglip.events.appending import Append
+from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
 from bitinglip.gateway import batches as routes
 from bitinglip.ids import Sequence
