@@ -13,6 +13,7 @@ import base64
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from collections.abc import Sequence as Seq
 from datetime import UTC, datetime
 from typing import Any
 
@@ -98,11 +99,17 @@ async def get_last_each(connection: Connection, stream: str, subject: str) -> li
     Raises:
         NoServer: the server does not answer.
     """
+    return await _get_up_to_last(connection, stream, subject, 0, lambda: get_last_of(connection, stream, (subject,)))
 
-    async def get() -> list[RawMessage]:
-        return (await _request(connection, stream, {"multi_last": [subject]}, batched=True))[0]
 
-    return await _get_up_to_last(connection, stream, subject, 0, get)
+async def get_last_of(connection: Connection, stream: str, filters: Seq[str]) -> list[RawMessage]:
+    """Return the last message on each subject that any of the filters stands for, as one copy has them all.
+
+    Raises:
+        NoServer: the server does not answer.
+    """
+    found, _ = await _request(connection, stream, {"multi_last": list(filters)}, batched=True)
+    return found
 
 
 async def _get_up_to_last(

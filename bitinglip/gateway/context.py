@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from bitinglip.errors import TaskNotFound
 from bitinglip.events import subjects
+from bitinglip.events.absence import confirm_absent
 from bitinglip.events.log import EventLog
 from bitinglip.events.notary import Notary
 from bitinglip.events.signing import SigningKey
@@ -122,12 +123,14 @@ class Gateway:
     async def _task_from_elsewhere(self, task_id: TaskId) -> TaskRow:
         """Return a task that came through another gateway a moment ago."""
         last = await self.log.read_last(TASKS, subjects.task_events(task_id))
-        if last is not None:
-            await self.readmodel.wait(TASKS, last.sequence)
-            row = await self.readmodel.queries.task(task_id)
-            if row is not None:
-                return row
-        raise TaskNotFound(task_id=task_id)
+        if last is None:
+            await confirm_absent(self.log, task_id)
+            raise TaskNotFound(task_id=task_id)
+        await self.readmodel.wait(TASKS, last.sequence)
+        row = await self.readmodel.queries.task(task_id)
+        if row is None:
+            raise TaskNotFound(task_id=task_id)
+        return row
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.errors import TaskNotFound
+from bitinglip.events.absence import confirm_absent
 from bitinglip.events.cold import task_messages
 from bitinglip.events.envelope import RawMessage, decode
 from bitinglip.events.live import LiveEvents
@@ -125,6 +126,7 @@ async def _beside(gateway: Gateway, history: list[RawMessage]) -> AsyncGenerator
 async def _history(gateway: Gateway, task_id: TaskId) -> list[RawMessage]:
     history = await task_messages(gateway.log.connection, task_id)
     if not history:
+        await confirm_absent(gateway.log, task_id)
         raise TaskNotFound(task_id=task_id)
     return history
 

@@ -21,6 +21,7 @@ from bitinglip.errors import (
     TaskNotFound,
 )
 from bitinglip.events import artifacts, subjects
+from bitinglip.events.absence import confirm_absent
 from bitinglip.events.appending import Append
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import TASKS
@@ -128,7 +129,7 @@ class Inbox:
         history = await self._log.read_task(task_id)
         task = fold(history)
         if task is None:
-            raise TaskNotFound(task_id=task_id)
+            raise await self._not_found(task_id)
         decide(task, command)  # it says so if the task cannot be forgotten
         await privacy.destroy(self._log.connection, history)
         return await self._say_forgotten(task, command)
@@ -165,7 +166,7 @@ class Inbox:
         """
         task = fold(await self._log.read_task(task_id))
         if task is None:
-            raise TaskNotFound(task_id=task_id)
+            raise await self._not_found(task_id)
         if task.state not in RETRIED:
             raise IllegalTransition(task_id=task_id, state=task.state, action="be retried")
         if task.forgotten:
@@ -236,8 +237,12 @@ class Inbox:
         """
         task = fold(await self._log.read_task(task_id))
         if task is None:
-            raise TaskNotFound(task_id=task_id)
+            raise await self._not_found(task_id)
         return await self._persist(task, command)
+
+    async def _not_found(self, task_id: TaskId) -> TaskNotFound:
+        await confirm_absent(self._log, task_id)
+        return TaskNotFound(task_id=task_id)
 
     async def _persist(self, task: Task, command: WaitingCommand | FailAttempt) -> Task:
         """Carry a command out on a task; if somebody else's event was faster, on what the task is by then."""

@@ -17,8 +17,9 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from bitinglip.errors import Conflict, NoServer
+from bitinglip.errors import Conflict, NoServer, TaskNotFound
 from bitinglip.events import subjects
+from bitinglip.events.absence import confirm_absent
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.consumers import ask
 from bitinglip.events.envelope import RawMessage, Recorded
@@ -401,6 +402,38 @@ async def test_what_is_under_way_and_may_never_arrive_is_no_conflict(servers: Na
     assert accepted.task_id == event.task_id
     assert len(await log.read_task(event.task_id)) == 1
     await hasty.close()
+
+
+@pytest.mark.timeout(120)
+async def test_that_there_is_no_such_task_is_told_only_by_who_would_know(
+    servers: NatsCluster, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that is one no more may lack what the others have accepted since."""
+    hasty = await EventLog.connect(Nats(url=servers.url("gateway"), replicas=3, append_timeout_s=2), "/test/hasty")
+    inbox, nobody = Inbox(hasty, 65_536), TaskId(log.ids())
+    with pytest.raises(TaskNotFound):
+        await inbox.cancel(nobody, CancelTask(by="test"))
+    await confirm_absent(hasty, nobody)
+    there = (await inbox.submit(SubmitTask(kind="echo", model="echo"))).task_id
+    with monkeypatch.context() as patch:
+        patch.setattr("bitinglip.events.direct._get_from_leader", _answered_by_a_former_leader)
+        with pytest.raises(NoServer, match="had yet to hear of"):
+            await inbox.cancel(there, CancelTask(by="test"))
+    leader = await leader_of(log, TASKS)
+    followers = [node for name, node in servers.nodes.items() if name != leader]
+    for node in followers:
+        node.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(NoServer):
+            await confirm_absent(hasty, nobody)
+    finally:
+        for node in followers:
+            node.signal(signal.SIGCONT)
+    await hasty.close()
+
+
+async def _answered_by_a_former_leader(*_: object) -> None:
+    return None
 
 
 async def _accepted(inbox: Inbox, event: TaskSubmitted) -> Accepted | None:
