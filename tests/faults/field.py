@@ -78,7 +78,7 @@ class Field:
         # that crashes its engine, and all of them had to run again, many of them alone.
         worker = {
             "BITINGLIP_WORKER_LEASE_S": self._lease_s,
-            "BITINGLIP_WORKER_MAX_BATCH": 256 if len(self.servers.all) == 1 else 32,
+            "BITINGLIP_WORKER_MAX_BATCH": 256 if len(self.servers.all) == 1 else 64,
             "BITINGLIP_WORKER_HEARTBEAT_S": 1,
         }
         ports = free_ports(2)
