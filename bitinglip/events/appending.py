@@ -120,7 +120,7 @@ class Appender:
             left_s = max(0.0, until - time.monotonic())
             outcome = sent if isinstance(sent, BitingLipError) else await _outcome(sent, min(patience_s, left_s))
             if isinstance(outcome, Conflict):
-                outcome = await self._look_into(outcome, append, retried=retried)
+                outcome = await self._look_into(outcome, append, until, retried=retried)
             if isinstance(outcome, NoServer):
                 outcome = self._connection.unanswered(outcome.problem, begun, append.subject)
             if not isinstance(outcome, NoServer) or isinstance(outcome, NotPermitted) or time.monotonic() >= until:
@@ -131,8 +131,12 @@ class Appender:
             await self._slots.acquire()
             sent = await self._send(append)
 
-    async def _look_into(self, conflict: Conflict, append: Append, *, retried: bool) -> Sequence | Conflict | NoServer:
+    async def _look_into(
+        self, conflict: Conflict, append: Append, until: float, *, retried: bool
+    ) -> Sequence | Conflict | NoServer:
         """Return what is behind a conflict: what was sent twice may be in conflict with itself."""
+        if self._connection.clustered and time.monotonic() >= until:
+            return NoServer(problem="a conflict, and no time left to see with what")
         try:
             if retried and (sequence := await self._find(append)) is not None:
                 return sequence

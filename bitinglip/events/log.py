@@ -13,9 +13,7 @@ from typing import Any
 
 import orjson
 
-from bitinglip.errors import (
-    BitingLipError,
-)
+from bitinglip.errors import BitingLipError
 from bitinglip.events import actor, subjects
 from bitinglip.events.appending import Append, Appender
 from bitinglip.events.batch import BatchEvent, BatchExtended

@@ -423,3 +423,27 @@ class TestOutage:
         await asyncio.wait_for(reading, 30)
         assert tailed == followed == [sequence, second, third]
         await log.close()
+
+
+async def test_a_socket_that_is_cancelled_as_it_closes_cancels_nobody_else(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py waits for its socket's own waiter, which is cancelled if the connection is lost just then."""
+    connection = (await EventLog.connect(Nats(url=nats_url), "/test")).connection
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.client, "close", cancelled)
+        await connection.close()
+        patch.setattr(connection.client, "close", never)
+        closing = asyncio.create_task(connection.close())
+        await asyncio.sleep(0)  # sleep-ok: it begins
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    await connection.close()
