@@ -44,7 +44,7 @@ SLOWEST_BYTES_PER_S = 1 << 20
 ORPHAN_S = 3600.0
 """Age at which a file that the index does not know is somebody's who has died."""
 PURGES_AT_ONCE = 32
-PURGE_S = 120.0
+PURGE_S, PURGE_AGAIN_S = 120.0, 10.0
 """How long the server may take to let many messages leave; what it was asked for it does in any case."""
 _DECLARED = (model, node, schedule, task, worker)
 """Modules that declare ticks: they are in the registry once these are imported."""
@@ -192,7 +192,7 @@ async def purge(connection: Connection, stream: str, subject: str, before: int |
         NoServer: the server does not answer, or refuses.
     """
     body: dict[str, Any] = {"filter": subject} | ({"seq": before} if before is not None else {})
-    return (await ask(connection, f"STREAM.PURGE.{stream}", body, PURGE_S)).get("purged", 0)
+    return (await ask(connection, f"STREAM.PURGE.{stream}", body, PURGE_S, PURGE_AGAIN_S)).get("purged", 0)
 
 
 async def purge_all(connection: Connection, stream: str, chosen: list[str], before: int) -> int:

@@ -70,15 +70,25 @@ async def queue_states(connection: Connection, ready: Callable[[], Awaitable[Non
     return [_state(route, told) async for told in pages if (route := _route(told["name"])) is not None]
 
 
-async def ask(connection: Connection, what: str, body: dict[str, Any], answer_s: float = ANSWER_S) -> dict[str, Any]:
+async def ask(
+    connection: Connection,
+    what: str,
+    body: dict[str, Any],
+    answer_s: float = ANSWER_S,
+    again_s: float | None = None,
+) -> dict[str, Any]:
     """Send a request to the server's JetStream API, and return its answer, which may take so long.
+
+    A cluster that loses the leader that was asked never answers. `again_s`: how often what may be done twice is asked
+    again then; what only reads is in any case.
 
     Raises:
         NoServer: it does not answer, or refuses.
         NotPermitted: this user may not ask that.
     """
     subject, asked = f"$JS.API.{what}", time.monotonic()
-    again_s = AGAIN_S if connection.clustered and what.startswith(READS) else answer_s
+    again_s = AGAIN_S if what.startswith(READS) else again_s or answer_s
+    again_s = again_s if connection.clustered else answer_s
     answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
 
     def answered(msg: Msg) -> None:

@@ -272,7 +272,10 @@ class Agent:
             log.debug("nothing to pull from: %s", error)
             await asyncio.sleep(AWAY_S)
             return
-        for batch in group(deliveries, _compatible).values():
+        batches = list(group(deliveries, self._model).values())
+        for batch in batches[1:]:
+            await self._hand_back(batch)  # somebody else may be idle, and this worker is not for as long as that takes
+        for batch in batches[:1]:
             await self._serve(batch)
 
     async def _serve(self, batch: list[Delivery]) -> None:
@@ -487,8 +490,3 @@ class Agent:
 
 def _reference(delivery: Delivery) -> str:
     return decode_queue(delivery.route.queue)[0]
-
-
-def _compatible(delivery: Delivery) -> str:
-    """Tasks of one queue run on one model; their kind is looked at when they are opened."""
-    return delivery.route.queue

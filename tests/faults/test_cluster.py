@@ -20,6 +20,7 @@ import pytest
 from bitinglip.errors import Conflict, NoServer, TaskNotFound
 from bitinglip.events import subjects
 from bitinglip.events.absence import confirm_absent
+from bitinglip.events.archive import purge
 from bitinglip.events.batch import BatchOpened
 from bitinglip.events.consumers import ask
 from bitinglip.events.envelope import RawMessage, Recorded
@@ -41,6 +42,7 @@ from bitinglip.events.streams import (
     within,
 )
 from bitinglip.events.task import TaskEvent, TaskSubmitted
+from bitinglip.events.together import append_together
 from bitinglip.ids import TaskId
 from bitinglip.settings import Nats, Settings
 from bitinglip.tasks.batches import Batches, Part
@@ -324,11 +326,14 @@ async def test_who_asks_a_cluster_without_leaders_is_answered_once_it_has_them(
     for name in servers.nodes.keys() - {left}:
         await servers.nodes[name].kill()
     asking = asyncio.create_task(ask(asker.connection, f"STREAM.INFO.{TASKS}", {}, 90))
+    purging = asyncio.create_task(purge(asker.connection, TASKS, subjects.TIMERS, 1))
     await asyncio.sleep(0.5)  # sleep-ok: it has asked by then
     assert not asking.done()
+    assert not purging.done()
     await servers.start()
     async with asyncio.timeout(60):
         assert (await asking)["config"]["name"] == TASKS
+        assert await purging == 0
 
 
 @pytest.mark.timeout(120)
@@ -395,6 +400,8 @@ async def test_what_is_under_way_and_may_never_arrive_is_no_conflict(servers: Na
     try:
         outcomes = await hasty.append_all([hasty.task_append(event, 0) for _ in range(3)])
         assert [type(outcome) for outcome in outcomes] == [NoServer] * 3, outcomes
+        with pytest.raises(NoServer):
+            await append_together(hasty, [hasty.task_append(event, 0)])
     finally:
         for node in followers:
             node.signal(signal.SIGCONT)

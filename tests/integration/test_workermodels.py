@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,6 +34,7 @@ from bitinglip.workers.logfile import LogFile
 from bitinglip.workers.workerchild import WorkerChild
 from tests.integration.test_worker import echo, outcome, submit, until
 from tests.support.models import model_folder
+from tests.support.server import eventually
 
 Start = Callable[..., Awaitable[WorkerChild]]
 GPT2 = "openai-community/gpt2"
@@ -287,6 +289,41 @@ async def test_tasks_of_one_model_run_together_whatever_they_call_it(
     assert [type(recorded.event) for recorded in ended] == [TaskSucceeded] * 2
     assert [event.usage.output_tokens for each in ended if isinstance(event := each.event, TaskSucceeded)] == [200, 4]
     assert ended[1].sequence < ended[0].sequence
+
+
+async def test_what_came_for_another_model_meanwhile_is_left_to_who_is_idle(
+    log: EventLog, inbox: Inbox, tmp_path: Path
+) -> None:
+    """Two that were asked for may come at once; the second would wait for the end of the first."""
+    specs = [ModelSpec(kind="echo", reference=name) for name in ("one", "two")]
+    agent = Agent(log, Settings(data_dir=tmp_path), Identity("w", "n", "cpu"), specs)
+    queue, other = WorkQueue(log.connection, 30.0), WorkQueue(log.connection, 30.0)
+    routes = [Route("normal", encode_queue(name)) for name in ("one", "two")]
+    await queue.ensure(routes)
+    long, short = [
+        await submit(inbox, echo(steps=20, step_ms=100).model_copy(update={"model": name})) for name in ("one", "two")
+    ]
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 2:
+        for route in routes:
+            deliveries += await queue.pull(route, 1)
+
+    async def come_at_once() -> list[Delivery]:
+        return deliveries
+
+    agent._pull = come_at_once  # pyright: ignore[reportPrivateUsage]
+    running = asyncio.create_task(agent._round())  # pyright: ignore[reportPrivateUsage]
+    try:
+        (handed_back,) = await eventually(lambda: other.pull(routes[1], 1))
+        assert handed_back.delivered == 2
+        assert not running.done()
+        await running
+    finally:
+        await agent.runner.close()
+        await queue.close()
+        await other.close()
+    assert isinstance((await log.read_task(long))[-1].event, TaskSucceeded)
+    assert len(await log.read_task(short)) == 1
 
 
 async def revision(log: EventLog, task_id: TaskId) -> str | None:
