@@ -1,7 +1,7 @@
 """Stranded work is mended in the log: the task is queued once more, and the message that nobody has is taken out.
 
 And lost work: of three servers, one of which was struck, QUEUE was seen to lack what it should have had from TASKS, and
-what a killed worker had; and what was handed out to workers that were killed came to others only after minutes, though
+what a killed worker had; and what was handed out to workers that were killed came to others only after a minute, though
 they asked for it (nats-server 2.15.1). Whoever suspects it names the task.
 
 Every gateway looks. What it appends expects that the task has not changed since, so a task that somebody holds after
