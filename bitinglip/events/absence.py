@@ -1,7 +1,7 @@
 """That there is no such task: the one answer that a leader which is one no more gives wrongly, and nothing shows.
 
-A server whose disk is stuck, or that is cut off, may take itself for the leader for seconds (14 were seen) while the
-others have elected another one. What it has is true, if old. What it lacks may be there.
+A server whose disk is stuck, or that is cut off, may take itself for the leader while the others have elected another
+one. What it has is true, if old. What it lacks may be there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def confirm_absent(log: EventLog, task_id: TaskId) -> None:
     if not log.connection.clustered:
         return
     try:
-        stored = await log.append(log.timer_withdrawal(task_id, 0))
+        stored = await log.append(log.timer_withdrawal(task_id, 0))  # attempts count from 1: nobody's timer
     except StreamFull:
         return
     events, mark = subjects.task_events(task_id), subjects.timer(task_id, 0)

@@ -17,6 +17,7 @@ from bitinglip.errors import (
     IdempotencyMismatch,
     IllegalTransition,
     InvalidInput,
+    NoServer,
     TaskIsForgotten,
     TaskNotFound,
 )
@@ -253,7 +254,8 @@ class Inbox:
             except Conflict as error:
                 conflict = error
             reread = fold(await self._log.read_task(task.id))
-            assert reread is not None
+            if reread is None:
+                raise _unheard(task.id)
             task = reread
         assert conflict is not None
         raise conflict
@@ -375,7 +377,7 @@ class Inbox:
         history = await self._log.read_task(event.task_id)
         task = fold(history)
         if task is None:
-            raise Conflict(subject=subjects.task_events(event.task_id), expected=0)
+            raise _unheard(event.task_id)
         if event.private and event.params_ref is not None and event.params_ref != task.submitted.params_ref:
             await artifacts.drop(self._log.connection, event.params_ref.sha256)
         if task.submitted.private and await privacy.was_forgotten(self._log.connection, history):
@@ -383,6 +385,11 @@ class Inbox:
         if task.submitted.request_sha256 != event.request_sha256:
             raise IdempotencyMismatch(key=event.idempotency_key or "", made=f"task {task.id}")
         return Accepted(task.id, Sequence(task.sequence), False, task.submitted.run_at, _waits(task.submitted))
+
+
+def _unheard(task_id: TaskId) -> NoServer:
+    """Return the error if a task is there, and a copy of the log that is behind does not know of it."""
+    return NoServer(problem=f"who answered for the log had yet to hear of task {task_id}")
 
 
 def _may_depend_on(command: SubmitTask, secrets: frozenset[TaskId], *, private: bool) -> None:

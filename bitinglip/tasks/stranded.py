@@ -25,7 +25,7 @@ from bitinglip.events.ending import end
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.stranded import Stray, find_strays, first_waiting, remove_stray
-from bitinglip.events.streams import QUEUE, WORKERS, Route
+from bitinglip.events.streams import QUEUE, TASKS, WORKERS, Route
 from bitinglip.events.task import TaskAssigned, TaskQueued
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.ids import TaskId
@@ -96,6 +96,9 @@ class StrandedWork:
         message = await get_last(self._log.connection, QUEUE, subjects.work_of(task_id))
         if message is not None and message.sequence > _handed_out(handed_out, message.subject):
             return False
+        # A long history is not read to find that it goes on: a task that runs may have thousands of ticks.
+        if message is not None and not await self._is_quiet(task_id):
+            return False
         history = await self._log.read_task(task_id)
         task = fold(history)
         if task is None or task.ended or (message is not None and not self._is_stuck(history)):
@@ -103,6 +106,10 @@ class StrandedWork:
         if task.state == "scheduled":
             return (await self._inbox.settle(task, WakeTask(now=self._log.clock()))).sequence != task.sequence
         return await self._hand_on(task, history)
+
+    async def _is_quiet(self, task_id: TaskId) -> bool:
+        last = await self._log.read_last(TASKS, subjects.task_events(task_id))
+        return last is None or self._log.clock() - last.recorded_at > STUCK
 
     def _is_stuck(self, history: list[Recorded]) -> bool:
         """Whether nothing has happened to a task for long; the more often it was found so, the longer."""

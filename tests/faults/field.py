@@ -74,7 +74,7 @@ class Field:
         for number, name in enumerate(LINES):
             server = self.servers.all[number % len(self.servers.all)]
             self._lines[name] = await self._stack.enter_async_context(Proxy(server.port))
-        # A cluster without a leader half of the time has a backlog: in each full batch of 256 there would be a task
+        # A cluster that is often without a leader has a backlog: in each full batch of 256 there would be a task
         # that crashes its engine, and all of them had to run again, many of them alone.
         worker = {
             "BITINGLIP_WORKER_LEASE_S": self._lease_s,

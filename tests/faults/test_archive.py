@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,13 @@ async def in_stream(log: EventLog, up_to: int) -> set[int]:
 
 
 @pytest.mark.timeout(300)
-async def test_no_event_is_lost_whoever_is_killed(tmp_path: Path) -> None:
+async def test_no_event_is_lost_whoever_is_killed(tmp_path: Path, closing: AsyncExitStack) -> None:
     server, cluster, chance = RestartableServer(tmp_path / "nats"), Cluster("", tmp_path), random.Random(20261129)
+    closing.push_async_callback(server.stop)
+    closing.push_async_callback(cluster.close)
     await server.start()
     log = await EventLog.connect(Nats(url=server.url, append_timeout_s=30.0), "/test")
+    closing.push_async_callback(log.close)
     inbox, player, stored = Inbox(log, 65_536), Player(log), set[int]()
     env = EAGER | {"BITINGLIP_NATS_URL": server.url}
     gateways: list[Process] = [await cluster.gateway(**env) for _ in range(2)]
@@ -92,21 +96,22 @@ async def test_no_event_is_lost_whoever_is_killed(tmp_path: Path) -> None:
             return answer.json()["rows"] == [[len(stored) // 3]]
 
         await eventually(has_all, within_s=30)
-    await log.close()
-    await cluster.close()
-    await server.stop()
 
 
 @pytest.mark.timeout(300)
-async def test_no_event_is_lost_whichever_of_three_servers_is_killed(tmp_path: Path) -> None:
+async def test_no_event_is_lost_whichever_of_three_servers_is_killed(tmp_path: Path, closing: AsyncExitStack) -> None:
     """A server that was away has less than the others, and may be asked for what it has."""
     servers, chance = NatsCluster(tmp_path / "nats"), random.Random(20261130)
-    await servers.start()
     cluster = Cluster(servers.url("gateway"), tmp_path)
+    closing.push_async_callback(servers.kill)
+    closing.push_async_callback(cluster.close)
+    await servers.start()
     log, worker = [
         await EventLog.connect(Nats(url=servers.url(user), replicas=3, append_timeout_s=30.0), f"/test/{user}")
         for user in ("gateway", "worker")
     ]
+    closing.push_async_callback(log.close)
+    closing.push_async_callback(worker.close)
     inbox, player, stored, played = Inbox(log, 65_536), Player(worker), set[int](), 0
     gateways = [await cluster.gateway(**EAGER | {"BITINGLIP_NATS_REPLICAS": 3}) for _ in range(2)]
 
@@ -153,20 +158,19 @@ async def test_no_event_is_lost_whichever_of_three_servers_is_killed(tmp_path: P
     archived = await in_archive(log, tmp_path)
     assert stored <= set(archived)
     assert len(archived) == len(set(archived)) == 3 * played
-    await worker.close()
-    await log.close()
-    await cluster.close()
-    await servers.kill()
 
 
-async def test_a_full_store_drops_nothing_and_is_told(tmp_path: Path) -> None:
+async def test_a_full_store_drops_nothing_and_is_told(tmp_path: Path, closing: AsyncExitStack) -> None:
     most = 8 * 2**20
     server = PrivateServer(find_or_fetch(), tmp_path / "nats", port=0, max_store_bytes=most)
     await server.start()
+    closing.push_async_callback(server.stop)
     cluster = Cluster("", tmp_path)
+    closing.push_async_callback(cluster.close)
     env = EAGER | {"BITINGLIP_NATS_URL": server.url, "BITINGLIP_NATS_MAX_STORE_BYTES": most}
     gateway = await cluster.gateway(**env | {"BITINGLIP_ARCHIVE_EVERY_S": 0})
     log = await EventLog.connect(Nats(url=server.url), "/test")
+    closing.push_async_callback(log.close)
     accepted, refusal = await fill(log)
     assert isinstance(refusal, StreamFull)
     held = await log.messages(TASKS)
@@ -178,6 +182,3 @@ async def test_a_full_store_drops_nothing_and_is_told(tmp_path: Path) -> None:
         assert shown["behind_events"] == held
         metrics = (await client.get("/metrics")).text
         assert f'bitinglip_archive_behind_events{{stream="TASKS"}} {float(held)}' in metrics
-    await log.close()
-    await cluster.close()
-    await server.stop()

@@ -87,12 +87,6 @@ async def cluster(servers: NatsCluster, tmp_path: Path) -> AsyncIterator[Cluster
     await cluster.close()
 
 
-@pytest.fixture
-async def closing() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
 async def replicas_of(log: EventLog, stream: str) -> int:
     cluster = (await log.connection.js.stream_info(stream)).cluster
     assert cluster is not None

@@ -7,8 +7,9 @@ import asyncio
 import orjson
 import pytest
 
-from bitinglip.errors import IdempotencyMismatch, IllegalTransition, TaskNotFound
+from bitinglip.errors import IdempotencyMismatch, IllegalTransition, NoServer, TaskNotFound
 from bitinglip.events import artifacts
+from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import QUEUE
 from bitinglip.events.task import TaskAssigned, TaskSubmitted, TaskSucceeded
@@ -55,6 +56,21 @@ async def test_an_idempotency_key_makes_one_task_however_often_it_is_sent(log: E
     assert len({each.task_id for each in accepted}) == 1
     assert sum(each.created for each in accepted) == 1
     assert await log.last_sequence("TASKS") == 1
+
+
+async def test_a_repeat_that_a_copy_of_the_log_does_not_know_yet_can_be_sent_again(
+    log: EventLog, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await inbox.submit(ECHO, idempotency_key="k")
+
+    async def unheard(*_: object) -> list[Recorded]:
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "read_task", unheard)
+        with pytest.raises(NoServer, match="had yet to hear of"):
+            await inbox.submit(ECHO, idempotency_key="k")
+    assert (await inbox.submit(ECHO, idempotency_key="k")).task_id == first.task_id
 
 
 async def test_an_idempotency_key_belongs_to_its_caller_and_its_request(inbox: Inbox) -> None:

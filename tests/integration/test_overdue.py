@@ -11,6 +11,7 @@ import pytest
 
 from bitinglip.errors import NoServer
 from bitinglip.events.direct import get_last
+from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
 from bitinglip.events.streams import QUEUE, TASKS
@@ -173,6 +174,30 @@ async def test_work_that_was_handed_out_and_comes_to_nothing_is_handed_out_again
     await found(overdue, waiting, failed)
     in_time(log, monkeypatch, 75)  # twice as long
     await found(overdue, taken)
+    await work.close()
+
+
+async def test_the_history_of_a_task_that_goes_on_is_not_read(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have thousands of ticks."""
+    task_id = (await inbox.submit(echo())).task_id
+    work = WorkQueue(log.connection, 30)
+    await work.ensure([ROUTE])
+    await take(work, 1, eventually)
+    await readmodel.wait(TASKS, await assign(log, task_id, (await log.read_task(task_id))[-1].sequence))
+    read, read_task = list[TaskId](), log.read_task
+
+    async def told(task_id: TaskId, after: int = 0) -> list[Recorded]:
+        read.append(task_id)
+        return await read_task(task_id, after)
+
+    monkeypatch.setattr(log, "read_task", told)
+    assert await overdue.look(AT_ONCE) == []
+    assert read == []
+    in_time(log, monkeypatch, 45)
+    assert await overdue.look(AT_ONCE) == []
+    assert read == [task_id]
     await work.close()
 
 
