@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,10 +304,7 @@ async def test_what_came_for_another_model_meanwhile_is_left_to_who_is_idle(
     long, short = [
         await submit(inbox, echo(steps=20, step_ms=100).model_copy(update={"model": name})) for name in ("one", "two")
     ]
-    deliveries: list[Delivery] = []
-    while len(deliveries) < 2:
-        for route in routes:
-            deliveries += await queue.pull(route, 1)
+    deliveries = [(await eventually(partial(queue.pull, route, 1)))[0] for route in routes]
 
     async def come_at_once() -> list[Delivery]:
         return deliveries
