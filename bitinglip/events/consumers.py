@@ -41,6 +41,12 @@ class QueueState:
     """Sequence in QUEUE of the last one that somebody was given."""
     acked: int
     """Sequence in QUEUE up to which all of its messages count as acked."""
+    deliveries: int
+    """How often one of its messages was handed out."""
+    asked: bool
+    """Whether somebody waits for a message."""
+    lease_s: float
+    """How long one is somebody's, from each sign of life."""
     paused: bool
 
     @property
@@ -140,5 +146,8 @@ def _state(route: Route, told: dict[str, Any]) -> QueueState:
         running=told.get("num_ack_pending", 0),
         handed_out=told.get("delivered", {}).get("stream_seq", 0),
         acked=told.get("ack_floor", {}).get("stream_seq", 0),
+        deliveries=told.get("delivered", {}).get("consumer_seq", 0),
+        asked=told.get("num_waiting", 0) > 0,
+        lease_s=told.get("config", {}).get("ack_wait", 0) / 1e9,
         paused=told.get("pause_remaining", 0) > ENDING_S * 1e9,
     )

@@ -21,6 +21,7 @@ from bitinglip.events.connection import Connection, cancellable
 from bitinglip.events.consumers import QueueState, ask, queue_states
 from bitinglip.events.direct import get_first_after
 from bitinglip.events.envelope import RawMessage, decode
+from bitinglip.events.queue import hand_back
 from bitinglip.events.streams import QUEUE, TASKS, Route
 from bitinglip.ids import TaskId
 
@@ -79,6 +80,20 @@ async def remove_stray(connection: Connection, stray: Stray) -> None:
             await cancellable(connection.js.delete_msg(QUEUE, stray.sequence))
     except (NatsError, OSError) as error:
         raise NoServer(problem=str(error) or type(error).__name__) from error
+
+
+async def hand_out_again(connection: Connection, state: QueueState, sequence: int) -> None:
+    """Hand a message back in the place of whoever was given it: it is the next one that is handed out.
+
+    Nothing happens if it was handed back already, or is in the queue no more.
+
+    Raises:
+        NoServer: the connection is away.
+    """
+    # Of what an ack's subject tells the server goes by the message's sequence, and wants its delivery to be one
+    # that may still be acked; the last one is, as long as one is.
+    reply = f"$JS.ACK.{QUEUE}.{state.route.consumer}.1.{sequence}.{state.deliveries}.0.0"
+    await hand_back(connection, [reply])
 
 
 def _done_with(state: QueueState) -> int:

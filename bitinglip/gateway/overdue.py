@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
+from bitinglip.events.consumers import QueueState
 from bitinglip.events.ending import end
 from bitinglip.events.log import EventLog
 from bitinglip.events.streams import Route
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 10.0
 LATE = timedelta(seconds=10)
 """What has been due for so long is overdue: a timer that was only a little late has fired by then."""
+SILENT = timedelta(seconds=20)
+"""A worker that has said nothing for so much longer may be gone."""
 MOST = 100
 """Tasks that are looked at in one look: overdue ones, and of those that are queued, and that run."""
 LOOKS_A_SCHEDULE = 6
@@ -69,24 +72,24 @@ class OverdueWork:
         """
         before = self._log.clock() - late
         overdue = await self._readmodel.queries.overdue(before, MOST)
-        with_work = await self._readmodel.queries.with_work(before, MOST)
-        handed_out = {state.route: state.handed_out for state in await self._log.queue_states()}
-        due = [task_id for task_id in map(TaskId, overdue) if await self._is_mended(self._do, task_id, handed_out)]
+        with_work = await self._readmodel.queries.with_work(before, before - SILENT, MOST)
+        queues = {state.route: state for state in await self._log.queue_states()}
+        due = [task_id for task_id in map(TaskId, overdue) if await self._is_mended(self._do, task_id, queues)]
         mend = self._stranded.mend_lost
-        return due + [each for each in map(TaskId, with_work) if await self._is_mended(mend, each, handed_out)]
+        return due + [each for each in map(TaskId, with_work) if await self._is_mended(mend, each, queues)]
 
-    async def _do(self, task_id: TaskId, handed_out: Mapping[Route, int]) -> bool:
+    async def _do(self, task_id: TaskId, queues: Mapping[Route, QueueState]) -> bool:
         """Do what is due; a retry may be due whose message was handed back, and comes to nobody."""
-        return await self._reactor.do_what_is_due(task_id) or await self._stranded.mend_lost(task_id, handed_out)
+        return await self._reactor.do_what_is_due(task_id) or await self._stranded.mend_lost(task_id, queues)
 
     async def _is_mended(
         self,
-        mend: Callable[[TaskId, Mapping[Route, int]], Awaitable[bool]],
+        mend: Callable[[TaskId, Mapping[Route, QueueState]], Awaitable[bool]],
         task_id: TaskId,
-        handed_out: Mapping[Route, int],
+        queues: Mapping[Route, QueueState],
     ) -> bool:
         try:
-            mended = await mend(task_id, handed_out)
+            mended = await mend(task_id, queues)
         except BitingLipError as error:
             log.debug("task %s: it is looked at again: %s", task_id, error)
             return False

@@ -237,9 +237,12 @@ class Queries:
         """Return tasks for which something has been due since a time, and has not come; the oldest, so many at most."""
         return [task_id for (task_id,) in await self._rows("overdue", {"before": _naive(before), "limit": most})]
 
-    async def with_work(self, before: datetime, most: int) -> list[str]:
-        """Return tasks that should have a work message since a time: some of each, so many at most, by chance."""
-        found = await self._rows("with_work", {"before": _naive(before), "limit": most})
+    async def with_work(self, before: datetime, silent: datetime, most: int) -> list[str]:
+        """Return tasks that wait, and that run, since a time, if it is likely that nobody is given their work.
+
+        So many of each at most. `silent`: a worker that has said nothing since then may be gone.
+        """
+        found = await self._rows("with_work", {"before": _naive(before), "silent": _naive(silent), "limit": most})
         return [task_id for (task_id,) in found]
 
     async def timeline(

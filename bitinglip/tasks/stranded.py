@@ -2,7 +2,8 @@
 
 And lost work: of three servers, one of which was struck, QUEUE was seen to lack what it should have had from TASKS, and
 what a killed worker had; and what was handed out to workers that were killed came to others only after a minute, though
-they asked for it (nats-server 2.15.1). Whoever suspects it names the task.
+they asked for it (nats-server 2.15.1). Whoever suspects it names the task. What was handed out is handed out again
+first: another message would be the last one of its queue.
 
 Every gateway looks. What it appends expects that the task has not changed since, so a task that somebody holds after
 all is left alone, and of two gateways one gets in.
@@ -20,11 +21,12 @@ from datetime import timedelta
 
 from bitinglip.errors import BitingLipError
 from bitinglip.events import subjects
+from bitinglip.events.consumers import QueueState
 from bitinglip.events.direct import get_last
 from bitinglip.events.ending import end
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
-from bitinglip.events.stranded import Stray, find_strays, first_waiting, remove_stray
+from bitinglip.events.stranded import Stray, find_strays, first_waiting, hand_out_again, remove_stray
 from bitinglip.events.streams import QUEUE, TASKS, WORKERS, Route
 from bitinglip.events.task import TaskAssigned, TaskQueued
 from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
@@ -40,11 +42,14 @@ LOOK_S = 5.0
 """Seconds between two looks; what is seen in both is stranded."""
 SILENT_S = 60.0
 """A worker that has said nothing for so long runs nothing any more."""
-STUCK = timedelta(seconds=30)
-"""What was handed out, and of which nothing has come for so long, is handed out again; then after twice as long."""
+STUCK = timedelta(seconds=15)
+"""What was handed out, and of which nothing has come for so long (or for two leases, if that is longer), is handed out
+again. If others come before it all the same it gets another message, after twice as long, then after four times …"""
 BEGUN_WITHIN = timedelta(seconds=10)
 """A worker that has had an attempt for longer counts it among those that run."""
 
+REMEMBERED = 1_000
+"""Messages of which is known that they were handed out again: once is enough."""
 QUEUES_A_LOOK, ENDED_A_LOOK = 20, 100
 """Queues that stand still of which the first messages are looked at, chosen by chance; and how many of each."""
 
@@ -60,6 +65,9 @@ class StrandedWork:
         self._seen: set[Stray] = set()
         self._heard: dict[str, tuple[int, float]] = {}
         """For each worker that was asked about: its last event, and since when (by our clock) it is the last."""
+        self._handed_again: dict[int, int | None] = {}
+        """Messages (by sequence in QUEUE) that are to be handed out again before any other, and what was the last one
+        that had been handed out when that was so; none until the next look."""
         self._handed_out: dict[Route, int] = {}
         """What each queue had handed out at the last look."""
         self._task: asyncio.Task[None] | None = None
@@ -83,39 +91,68 @@ class StrandedWork:
         self._seen = set(found)
         return [stray.task_id for stray in again if await self._mend(stray)] + await self._clear_ended()
 
-    async def mend_lost(self, task_id: TaskId, handed_out: Mapping[Route, int]) -> bool:
-        """Give a task that waits or runs another message if nobody is given its own; true if it was given one.
+    async def mend_lost(self, task_id: TaskId, queues: Mapping[Route, QueueState]) -> bool:
+        """See to it that somebody is given a task that waits or runs, if nobody is; true if it got another message.
 
-        That is so if no queue has one; or if it was handed out (`handed_out`: up to where each queue's were), and for
-        long nothing has come of it. One that runs is left alone until its worker is gone. The queue is asked before the
-        log: a message leaves it only when the log has what became of the task.
+        One whose message no queue has gets another one. One whose message was handed out (as `queues` tell), and of
+        which nothing has come for long, is handed out again, before those that wait; if that is no help it gets another
+        message, which is the last one of its queue. A task that runs is left alone until its worker is gone. The queue
+        is asked before the log: a message leaves it only when the log has what became of the task.
 
         Raises:
             Conflict, NoServer: it is to be tried again.
         """
         message = await get_last(self._log.connection, QUEUE, subjects.work_of(task_id))
-        if message is not None and message.sequence > _handed_out(handed_out, message.subject):
+        if message is None:
+            return await self._replace(await self._log.read_task(task_id))
+        queue = queues.get(_route(message.subject))
+        if queue is None or message.sequence > queue.handed_out:
             return False
+        stuck = max(STUCK, timedelta(seconds=2 * queue.lease_s))
         # A long history is not read to find that it goes on: a task that runs may have thousands of ticks.
-        if message is not None and not await self._is_quiet(task_id):
+        quiet_for = await self._quiet_for(task_id)
+        if quiet_for <= stuck:
             return False
+        if message.sequence not in self._handed_again:
+            await self._hand_out_again(task_id, queue, message.sequence)
+            return False
+        if not self._is_passed_over(queue, message.sequence):
+            return False  # everybody is busy, or nobody is there
+        history = await self._log.read_task(task_id)
+        return quiet_for > 2 * stuck * 2 ** _times_stranded(history) and await self._replace(history)
+
+    async def _hand_out_again(self, task_id: TaskId, queue: QueueState, sequence: int) -> None:
         history = await self._log.read_task(task_id)
         task = fold(history)
-        if task is None or task.ended or (message is not None and not self._is_stuck(history)):
+        if task is None or task.ended or (task.state == "running" and not await self._is_gone(task, history)):
+            return
+        while len(self._handed_again) >= REMEMBERED:
+            del self._handed_again[next(iter(self._handed_again))]
+        await hand_out_again(self._log.connection, queue, sequence)
+        self._handed_again[sequence] = None
+        log.info("task %s: nothing has come of it since it was handed out; it is handed out again", task_id)
+
+    def _is_passed_over(self, queue: QueueState, sequence: int) -> bool:
+        """Whether others came, or might come, before a message that should be the next one to be handed out."""
+        since = self._handed_again[sequence]
+        if since is None:
+            self._handed_again[sequence] = queue.handed_out
+            return False
+        return not queue.paused and (queue.asked or queue.handed_out > since)
+
+    async def _replace(self, history: list[Recorded]) -> bool:
+        """Give a task another message in the place of the one that is with nobody, or nowhere."""
+        task = fold(history)
+        if task is None or task.ended:
             return False
         if task.state == "scheduled":
             return (await self._inbox.settle(task, WakeTask(now=self._log.clock()))).sequence != task.sequence
         return await self._hand_on(task, history)
 
-    async def _is_quiet(self, task_id: TaskId) -> bool:
+    async def _quiet_for(self, task_id: TaskId) -> timedelta:
+        """Return how long ago the last event of a task was; for none it is for ever."""
         last = await self._log.read_last(TASKS, subjects.task_events(task_id))
-        return last is None or self._log.clock() - last.recorded_at > STUCK
-
-    def _is_stuck(self, history: list[Recorded]) -> bool:
-        """Whether nothing has happened to a task for long; the more often it was found so, the longer."""
-        since_assigned = itertools.takewhile(lambda each: not isinstance(each.event, TaskAssigned), reversed(history))
-        times = sum(isinstance(each.event, TaskQueued) and each.event.reason == "stranded" for each in since_assigned)
-        return self._log.clock() - history[-1].recorded_at > STUCK * 2**times
+        return timedelta.max if last is None else self._log.clock() - last.recorded_at
 
     async def _run(self) -> None:
         while True:
@@ -197,7 +234,13 @@ class StrandedWork:
         return await self._inbox.settle(task, lost)
 
 
-def _handed_out(handed_out: Mapping[Route, int], subject: str) -> int:
-    """Return up to where the messages of the queue were handed out that a work message's subject names."""
+def _times_stranded(history: list[Recorded]) -> int:
+    """Return how often a task was given another message since its last attempt began."""
+    since_assigned = itertools.takewhile(lambda each: not isinstance(each.event, TaskAssigned), reversed(history))
+    return sum(isinstance(each.event, TaskQueued) and each.event.reason == "stranded" for each in since_assigned)
+
+
+def _route(subject: str) -> Route:
+    """Return the queue that a work message's subject names."""
     lane, queue = subject.split(".")[2:4]
-    return handed_out.get(Route(lane, queue), 0)
+    return Route(lane, queue)

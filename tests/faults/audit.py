@@ -14,6 +14,7 @@ from bitinglip.events.task import (
     TaskDeadLettered,
     TaskFailed,
     TaskProgressed,
+    TaskQueued,
     TaskSubmitted,
     TaskSucceeded,
 )
@@ -53,6 +54,8 @@ class Audit:
     runs: list[Run] = field(default_factory=list[Run])
     shape: str = ""
     state: str = "lost"
+    mended: int = 0
+    """How often nobody was given its work, so that it got another message."""
     waits_s: list[float] = field(default_factory=list[float])
     """From each time that it became ready to run to its assignment."""
     whole_s: float = 0.0
@@ -80,6 +83,7 @@ def _fold(history: Sequence[Recorded], told: Audit) -> None:
     task = None
     try:
         for recorded in history:
+            told.mended += isinstance(recorded.event, TaskQueued) and recorded.event.reason == "stranded"
             if isinstance(recorded.event, TaskAssigned) and task is not None:
                 told.waits_s.append(max(0.0, (recorded.recorded_at - task.ready_at).total_seconds()))
             task = evolve(task, recorded.event, recorded.sequence, recorded.time)
@@ -137,6 +141,7 @@ def report(audits: Sequence[Audit], blows: Sequence[Blow], found: Mapping[str, S
         f"attempts: {runs}, most of one task {max(attempts)}; failed: {_counts(failures)}",
         f"wait until assigned: median {waits[len(waits) // 2]:.2f} s, longest {waits[-1]:.1f} s; "
         f"longest task {max(one.whole_s for one in audits):.1f} s; the last ended {healed:.1f} s after all was healed",
+        f"with nobody, and got another message: {sum(one.mended for one in audits)} times",
         *[
             f"taken over after '{kind}': {len(times)} attempts, median {sorted(times)[len(times) // 2]:.2f} s, "
             f"longest {max(times):.1f} s"

@@ -14,10 +14,10 @@ from bitinglip.events.direct import get_last
 from bitinglip.events.envelope import Recorded
 from bitinglip.events.log import EventLog
 from bitinglip.events.queue import WorkQueue
-from bitinglip.events.streams import QUEUE, TASKS
+from bitinglip.events.streams import QUEUE, TASKS, WORKERS
 from bitinglip.events.subjects import encode_queue, work_of, worker_subject
 from bitinglip.events.task import TaskAssigned, TaskFailed, TaskQueued
-from bitinglip.events.worker import WorkerStopped
+from bitinglip.events.worker import WorkerHeartbeat, WorkerStarted, WorkerStopped
 from bitinglip.gateway.overdue import OverdueWork
 from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
@@ -34,6 +34,7 @@ from tests.integration.test_times import echo, later, queue, types
 from tests.support.server import eventually
 
 AT_ONCE = timedelta(0)
+LEASE_S = 30.0
 
 
 @pytest.fixture
@@ -151,30 +152,128 @@ async def test_a_task_that_runs_and_that_no_queue_has_goes_on_elsewhere_once_its
     await eventually(partial(has_work, log, lost))
 
 
-async def test_work_that_was_handed_out_and_comes_to_nothing_is_handed_out_again(
+async def test_work_that_was_handed_out_and_comes_to_nothing_is_the_next_to_be_handed_out(
     log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was given it may have died, and the server not hand it out for minutes."""
-    taken, failed, waiting = [(await inbox.submit(echo())).task_id for _ in range(3)]
-    work = WorkQueue(log.connection, 30)
-    await work.ensure([ROUTE])
-    assert tasks_of(await take(work, 2, eventually)) == [taken, failed]
-    sequence = await assign(log, failed, (await log.read_task(failed))[-1].sequence)
-    told = {"task_id": failed, "attempt": 1, "retry_at": log.clock()}
-    event = TaskFailed.model_validate(TaskFailed.example | told)
-    await readmodel.wait(TASKS, await log.append(log.task_append(event, sequence)))
+    taken, failed, before, waiting = [(await inbox.submit(echo())).task_id for _ in range(4)]
+    dead, alive = [WorkQueue(log.connection, LEASE_S) for _ in range(2)]
+    await dead.ensure([ROUTE])
+    assert tasks_of(await take(dead, 2, eventually)) == [taken, failed]
+    await fail(log, readmodel, failed)
+    in_time(log, monkeypatch, 1.8 * LEASE_S)
     assert await overdue.look(AT_ONCE) == []
-    in_time(log, monkeypatch, 45)
+    assert tasks_of(await take(alive, 1, eventually)) == [before]
+    in_time(log, monkeypatch, 2.2 * LEASE_S)
+    assert await overdue.look(AT_ONCE) == []
+    await handed_back(log)
+    assert set(tasks_of(await take(alive, 3, eventually))) == {taken, failed, before}
+    assert tasks_of(await take(alive, 1, eventually)) == [waiting]
+    assert await types(log, taken) == ["submitted"]
+    await dead.close()
+    await alive.close()
+
+
+async def test_work_that_is_the_next_to_be_handed_out_keeps_its_place_while_everybody_is_busy(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = [(await inbox.submit(echo())).task_id for _ in range(2)]
+    work = WorkQueue(log.connection, LEASE_S)
+    await work.ensure([ROUTE])
+    await (await take(work, 1, eventually))[0].nak()
+    await read_by(log, readmodel)
+    in_time(log, monkeypatch, 100 * LEASE_S)
+    assert [await overdue.look(AT_ONCE) for _ in range(4)] == [[]] * 4
+    await handed_back(log)
+    assert tasks_of(await take(work, 2, eventually)) == [first, second]
+    assert await types(log, first) == ["submitted"]
+    await work.close()
+
+
+async def test_work_that_others_are_handed_out_before_gets_another_message(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel, overdue: OverdueWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, failed, waiting, last = [(await inbox.submit(echo())).task_id for _ in range(4)]
+    work = WorkQueue(log.connection, LEASE_S)
+    await work.ensure([ROUTE])
+    await take(work, 2, eventually)
+    await fail(log, readmodel, failed)
+    in_time(log, monkeypatch, 3 * LEASE_S)
+    assert await overdue.look(AT_ONCE) == []
+    await handed_back(log)
+    await take(work, 2, eventually)  # who has them now says nothing of them either
+    assert await overdue.look(AT_ONCE) == []
+    assert tasks_of(await take(work, 1, eventually)) == [waiting]
+    assert await overdue.look(AT_ONCE) == []
+    in_time(log, monkeypatch, 4.5 * LEASE_S)
     await found(overdue, taken, failed)
     reasons = [(await log.read_task(task_id))[-1].event for task_id in (taken, failed)]
     assert [event.reason for event in reasons if isinstance(event, TaskQueued)] == ["stranded", "retry"]
-    assert await types(log, waiting) == ["submitted"]
     assert await overdue.look(AT_ONCE) == []  # the new messages wait
-    assert set(tasks_of(await take(work, 3, eventually))) == {waiting, taken, failed}
-    await found(overdue, waiting, failed)
-    in_time(log, monkeypatch, 75)  # twice as long
-    await found(overdue, taken)
+    assert set(tasks_of(await take(work, 4, eventually))) == {waiting, last, taken, failed}
     await work.close()
+
+
+async def handed_back(log: EventLog) -> None:
+    """Wait until the server has done what it was told of messages: it answers who asks, in turn."""
+    await log.connection.client.request(f"$JS.ACK.{QUEUE}.{ROUTE.consumer}.1.1.1.0.0", b"+WPI")
+
+
+async def fail(log: EventLog, readmodel: ReadModel, task_id: TaskId) -> None:
+    """Have the task's first attempt fail; the next one may begin at once."""
+    sequence = await assign(log, task_id, (await log.read_task(task_id))[-1].sequence)
+    told = {"task_id": task_id, "attempt": 1, "retry_at": log.clock()}
+    event = TaskFailed.model_validate(TaskFailed.example | told)
+    await readmodel.wait(TASKS, await log.append(log.task_append(event, sequence)))
+
+
+async def test_the_first_ones_of_each_queue_are_rather_looked_at(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel
+) -> None:
+    """What was handed out is before what was not."""
+    long = [(await inbox.submit(echo())).task_id for _ in range(200)]
+    short = (await inbox.submit(echo(model="other"))).task_id
+    now = await read_by(log, readmodel)
+    looked_at = await readmodel.queries.with_work(now, now, 20)
+    assert len(looked_at) == 20
+    assert {long[0], short} <= set(looked_at)
+
+
+async def test_what_runs_is_looked_at_if_its_worker_may_be_gone(
+    log: EventLog, inbox: Inbox, readmodel: ReadModel
+) -> None:
+    tasks: dict[str, TaskId] = {}
+
+    async def say(worker_id: str, event: WorkerStarted | WorkerHeartbeat | WorkerStopped) -> None:
+        told = event.model_copy(update={"worker_id": worker_id})
+        await log.append(log.fact_append(told, worker_subject(worker_id, event.type.partition(".")[2]), worker_id))
+
+    started = WorkerStarted.model_validate(WorkerStarted.example)
+    beat = WorkerHeartbeat.model_validate(WorkerHeartbeat.example)
+    stopped = WorkerStopped.model_validate(WorkerStopped.example)
+    for worker_id in ("busy", "stopped", "anew", "idle", "unheard of"):
+        tasks[worker_id] = (await inbox.submit(echo())).task_id
+        if worker_id != "unheard of":
+            await say(worker_id, started)
+        assigned = TaskAssigned.example | {"task_id": tasks[worker_id], "worker_id": worker_id}
+        after = (await log.read_task(tasks[worker_id]))[-1].sequence
+        await log.append(log.task_append(TaskAssigned.model_validate(assigned), after))
+    await say("stopped", stopped)
+    await say("anew", started)
+    await say("idle", beat.model_copy(update={"running": 0}))
+    await say("busy", beat)
+    now = await read_by(log, readmodel)
+    gone = {"stopped", "anew", "idle", "unheard of"}
+    assert set(await readmodel.queries.with_work(now, now - timedelta(seconds=20), 20)) == {tasks[one] for one in gone}
+    assert set(await readmodel.queries.with_work(now, now, 20)) == set(tasks.values())  # all have been silent since
+
+
+async def read_by(log: EventLog, readmodel: ReadModel) -> datetime:
+    """Wait until the read model has what is in the log; returns the time then."""
+    for stream in (TASKS, WORKERS):
+        if (last := await log.read_last(stream, "bl.>")) is not None:
+            await readmodel.wait(stream, last.sequence)
+    return log.clock()
 
 
 async def test_the_history_of_a_task_that_goes_on_is_not_read(
@@ -182,7 +281,7 @@ async def test_the_history_of_a_task_that_goes_on_is_not_read(
 ) -> None:
     """It may have thousands of ticks."""
     task_id = (await inbox.submit(echo())).task_id
-    work = WorkQueue(log.connection, 30)
+    work = WorkQueue(log.connection, LEASE_S)
     await work.ensure([ROUTE])
     await take(work, 1, eventually)
     await readmodel.wait(TASKS, await assign(log, task_id, (await log.read_task(task_id))[-1].sequence))
@@ -195,7 +294,7 @@ async def test_the_history_of_a_task_that_goes_on_is_not_read(
     monkeypatch.setattr(log, "read_task", told)
     assert await overdue.look(AT_ONCE) == []
     assert read == []
-    in_time(log, monkeypatch, 45)
+    in_time(log, monkeypatch, 3 * LEASE_S)
     assert await overdue.look(AT_ONCE) == []
     assert read == [task_id]
     await work.close()

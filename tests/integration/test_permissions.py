@@ -20,13 +20,17 @@ from bitinglip.errors import NotPermitted
 from bitinglip.events.consumers import ask
 from bitinglip.events.log import EventLog
 from bitinglip.events.model import ModelFetchAsked, ModelStored
-from bitinglip.events.streams import LEDGER, QUEUE, TASKS, WORKERS
-from bitinglip.events.subjects import worker_subject
+from bitinglip.events.queue import WorkQueue
+from bitinglip.events.stranded import hand_out_again
+from bitinglip.events.streams import LEDGER, QUEUE, TASKS, WORKERS, Route
+from bitinglip.events.subjects import encode_queue, worker_subject
 from bitinglip.events.together import append_together
 from bitinglip.events.worker import WorkerHeartbeat
 from bitinglip.ids import TaskId
 from bitinglip.projections.readmodel import ReadModel
 from bitinglip.settings import Nats, Projections
+from bitinglip.tasks.commands import SubmitTask
+from bitinglip.tasks.inbox import Inbox
 from bitinglip.workers.modelwishes import Wishes
 from tests.integration.gateway import modelfacts
 from tests.integration.gateway.modelfacts import AT
@@ -170,6 +174,22 @@ async def use_queues(client: httpx.AsyncClient, _: GuardedServer) -> None:
     assert (await client.delete(f"/v1/schedules/{schedule['schedule_id']}")).status_code < 300
 
 
+async def hand_out_work_again(_: httpx.AsyncClient, server: GuardedServer) -> None:
+    """A gateway hands out again what somebody was given who says nothing of it."""
+    worker, gateway = [await EventLog.connect(Nats(url=server.url(user)), "/test") for user in ("worker", "gateway")]
+    await Inbox(gateway, 65_536).submit(SubmitTask(kind="echo", model="nobodys"))
+    work, route = WorkQueue(worker.connection, 60), Route("normal", encode_queue("nobodys"))
+    await work.ensure([route])
+    (given,) = await eventually(lambda: work.pull(route, 1))
+    (state,) = [state for state in await gateway.queue_states() if state.route == route]
+    await hand_out_again(gateway.connection, state, state.handed_out)
+    (again,) = await eventually(lambda: work.pull(route, 1))
+    assert (again.event.id, again.delivered) == (given.event.id, 2)
+    await work.close()
+    await worker.close()
+    await gateway.close()
+
+
 async def outgrow(client: httpx.AsyncClient, server: GuardedServer) -> None:
     """A worker whose card is too small for a task opens the queue of a bigger one, which its model's pause holds."""
     log = await EventLog.connect(Nats(url=server.url("worker")), "/test")
@@ -262,8 +282,8 @@ async def copy_the_read_model(client: httpx.AsyncClient, server: GuardedServer) 
 
 
 USES = [
-    run_tasks, trim, use_queues, keep_secrets, outgrow, command_nodes, wish_for_models, upload_a_model,
-    copy_the_read_model,
+    run_tasks, trim, use_queues, keep_secrets, hand_out_work_again, outgrow, command_nodes, wish_for_models,
+    upload_a_model, copy_the_read_model,
 ]  # fmt: skip
 
 
