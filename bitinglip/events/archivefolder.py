@@ -16,7 +16,7 @@ from typing import Any
 from bitinglip.errors import ProofUnusable
 from bitinglip.events.archive import fetch, index
 from bitinglip.events.connection import Connection
-from bitinglip.events.envelope import RawMessage
+from bitinglip.events.envelope import RawMessage, text_of
 
 ROWS = 1_000
 """Rows that are in memory at a time, beside the group of the file that they are in."""
@@ -86,4 +86,4 @@ def _opened(path: Path) -> Any:
 
 
 def _text(subject: str | bytes) -> str:
-    return subject.decode() if isinstance(subject, bytes) else subject
+    return text_of(subject) if isinstance(subject, bytes) else subject

@@ -23,7 +23,7 @@ from nats.errors import Error as NatsError
 
 from bitinglip.errors import NoServer
 from bitinglip.events.connection import Connection, cancellable
-from bitinglip.events.envelope import RawMessage
+from bitinglip.events.envelope import RawMessage, text_of
 from bitinglip.events.streams import LEDGER
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def raw_from_headers(msg: Msg) -> RawMessage:
 
 def raw_from_bytes(headers: bytes, payload: bytes) -> RawMessage:
     """Read such a message from its headers as they came."""
-    lines = headers.decode().split("\r\n")
+    lines = text_of(headers).split("\r\n")
     found = dict(line.split(": ", 1) for line in lines if line.startswith("Nats-"))
     return RawMessage(
         int(found["Nats-Sequence"]), _nanoseconds(found["Nats-Time-Stamp"]), found["Nats-Subject"], payload

@@ -86,7 +86,13 @@ class Messages(Seq[RawMessage]):
             return Messages.of([self[position] for position in range(*index.indices(len(self)))])
         position = range(len(self))[index]
         payload = bytes(self.payload[self.offsets[position] : self.offsets[position + 1]])
-        return RawMessage(self.sequences[position], self.times_ns[position], self.subjects[position].decode(), payload)
+        subject = text_of(self.subjects[position])
+        return RawMessage(self.sequences[position], self.times_ns[position], subject, payload)
+
+
+def text_of(subject: bytes) -> str:
+    r"""Return a subject as text; nats-server takes bytes that are none, of which each stands as `\xff`."""
+    return subject.decode(errors="backslashreplace")
 
 
 class UnknownEvent(Event):
@@ -168,7 +174,7 @@ def decode(message: RawMessage, stream: str) -> Recorded:
             event=_decode_event(document),
             actor=of_envelope(document),
         )
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         where = f"{stream}:{message.sequence} ({message.subject})"
         raise CorruptEvent(where=where, problem=f"{type(error).__name__}: {error}") from error
 

@@ -31,7 +31,7 @@ from bitinglip.errors import CorruptEvent, NoServer
 from bitinglip.events import subjects
 from bitinglip.events.connection import Connection
 from bitinglip.events.direct import get_at
-from bitinglip.events.envelope import RawMessage, Recorded, decode
+from bitinglip.events.envelope import RawMessage, Recorded, decode, text_of
 from bitinglip.events.parser import STATUS
 from bitinglip.events.streams import QUEUE, TASKS, Patient, Route, ensure_consumers
 
@@ -189,7 +189,7 @@ class WorkQueue:
             status = _status(headers or b"")
             if status is None:
                 request.open = request.open and not standing
-                self._delivered(request, subject.decode(), reply.decode(), payload, headers or b"")
+                self._delivered(request, text_of(subject), reply.decode(), payload, headers or b"")
             elif status != b"100":
                 request.open = False
                 request.missing = status not in _DONE

@@ -87,9 +87,9 @@ def json_list(messages: Iterable[RawMessage]) -> Response:
 
 
 def type_of(message: RawMessage) -> str:
-    """Return the event's type, which its subject tells: `bl.<what>.<id>.<event>[...]`."""
+    """Return the event's type, which its subject tells: `bl.<what>.<id>.<event>[...]`; a foreign one's is all of it."""
     parts = message.subject.split(".", 4)
-    return f"{parts[1]}.{parts[3]}"
+    return f"{parts[1]}.{parts[3]}" if len(parts) > 3 else message.subject
 
 
 def one_line(payload: bytes) -> bytes:

@@ -7,6 +7,7 @@ of both together.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
 from collections.abc import Sequence as Seq
@@ -15,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from bitinglip.errors import PastTooLarge
+from bitinglip.errors import CorruptEvent, PastTooLarge
 from bitinglip.events.envelope import RawMessage, Recorded, decode
 from bitinglip.events.registry import REGISTRY
 from bitinglip.events.streams import TASKS, WORKERS
@@ -24,6 +25,8 @@ from bitinglip.projections.database import Database
 from bitinglip.projections.moment import Moment
 from bitinglip.projections.query import TaskFilter
 from bitinglip.projections.rows import BatchRow, ModelUsageRow, NodeRow, TaskRow, WorkerRow, reader
+
+log = logging.getLogger(__name__)
 
 TICKS = sorted(cls.type for cls in REGISTRY.values() if not cls.lasting)
 HEARD_S = 3_600.0
@@ -218,7 +221,12 @@ class Past:
         self._execute("payloads")
         params = {"stream": stream, "last": self.moment.of(stream), "about": about}
         rows = self._rows("history", params)
-        found = [decode(RawMessage(sequence, at, "", payload.encode()), stream) for sequence, at, payload in rows]
+        found: list[Recorded] = []
+        for sequence, at, payload in rows:
+            try:
+                found.append(decode(RawMessage(sequence, at, "", payload.encode()), stream))
+            except CorruptEvent as error:
+                log.debug("passed over: %s", error)  # as who follows the stream did, and told
         if about is None:
             self._histories[stream] = found
         return found

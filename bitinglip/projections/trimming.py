@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from bitinglip.events import archive, subjects
+from bitinglip.events.envelope import text_of
 from bitinglip.events.ledger import LedgerArchived, LedgerTrimmed
 from bitinglip.events.log import EventLog
 from bitinglip.events.reading import read_between
@@ -139,7 +140,7 @@ def stored_at(file: LedgerArchived) -> float:
 def note(found: dict[str, Held], messages: Iterable[tuple[int, bytes]]) -> None:
     """Add messages (their sequences and subjects, in order) to what is held of their tasks."""
     for sequence, subject in messages:
-        task_id = subject.split(b".", 3)[2].decode()
+        task_id = text_of(subject.split(b".", 3)[2])
         held = found.get(task_id)
         found[task_id] = Held(
             sequence if held is None else held.first, sequence, 1 if held is None else held.events + 1

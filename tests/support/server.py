@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bitinglip.cli.natsserver import PrivateServer, find_or_fetch
 
@@ -67,6 +68,19 @@ def port_of(binary: Path, process: subprocess.Popen[bytes], folder: Path) -> int
         assert time.monotonic() < deadline, "the nats-server did not come up"
         os.sched_yield()
     return int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
+
+
+async def publish_raw(url: str, subject: bytes, payload: bytes) -> None:
+    """Publish on a subject that a client's library would not let through; returns once the server has it."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    who = {"user": address.username, "pass": address.password} if address.username else {}
+    writer.write(b"CONNECT %s\r\n" % json.dumps(who | {"verbose": False}).encode())
+    writer.write(b"PUB %s %d\r\n%s\r\nPING\r\n" % (subject, len(payload), payload))
+    while await reader.readline() != b"PONG\r\n":
+        pass
+    writer.close()
+    await writer.wait_closed()
 
 
 class RestartableServer:

@@ -78,8 +78,12 @@ def test_a_type_of_a_newer_writer_is_kept_whole() -> None:
     assert recorded.event.model_extra == document["data"]
 
 
+NUMBERED = b'{"id":"1","type":"task.queued","source":"/s","time":"2026-12-01T00:00:00Z","dataschema":1,"data":{}}'
+
+
 @pytest.mark.parametrize(
-    "payload", [b"", b"null", b"[]", b"{}", b"\xff", b'{"type":"task.queued"}', b'{"id":1,"type":"x","data":3}']
+    "payload",
+    [b"", b"null", b"[]", b"{}", b"\xff", b'{"type":"task.queued"}', b'{"id":1,"type":"x","data":3}', NUMBERED],
 )
 def test_bytes_that_are_no_event_are_a_corrupt_event(payload: bytes) -> None:
     with pytest.raises(CorruptEvent, match="TASKS:7"):

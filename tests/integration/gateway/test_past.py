@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from bitinglip.events import subjects
@@ -148,3 +149,13 @@ async def test_an_answer_about_a_moment_says_so_and_one_about_now_is_as_ever(
     assert set((await get(client, path, "now"))["as_of"]) == {"time", "sequence"}
     if path != "/v1/cluster":
         assert "as_of" not in (await client.get(path)).json()
+
+
+async def test_a_message_that_is_no_event_of_ours_is_passed_over(client: httpx.AsyncClient, log: EventLog) -> None:
+    """An envelope as ours, whose data is not what its type has."""
+    envelope = {"id": "1", "source": "/s", "time": "2026-12-01T00:00:00Z", "subject": "x", "data": {}}
+    for subject, type_ in (("bl.model.x.described", "model.described"), ("bl.schedule.x.created", "schedule.created")):
+        document = envelope | {"type": type_, "dataschema": f"urn:bitinglip:{type_}:1"}
+        await log.connection.js.publish(subject, orjson.dumps(document))
+    for path in ("/v1/models", "/v1/queues", "/v1/cluster"):
+        assert (await get(client, path, "now"))["as_of"]

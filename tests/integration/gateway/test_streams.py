@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bitinglip.events.log import EventLog
 from tests.integration.gateway.support import Player, check_problem, collect, read_stream, submitted
 
 WRITE: dict[str, Any] = {"kind": "text-generation", "model": "org/writer", "params": {"prompt": "Once"}}
@@ -46,6 +47,12 @@ async def test_a_whole_stream_can_be_exported(client: httpx.AsyncClient, player:
         "task.failed",
     ]
     assert await export(client, kind="embedding") == []
+
+
+async def test_a_foreign_message_ends_no_stream(client: httpx.AsyncClient, log: EventLog) -> None:
+    await log.connection.js.publish("bl.task.foreign", b'{"subject": "nothing of ours"}')
+    task_id = await submitted(client)
+    assert await export(client) == [("bl.task.foreign", "nothing of ours"), ("task.submitted", task_id)]
 
 
 async def test_a_stream_can_be_resumed(client: httpx.AsyncClient) -> None:

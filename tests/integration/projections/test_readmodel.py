@@ -28,6 +28,7 @@ from bitinglip.projections.projector import State
 from bitinglip.projections.readmodel import ReadModel, TaskFilter, TaskRow
 from bitinglip.projections.rebuild import beside
 from bitinglip.settings import Log, Nats, Projections
+from tests.support.server import publish_raw
 
 SETTINGS = Projections(memory_limit="200MB", read_wait_s=20.0)
 ROUTE = ("normal", encode_token("openai-community/gpt2"))
@@ -281,12 +282,17 @@ async def test_poison_in_the_log_is_passed_over(log: EventLog, path: Path) -> No
     await submit(log)
     poisoned = TaskId(log.ids())
     await log.connection.js.publish(f"bl.task.{poisoned}.submitted.normal.x", b"\xff not json")
+    await publish_raw(log.connection.settings.url, b"bl.task.\xff.done", b"\xff not json")
+    await log.connection.js.publish("bl.task.foreign", b"\xff not json")
     task_id, sequence = await submit(log)
+    assert sequence == 5
     async with reading(log, path) as readmodel:
         await readmodel.wait(TASKS, sequence)
         assert await readmodel.queries.task(task_id) is not None
-        table = await readmodel.sandbox.run("select about from events where type = 'corrupt'", [], 10, 10)
-        assert table.rows == [[f"bl.task.{poisoned}.submitted.normal.x"]]
+        sql = "select about from events where type = 'corrupt' order by sequence"
+        table = await readmodel.sandbox.run(sql, [], 10, 10)
+        told = [f"bl.task.{poisoned}.submitted.normal.x", r"bl.task.\xff.done", "bl.task.foreign"]
+        assert table.rows == [[about] for about in told]
 
 
 async def test_it_catches_up_after_an_outage(restartable_nats: Any, path: Path, eventually: Eventually) -> None:
