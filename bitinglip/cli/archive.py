@@ -14,8 +14,8 @@ from bitinglip.cli import render
 from bitinglip.cli.client import Client
 from bitinglip.cli.options import Json, Url, client
 from bitinglip.errors import ArchiveDamaged
+from bitinglip.events.archivefolder import INDEX
 
-INDEX = "index.json"
 COLUMNS = ("stream", "files", "events", "size_bytes", "archived_to", "trimmed_to", "last_sequence", "behind_s")
 
 

@@ -36,6 +36,19 @@ class Request:
         """
         return None if self.heads is None else Kept.read(self.heads)
 
+    def folder(self) -> ArchiveFolder | None:
+        """Look at the archive's files.
+
+        Raises:
+            ProofUnusable: there are none, or not all that its index lists.
+        """
+        if self.archive is None:
+            return None
+        folder = ArchiveFolder(self.archive)
+        if not folder.streams:
+            raise ProofUnusable(problem=f"{self.archive} is no archive, nor a copy of one")
+        return folder
+
     def given(self, kept: Kept | None) -> dict[str, PublicKey]:
         """Return the keys whose signatures count: those of the options, and those that were kept with heads.
 
@@ -92,11 +105,12 @@ async def verified(request: Request, log: EventLog | None, *, as_json: bool) -> 
     """
     kept = request.kept()
     given = request.given(kept)
-    source = _source(request, log, kept)
+    folder = request.folder()
+    source = _source(folder, log, kept)
     ring = Keyring(given, None if log is None else await first_key(log))
-    streams = AUDITED if log is not None else _in_folder(request.archive)
+    streams, ends = (AUDITED, None) if log is not None or folder is None else (folder.streams, folder.ends)
     found: list[Outcome] = []
-    async for outcome in audit(source, ring, kept.roots if kept else None, streams):
+    async for outcome in audit(source, ring, kept.roots if kept else None, streams, ends):
         found.append(outcome)
         _tell(outcome, as_json=as_json)
     if not as_json:
@@ -131,17 +145,12 @@ def check_proof(path: Path, request: Request, *, as_json: bool) -> bool:
     return fault is None and bool(proof.events)
 
 
-def _source(request: Request, log: EventLog | None, kept: Kept | None) -> Source:
-    folder = None if request.archive is None else ArchiveFolder(request.archive)
+def _source(folder: ArchiveFolder | None, log: EventLog | None, kept: Kept | None) -> Source:
     if log is None:
         assert folder is not None
         assert kept is not None
         return Files(folder, kept)
     return Live(log) if folder is None else ArchiveThenLive(folder, Live(log))
-
-
-def _in_folder(folder: Path | None) -> tuple[str, ...]:
-    return tuple(stream for stream in AUDITED if folder is not None and (folder / stream).is_dir())
 
 
 def _tell(outcome: Outcome, *, as_json: bool) -> None:
@@ -157,6 +166,8 @@ def _tell(outcome: Outcome, *, as_json: bool) -> None:
     if outcome.uncovered and not as_json and outcome.finding is None:
         after = f"after {outcome.stream}:{outcome.covered_sequence} " if outcome.covered_sequence else ""
         render.line(f"{outcome.stream}: {outcome.uncovered} events {after}are not covered by a head yet")
+    if outcome.beyond and not as_json and outcome.finding is None:
+        render.line(f"{outcome.stream}: {outcome.beyond} signed events are not checked: the archive ends before them")
 
 
 def _tell_rest(ring: Keyring, found: list[Outcome]) -> None:

@@ -74,7 +74,7 @@ class ProofUnusable(Rejected):
 
     code, status = "proof_unusable", 422
     template = "The file cannot be used: {problem}."
-    remedy = "Name what `bitinglip audit proof`, or `bitinglip audit export`, has written."
+    remedy = "Name what `bitinglip audit proof`, `audit export`, or `events archive --output` has written, all of it."
     problem: str
 
 

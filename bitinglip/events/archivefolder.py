@@ -13,13 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import orjson
+
 from bitinglip.errors import ProofUnusable
 from bitinglip.events.archive import fetch, index
 from bitinglip.events.connection import Connection
 from bitinglip.events.envelope import RawMessage, text_of
+from bitinglip.events.heads import AUDITED
 
 ROWS = 1_000
 """Rows that are in memory at a time, beside the group of the file that they are in."""
+INDEX = "index.json"
+"""Lists the files of a copy of the archive."""
 COLUMNS = ("sequence", "time_ns", "subject", "payload")
 
 
@@ -27,7 +32,26 @@ class ArchiveFolder:
     """The files of an archive, `<stream>/<day>/<name>.parquet`."""
 
     def __init__(self, folder: Path) -> None:
+        """Look at a folder, and at its index if it has one.
+
+        Raises:
+            ProofUnusable: it has not all that its index lists, or that is none.
+        """
         self._folder = folder
+        self._files = _listed(folder)
+        for name, _, _ in self._files or ():
+            if not (folder / name).is_file():
+                raise ProofUnusable(problem=f"{folder / name}, which {INDEX} lists, is not there")
+        self.streams = tuple(stream for stream in AUDITED if (folder / stream).is_dir())
+        """Streams that it has."""
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Up to which sequence it has each stream, as its index tells; of a folder without one nothing is known."""
+        ends: dict[str, int] = {}
+        for _, stream, last in self._files or ():
+            ends[stream] = max(last, ends.get(stream, 0))
+        return ends
 
     async def events(self, stream: str) -> AsyncGenerator[Seq[RawMessage], None]:
         """Yield a stream's events in the order of the files.
@@ -57,6 +81,18 @@ async def archived(
                 await fetch(connection, file, path)
                 for batch in _rows(path):
                     yield [message for message in batch if after < message.sequence <= up_to]
+
+
+def _listed(folder: Path) -> list[tuple[str, str, int]] | None:
+    """Return each file that the index lists, its stream, and the last sequence that it has; none without an index."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    try:
+        files = orjson.loads(path.read_bytes())["files"]
+        return [(file["file"], file["stream"], int(file["last_sequence"])) for file in files]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProofUnusable(problem=f"{path} is no index of an archive") from error
 
 
 def _all_rows(folder: Path) -> Iterator[list[RawMessage]]:

@@ -95,6 +95,8 @@ class Outcome:
     """Sequence of the last event that a head covers."""
     uncovered: int
     """Events after that."""
+    beyond: int
+    """Signed events after those that the source has."""
     seconds: float
     finding: Finding | None
 
@@ -110,20 +112,26 @@ class Outcome:
 
 
 async def audit(
-    source: Source, keys: Keyring, kept: Mapping[str, Mapping[int, str]] | None = None, streams: Seq[str] = AUDITED
+    source: Source,
+    keys: Keyring,
+    kept: Mapping[str, Mapping[int, str]] | None = None,
+    streams: Seq[str] = AUDITED,
+    ends: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Outcome]:
     """Check one stream after the other.
 
-    `kept`: roots that somebody has kept, by stream and size of the tree.
+    `kept`: roots that somebody has kept, by stream and size of the tree. `ends`: up to which sequence the source has
+    the streams that it has not to their ends.
 
     Raises:
         NoServer: the server does not answer.
     """
     for stream in streams:
-        check, started = StreamCheck(stream, keys, (kept or {}).get(stream)), time.perf_counter()
+        check = StreamCheck(stream, keys, (kept or {}).get(stream), (ends or {}).get(stream))
+        started = time.perf_counter()
         finding = await _checked(source, check)
         seconds = time.perf_counter() - started
-        yield Outcome(stream, check.events, check.heads, check.covered, check.uncovered, seconds, finding)
+        yield Outcome(stream, check.events, check.heads, check.covered, check.uncovered, check.beyond, seconds, finding)
 
 
 async def _checked(source: Source, check: StreamCheck) -> Finding | None:

@@ -80,14 +80,19 @@ class Keyring:
 class StreamCheck:
     """One stream's events against its heads: a head, the events up to its last one, the next head, and so on."""
 
-    def __init__(self, stream: str, keys: Keyring, kept: Mapping[int, str] | None = None) -> None:
-        """`kept`: roots that somebody has kept, by the size of the tree."""
+    def __init__(
+        self, stream: str, keys: Keyring, kept: Mapping[int, str] | None = None, ends_at: int | None = None
+    ) -> None:
+        """`kept`: roots that somebody has kept, by the size of the tree; `ends_at`: no event after it will come."""
         self.stream = stream
         self.tree = Tree.empty()
         self.heads = self.events = self.uncovered = 0
         """Heads and events that are as they were signed; events that no head covers yet."""
         self.covered = 0
         """Sequence up to which the heads so far go."""
+        self.beyond = 0
+        """Events of the heads that are after what will come."""
+        self._ends_at = ends_at
         self._keys = keys
         self._kept = dict(kept or {})
         self._expected: list[Leaf] = []
@@ -148,8 +153,9 @@ class StreamCheck:
             raise self._wrong("not_extended", self.covered, detail=detail)
 
     def _end_of_head(self) -> None:
-        if self._expected:
+        if self._expected and not (self._ends_at is not None and self._expected[-1].sequence > self._ends_at):
             raise self._wrong("dropped", self._expected[-1].sequence)
+        self.beyond += len(self._expected)
 
     def _check_signature(self, sequence: int, signed: LedgerSigned) -> None:
         key = self._keys.find(signed.key_id)

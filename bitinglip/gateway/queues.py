@@ -16,7 +16,7 @@ from bitinglip.events import subjects
 from bitinglip.events.consumers import QueueState
 from bitinglip.events.model import QueueEvent, QueuePaused, QueueResumed
 from bitinglip.events.pauses import lanes_of, paused_lanes, settle_pauses
-from bitinglip.events.streams import Route, ensure_consumer
+from bitinglip.events.streams import Route, ensure_consumer, has_consumer
 from bitinglip.events.task import Lane
 from bitinglip.gateway import bulk, past, pastviews, requests
 from bitinglip.gateway.context import Gateway, gateway_of
@@ -150,10 +150,15 @@ async def _tell(gateway: Gateway, change: QueueChange, fact: type[QueueEvent]) -
 
 
 async def _make_common(gateway: Gateway, change: QueueChange) -> None:
-    """Make the queues that workers would make when they start, so that those are paused as well."""
+    """Make the queues that workers would make when they start, so that those are paused as well.
+
+    One that is there keeps the lease that its workers gave it.
+    """
+    connection = gateway.log.connection
     for lane in sorted(lanes_of(change.lane)):
         route = Route(lane, subjects.encode_queue(change.model))
-        await ensure_consumer(gateway.log.connection.js, route, gateway.settings.worker.lease_s)
+        if not await has_consumer(connection.js, route):
+            await ensure_consumer(connection.js, route, gateway.settings.worker.lease_s)
 
 
 async def _oldest_s(gateway: Gateway, state: QueueState, slots: asyncio.Semaphore) -> float | None:

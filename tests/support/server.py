@@ -73,7 +73,7 @@ def port_of(binary: Path, process: subprocess.Popen[bytes], folder: Path) -> int
 async def publish_raw(url: str, subject: bytes, payload: bytes) -> None:
     """Publish on a subject that a client's library would not let through; returns once the server has it."""
     address = urlsplit(url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    reader, writer = await asyncio.open_connection(address.hostname or "127.0.0.1", address.port)
     who = {"user": address.username, "pass": address.password} if address.username else {}
     writer.write(b"CONNECT %s\r\n" % json.dumps(who | {"verbose": False}).encode())
     writer.write(b"PUB %s %d\r\n%s\r\nPING\r\n" % (subject, len(payload), payload))

@@ -108,6 +108,30 @@ async def test_files_are_verified_without_a_server(place: Place, tmp_path: Path)
     assert (await place.run("verify", "--offline")).code == 2
 
 
+async def test_a_copy_of_the_archive_is_verified_as_far_as_it_goes(place: Place, tmp_path: Path) -> None:
+    heads, folder = tmp_path / "heads", tmp_path / "archive"
+    assert (await place.run("export", heads, "--leaves")).code == 0
+    files = ("verify", "--offline", "--archive", folder, "--heads", heads)
+    for nothing in (await place.run(*files), await place.run("verify", "--archive", folder)):
+        assert (nothing.code, "is no archive, nor a copy of one" in nothing.err) == (2, True), nothing
+    messages = await messages_of(place.log, TASKS)
+    write_archive(folder, TASKS, messages[:4], per_file=2)
+    assert (await place.run(*files)).code == 1  # nothing says that it goes no further
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.parquet"))]
+    listed = [{"file": name, "stream": TASKS, "last_sequence": last} for name, last in zip(names, (2, 4), strict=True)]
+    (folder / "index.json").write_text(json.dumps({"files": listed}))
+    sound = await place.run(*files)
+    assert sound.code == 0, sound
+    assert "TASKS: 4 events are as they were signed" in sound.out
+    assert "TASKS: 2 signed events are not checked: the archive ends before them" in sound.out
+    write_archive(folder, TASKS, [messages[0], *messages[2:4]], per_file=2)
+    dropped = await place.run(*files, "--json")
+    assert (dropped.code, json.loads(dropped.out)["finding"]["sequence"]) == (1, 2)
+    (folder / names[1]).unlink()
+    gone = await place.run("verify", "--archive", folder)
+    assert (gone.code, f"{names[1]}, which index.json lists, is not there" in gone.err) == (2, True), gone
+
+
 async def test_a_proof_is_verified_alone(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "proof.json"
     alone = await place.run("verify", "--proof", path)

@@ -186,6 +186,15 @@ async def test_requests_that_cross_each_other_end_as_the_log_says(client: httpx.
         assert {state.route.lane for state in await log.queue_states() if state.paused} == said
 
 
+async def test_a_queue_keeps_its_workers_lease_over_a_pause(client: httpx.AsyncClient, log: EventLog) -> None:
+    routes = [Route(lane, encode_queue("echo")) for lane in LANES]
+    await ensure_consumer(log.connection.js, routes[0], 60)
+    assert set(await turn(client, "pause")) == set(LANES)
+    await turn(client, "resume")
+    states = {state.route: state.lease_s for state in await log.queue_states()}
+    assert states == {routes[0]: 60, **dict.fromkeys(routes[1:], 10)}
+
+
 async def test_a_queue_that_is_opened_in_a_pause_is_paused(client: httpx.AsyncClient, log: EventLog) -> None:
     await turn(client, "pause", lane="normal")
     for lane in ("normal", "batch"):
