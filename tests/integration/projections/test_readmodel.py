@@ -282,7 +282,8 @@ async def test_poison_in_the_log_is_passed_over(log: EventLog, path: Path) -> No
     await submit(log)
     poisoned = TaskId(log.ids())
     await log.connection.js.publish(f"bl.task.{poisoned}.submitted.normal.x", b"\xff not json")
-    assert (url := log.connection.settings.url) is not None
+    url = log.connection.settings.url
+    assert url is not None
     await publish_raw(url, b"bl.task.\xff.done", b"\xff not json")
     await log.connection.js.publish("bl.task.foreign", b"\xff not json")
     task_id, sequence = await submit(log)
